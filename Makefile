@@ -3,10 +3,6 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
-export OMP_NUM_THREADS ?= $(if $(filter test,$(MAKECMDGOALS)),1,)
-ifeq ($(OMP_NUM_THREADS),)
-unexport OMP_NUM_THREADS
-endif
 
 .PHONY: demo test slow lint fix bench docs clean
 
@@ -14,7 +10,7 @@ demo: .venv/installed  ## inspect drawn example pictures with the bundled models
 	.venv/bin/qianyan demo
 
 test: .venv/installed-dev  ## the whole suite, without the cases marked slow
-	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile
 
 slow: .venv/installed-dev  ## the heavy parity and soak cases
 	.venv/bin/pytest -m slow
