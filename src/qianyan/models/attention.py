@@ -1,0 +1,118 @@
+"""Attention over packed tokens, `(tokens, heads, head_dim)`, and the place of keys and values.
+
+A cache is one method: a layer hands over its query, key and value and gets the attended values
+back. Whether keys are kept, where, and for how many sequences, the layer never knows.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class KVCache(Protocol):
+    """Where a layer keeps its keys and values."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Store this step's key and value, then attend causally over all kept.
+
+        Shapes are (tokens, heads, head_dim) for the query and the result, (tokens, kv_heads,
+        head_dim) for key and value.
+        """
+
+
+class NoCache(KVCache):
+    """Whole sequences packed into one pass, each causal on its own; nothing is kept.
+
+    `lengths` are the sequences' token counts in packing order. Differentiable: training and
+    scoring go through it.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = tuple(lengths)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend inside each sequence; `layer` does not matter here."""
+        del layer
+        return _attend_within(query, key, value, self.lengths, is_causal=True)
+
+
+def segment_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Attend in both directions inside consecutive segments of the given lengths.
+
+    Tokens of different segments never see each other. Segments of equal length share one call.
+    """
+    return _attend_within(query, key, value, tuple(lengths), is_causal=False)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, offset: int) -> Tensor:
+    """Attend from new tokens over one sequence's past and new keys.
+
+    Args:
+        query: (q_tokens, heads, head_dim), the new tokens.
+        key: (kv_tokens, kv_heads, head_dim), the whole sequence so far, new tokens last.
+        value: as `key`.
+        offset: number of tokens before the first new one; new token i sees keys 0 … offset + i.
+    """
+    new, total = len(query), len(key)
+    assert total >= offset + new, f"{total} keys for {offset} past and {new} new tokens"
+    key, value = key[: offset + new], value[: offset + new]
+    if new == 1:  # sees everything
+        return _attend_batch(query[None], key[None], value[None], is_causal=False)[0]
+    if offset == 0:
+        return _attend_batch(query[None], key[None], value[None], is_causal=True)[0]
+    rows = torch.arange(offset, offset + new, device=query.device).unsqueeze(1)
+    visible = torch.arange(offset + new, device=query.device) <= rows  # (q_tokens, kv_tokens)
+    return _attend_batch(query[None], key[None], value[None], is_causal=False, mask=visible)[0]
+
+
+def _attend_within(
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], *, is_causal: bool
+) -> Tensor:
+    """Attend inside each segment, one call per distinct length."""
+    assert sum(lengths) == len(query) == len(key), f"segments {lengths} for {len(query)} tokens"
+    if len(set(lengths)) == 1:
+        shape = (len(lengths), lengths[0])
+        packed = (tensor.view(shape + tensor.shape[1:]) for tensor in (query, key, value))
+        return _attend_batch(*packed, is_causal=is_causal).flatten(0, 1)
+    groups, inverse = _by_length(lengths, query.device)
+    attended = [
+        _attend_batch(query[rows], key[rows], value[rows], is_causal=is_causal).flatten(0, 1)
+        for rows in groups
+    ]
+    return torch.cat(attended)[inverse]
+
+
+def _attend_batch(
+    query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, mask: Tensor | None = None
+) -> Tensor:
+    """Attend over (batch, seq, heads, head_dim) with grouped key-value heads."""
+    attended = scaled_dot_product_attention(
+        query.transpose(1, 2),  # (batch, heads, seq, head_dim)
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=is_causal,
+        enable_gqa=query.shape[2] != key.shape[2],
+    )
+    return attended.transpose(1, 2)  # (batch, seq, heads, head_dim)
+
+
+@lru_cache(maxsize=64)  # every layer of a pass asks for the same grouping
+@torch.inference_mode(mode=False)  # a cached inference tensor could not be used in training
+def _by_length(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Give, per distinct length, the (segments, length) token rows; and the way back."""
+    starts = torch.tensor((0, *lengths)).cumsum(0)
+    of_length: dict[int, list[int]] = {}
+    for start, length in zip(starts.tolist(), lengths, strict=False):
+        of_length.setdefault(length, []).append(start)
+    groups = [
+        torch.tensor(begin).unsqueeze(1) + torch.arange(length)  # (segments, length)
+        for length, begin in of_length.items()
+        if length
+    ]
+    inverse = torch.cat([rows.flatten() for rows in groups]).argsort()
+    return tuple(rows.to(device) for rows in groups), inverse.to(device)
