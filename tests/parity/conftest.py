@@ -1,13 +1,14 @@
 """Fixtures for parity tests: small random Qwen2.5-VL checkpoints in the official file format.
 
 For every room, not only the models:
-    make_checkpoint(name, **changes)  a folder as the authors publish it: nested config.json,
-                                      model.safetensors, tokenizer, chat template, preprocessor and
-                                      generation settings; `changes` go into the text config
-    official_checkpoint               the default one, made once per session
-    hub_checkpoint                    the same weights under the Hub's flat config.json
-    load_oracle(folder)               the folder as a transformers model, float32, evaluation mode
-    tiny_tokens                       names of the tokenizer's special tokens -> ids
+    make_checkpoint(name, **text)  a folder as the authors publish it: nested config.json,
+                                   model.safetensors, tokenizer, chat template, preprocessor and
+                                   generation settings; `text` changes the text config, `vision`
+                                   the vision config, `tied` shares the output matrix
+    official_checkpoint            the default one, made once per session
+    hub_checkpoint                 the same weights under the Hub's flat config.json
+    load_oracle(folder)            the folder as a transformers model, float32, evaluation mode
+    tiny_tokens                    names of the tokenizer's special tokens -> ids
 
 The vocabulary is 256 bytes, a few merges and the official special tokens, so ids are small while
 everything that reads the folder meets the official names. Importing transformers takes many
@@ -133,7 +134,14 @@ def make_checkpoint(
 ) -> Callable[..., Path]:
     """Give a function that writes a random checkpoint folder in the official format."""
 
-    def make(name: str, *, tied: bool = False, seed: int = 0, **changes: Any) -> Path:
+    def make(
+        name: str,
+        *,
+        tied: bool = False,
+        seed: int = 0,
+        vision: dict[str, Any] | None = None,
+        **text: Any,
+    ) -> Path:
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
         folder = tmp_path_factory.mktemp(name)
@@ -143,9 +151,9 @@ def make_checkpoint(
                 "bos_token_id": tiny_tokens["<|endoftext|>"],
                 "eos_token_id": tiny_tokens["<|im_end|>"],
                 "pad_token_id": tiny_tokens["<|endoftext|>"],
-                **changes,
+                **text,
             },
-            vision_config=VISION,
+            vision_config=VISION | (vision or {}),
             image_token_id=tiny_tokens["<|image_pad|>"],
             video_token_id=tiny_tokens["<|video_pad|>"],
             vision_start_token_id=tiny_tokens["<|vision_start|>"],
@@ -189,8 +197,8 @@ def write_tokenizer(folder: Path) -> None:
         vocab=byte_vocabulary(),
         merges=list(MERGES),
         unk_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
     )
     tokenizer.add_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
