@@ -1,0 +1,39 @@
+"""Where a model's files are: a folder, or a repository of the Hugging Face Hub."""
+
+import re
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from qianyan.errors import CheckpointError, quote
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+"""What is downloaded: never pickled weights, never code."""
+
+
+def find_checkpoint(model: str | Path) -> Path:
+    """Return a checkpoint's folder, downloading `owner/name` from the Hub when it is no folder."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if not isinstance(model, str) or not HUB_ID.fullmatch(model):
+        raise CheckpointError(
+            f"{quote(model)} is not a folder; expected a checkpoint folder or a Hub name "
+            "such as Qwen/Qwen2.5-VL-3B-Instruct."
+        )
+    try:
+        return Path(snapshot_download(model, allow_patterns=FILES))
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        httpx2.HTTPError,
+        OSError,
+    ) as error:
+        raise CheckpointError(
+            f"{quote(model)} is neither a folder nor a model that can be downloaded "
+            f"({type(error).__name__}). Check the name and the network, or give a folder."
+        ) from error

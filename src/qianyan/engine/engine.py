@@ -1,0 +1,204 @@
+"""Many conversations, one model: plan, run, sample, settle.
+
+All calls are synchronous and may come from several threads; whoever waits for an answer advances
+every running request. Nothing is global: two engines in one process share nothing.
+"""
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+
+from qianyan.engine.checkpoint import find_checkpoint
+from qianyan.engine.grammar import Grammar, Grammars
+from qianyan.engine.options import (
+    ChatOptions,
+    check_names,
+    read_generation_defaults,
+    to_sampling,
+)
+from qianyan.engine.request import Completion, Finished, Request, TokenText
+from qianyan.engine.runner import Prompt, Runner
+from qianyan.engine.sampler import Sampler
+from qianyan.engine.scheduler import EngineConfig, Scheduler
+from qianyan.errors import ConfigError, quote
+from qianyan.inputs.processor import Processor
+from qianyan.models.registry import load_model
+
+Messages = Sequence[dict[str, Any]]
+"""OpenAI chat messages; pictures as http, data: or file references, or as Pillow images."""
+
+
+class Engine:
+    """A loaded model that answers conversations.
+
+    Example:
+        engine = Engine("path/to/checkpoint", dtype="float32")
+        print(engine.chat([{"role": "user", "content": "Hello"}], max_tokens=64).text)
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str = "cpu",
+        quantize: str | None = None,
+        max_pixels: int | None = None,
+        config: EngineConfig | None = None,
+    ) -> None:
+        """Load a checkpoint folder, or a Hub repository by its name.
+
+        Args:
+            model: the folder or name.
+            dtype: "auto" keeps the checkpoint's; or "float32", "bfloat16", "float16".
+            device: where the model runs, in PyTorch's words.
+            quantize: None; no other value yet.
+            max_pixels: largest size at which a picture is looked at, instead of the checkpoint's.
+            config: limits; the defaults suit one machine.
+        """
+        if quantize not in (None, "none"):
+            raise ConfigError(f"quantize is {quote(quantize)}; expected none.")
+        folder = find_checkpoint(model)
+        self.name = folder.resolve().name if Path(model).is_dir() else str(model)
+        self.config = config or EngineConfig()
+        self.processor = Processor.from_folder(folder, max_pixels=max_pixels)
+        tokenizer = self.processor.tokenizer
+        self._defaults = read_generation_defaults(folder, eos_token_id=tokenizer.eos_token_id)
+        loaded = load_model(folder, dtype=dtype, device=device)
+        self._max_model_len = min(
+            self.config.max_model_len or loaded.config.text.max_position_embeddings,
+            self.config.max_cache_tokens,
+        )
+        self._scheduler = Scheduler(self.config)
+        self._runner = Runner(loaded, max_encode_patches=self.config.max_encode_patches)
+        self._sampler = Sampler(tokenizer.vocab_size)
+        self._grammars: Grammars | None = None
+        self._request_ids = itertools.count()
+        self._lock = threading.Lock()
+
+    def chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> Completion:
+        """Answer one conversation.
+
+        Options are those of `ChatOptions`; what is not given comes from the checkpoint's
+        generation_config.json, then from greedy decoding. Raises InputError for messages or
+        options that cannot be used, CapacityError for a prompt or answer that is too long.
+        """
+        return self.chat_many([messages], **options)[0]
+
+    def chat_many(
+        self, conversations: Sequence[Messages], **options: Unpack[ChatOptions]
+    ) -> list[Completion]:
+        """Answer several conversations as one batch; answers come in the order of the questions.
+
+        Conversations beyond `max_num_requests` join as others finish. The first one that cannot be
+        answered raises its error and ends the batch.
+        """
+        check_names(options)
+        requests: list[Request] = []
+        running: list[Request] = []
+        rest = iter(conversations)
+        try:
+            while True:
+                room = self.config.max_num_requests - len(running)
+                for messages in itertools.islice(rest, room):
+                    request, prompt = self._prepare(messages, options)
+                    self._submit(request, prompt)
+                    requests.append(request)
+                    running.append(request)
+                running = [request for request in running if not request.is_finished]
+                if not running:
+                    return [request.completion() for request in requests]
+                self.step()
+        finally:
+            self._forget(running)
+
+    def stream(
+        self, messages: Messages, **options: Unpack[ChatOptions]
+    ) -> Iterator[TokenText | Finished]:
+        """Answer one conversation token by token, ending with Finished.
+
+        The texts of all events make up the completion's text. Closing the iterator ends the
+        request. What is wrong with messages or options is raised here, not at the first event.
+        """
+        check_names(options)
+        return self._follow(*self._prepare(messages, options))
+
+    def step(self) -> list[Request]:
+        """Advance every running request by one forward pass; return those that finished."""
+        with self._lock, torch.inference_mode():
+            plan = self._scheduler.plan()
+            if not plan:
+                return []
+            logits = self._runner.forward(plan)
+            samples = self._sampler(logits, plan.sampling_requests)
+            finished = self._scheduler.settle(plan, samples)
+            self._runner.release(request.request_id for request in finished)
+            return finished
+
+    def _prepare(self, messages: Messages, options: ChatOptions) -> tuple[Request, Prompt]:
+        """Parse what was sent, once, before anything runs."""
+        inputs = self.processor(
+            messages,
+            tools=options.get("tools"),
+            enable_thinking=options.get("enable_thinking"),
+        )
+        sampling = to_sampling(
+            options,
+            self._defaults,
+            num_prompt_tokens=len(inputs.prompt_token_ids),
+            max_model_len=self._max_model_len,
+        )
+        request = Request(
+            next(self._request_ids),
+            inputs.prompt_token_ids,
+            sampling,
+            self.processor.tokenizer.stream(),
+            self._begin_grammar(options.get("response_format")),
+            inputs.images,
+        )
+        request.append_forced()
+        return request, self._runner.to_prompt(inputs)
+
+    def _begin_grammar(self, response_format: dict[str, Any] | None) -> Grammar | None:
+        if response_format is None:
+            return None
+        with self._lock:
+            if self._grammars is None:  # a second's work for a large vocabulary
+                self._grammars = Grammars(
+                    self.processor.tokenizer.to_json(),
+                    self._defaults.stop_token_ids,
+                    num_tokens=self.processor.tokenizer.vocab_size,
+                )
+            return self._grammars.begin(response_format)
+
+    def _submit(self, request: Request, prompt: Prompt) -> None:
+        if request.is_finished:  # the grammar left no choice from beginning to end
+            return
+        with self._lock:
+            self._runner.add(request.request_id, prompt)
+            self._scheduler.add(request)
+
+    def _follow(self, request: Request, prompt: Prompt) -> Iterator[TokenText | Finished]:
+        try:
+            self._submit(request, prompt)
+            while True:
+                while request.events:
+                    yield request.events.popleft()
+                if request.is_finished:
+                    yield Finished(completion=request.completion())
+                    return
+                self.step()
+        finally:
+            self._forget([request])
+
+    def _forget(self, requests: list[Request]) -> None:
+        """Let go of requests whose caller no longer waits; finished ones are gone already."""
+        left = [request for request in requests if not request.is_finished]
+        if left:
+            with self._lock:
+                self._scheduler.drop(left)
+                self._runner.release(request.request_id for request in left)

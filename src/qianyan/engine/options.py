@@ -1,0 +1,202 @@
+"""What a caller may ask of one answer: options in, frozen Sampling out.
+
+An option given by the caller wins, then the checkpoint's generation_config.json, then greedy
+decoding. Names are those of the OpenAI API where it has one. This is the only place that checks
+them; scheduler and sampler trust what they get.
+"""
+
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from qianyan.errors import CapacityError, InputError, quote
+from qianyan.inputs.tokenizer import read_json
+
+DEFAULT_MAX_TOKENS = 2048
+"""Length of an answer when the caller states none and the model has room for it."""
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_SEED = 2**63 - 1
+
+
+class ChatOptions(TypedDict, total=False):
+    """Keyword arguments of `Engine.chat`, `stream` and `chat_many`; None means not given."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    seed: int | None
+    stop: str | list[str] | None
+    logprobs: int | None
+    response_format: dict[str, Any] | None
+    tools: list[dict[str, Any]] | None
+    enable_thinking: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationDefaults:
+    """What a checkpoint's generation_config.json says, temperature 0 where it does not sample."""
+
+    stop_token_ids: frozenset[int] = frozenset()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How one answer is drawn, every value checked.
+
+    temperature 0 takes the likeliest token; top_k 0 and top_p 1 keep all tokens; `logprobs` None
+    records none, n records the n likeliest tokens of each step and the chosen one.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = field(default=frozenset())
+    logprobs: int | None = None
+
+
+def check_names(options: ChatOptions) -> None:
+    """Refuse an option that does not exist, naming the nearest one that does."""
+    for name in options:
+        if name not in ChatOptions.__annotations__:
+            near = difflib.get_close_matches(name, ChatOptions.__annotations__, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            known = ", ".join(sorted(ChatOptions.__annotations__))
+            raise InputError(f"{quote(name)} is not an option; expected one of {known}.{hint}")
+
+
+def to_sampling(
+    options: ChatOptions,
+    defaults: GenerationDefaults,
+    *,
+    num_prompt_tokens: int,
+    max_model_len: int,
+) -> Sampling:
+    """Merge the caller's options with the checkpoint's defaults and check every value.
+
+    Raises InputError for a value outside its range, CapacityError when prompt and answer cannot
+    both fit into `max_model_len` tokens.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    numbers: dict[str, Any] = {
+        "temperature": _number(given, "temperature", defaults.temperature, 0, 2),
+        "top_p": _number(given, "top_p", defaults.top_p, 0, 1, above_low=True),
+        "top_k": _integer(given, "top_k", defaults.top_k, 0, 1_000_000),
+        "repetition_penalty": _number(
+            given, "repetition_penalty", defaults.repetition_penalty, 0, 10, above_low=True
+        ),
+        "presence_penalty": _number(given, "presence_penalty", 0.0, -2, 2),
+    }
+    return Sampling(
+        max_tokens=_max_tokens(given, num_prompt_tokens, max_model_len),
+        seed=_integer(given, "seed", 0, 0, MAX_SEED) if "seed" in given else None,
+        stop=_stops(given.get("stop", ())),
+        stop_token_ids=defaults.stop_token_ids,
+        logprobs=_integer(given, "logprobs", 0, 0, MAX_LOGPROBS) if "logprobs" in given else None,
+        **numbers,
+    )
+
+
+def read_generation_defaults(folder: Path, *, eos_token_id: int | None) -> GenerationDefaults:
+    """Read generation_config.json, and from config.json the stop tokens that it does not name.
+
+    `eos_token_id`, the tokenizer's, is the last resort.
+    """
+    generation = read_json(folder / "generation_config.json")
+    config = read_json(folder / "config.json")
+    stops = _first(
+        generation.get("eos_token_id"),
+        config.get("eos_token_id"),
+        (config.get("text_config") or {}).get("eos_token_id"),
+        eos_token_id,
+        [],
+    )
+    samples = bool(generation.get("do_sample"))
+    return GenerationDefaults(
+        stop_token_ids=frozenset([stops] if isinstance(stops, int) else stops),
+        temperature=_first(generation.get("temperature"), 1.0) if samples else 0.0,
+        top_p=_first(generation.get("top_p"), 1.0) if samples else 1.0,
+        top_k=_first(generation.get("top_k"), 0) if samples else 0,
+        repetition_penalty=_first(generation.get("repetition_penalty"), 1.0),
+    )
+
+
+def _max_tokens(given: dict[str, Any], num_prompt_tokens: int, max_model_len: int) -> int:
+    room = max_model_len - num_prompt_tokens
+    if room < 1:
+        raise CapacityError(
+            f"The prompt is {num_prompt_tokens} tokens; expected at most {max_model_len - 1}, one "
+            "less than the model's length. Send less text, fewer pictures or lower max_pixels."
+        )
+    if "max_tokens" not in given:
+        return min(room, DEFAULT_MAX_TOKENS)
+    max_tokens = given["max_tokens"]
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
+        raise InputError(f"max_tokens is {quote(max_tokens)}; expected a whole number from 1.")
+    if max_tokens > room:
+        raise CapacityError(
+            f"max_tokens is {max_tokens}; expected at most {max_model_len} minus the prompt's "
+            f"{num_prompt_tokens} tokens."
+        )
+    return max_tokens
+
+
+def _number(
+    given: dict[str, Any],
+    name: str,
+    default: float,
+    low: float,
+    high: float,
+    *,
+    above_low: bool = False,
+) -> float:
+    value = given.get(name, default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or (above_low and value == low):
+        rule = f"above {low:g}, at most {high:g}" if above_low else f"{low:g} to {high:g}"
+        shown = f"{value:g}" if is_number and math.isfinite(value) else quote(value)
+        raise InputError(f"{name} is {shown}; expected {rule}.")
+    return float(value)
+
+
+def _integer(given: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
+    value = given.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"{name} is {quote(value)}; expected a whole number from {low} to {high}.")
+    if not low <= value <= high:
+        raise InputError(f"{name} is {value}; expected {low} to {high}.")
+    return value
+
+
+def _stops(stop: object) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stops, list | tuple) or not all(isinstance(text, str) for text in stops):
+        raise InputError(f"stop is {quote(stop)}; expected a string or a list of strings.")
+    if len(stops) > MAX_STOPS:
+        raise InputError(f"stop has {len(stops)} strings; expected at most {MAX_STOPS}.")
+    for text in stops:
+        if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+            raise InputError(
+                f"A stop string has {len(text)} characters; expected 1 to {MAX_STOP_CHARACTERS}."
+            )
+    return tuple(stops)
+
+
+def _first(*values: Any) -> Any:
+    """Return the first value that is not None."""
+    return next(value for value in values if value is not None)

@@ -1,0 +1,249 @@
+"""One request: its tokens, its text so far, and what the caller gets back.
+
+Knows no torch. The scheduler owns requests and is the only one that changes them, through
+`append_sampled` and `append_forced`; sampler and runner read them.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from qianyan.engine.options import Sampling
+from qianyan.errors import QianyanError
+from qianyan.inputs.processor import SeenImage
+
+if TYPE_CHECKING:
+    from qianyan.engine.grammar import Grammar
+
+FinishReason = Literal["stop", "length"]
+Logprobs = dict[int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Token counts; `forwarded_tokens` of the completion took a forward pass of their own."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    forwarded_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A finished answer.
+
+    `token_ids` includes the stop token that ended it, if one was drawn; `text` holds neither stop
+    token nor stop string. `logprobs[i]` maps token ids to natural-log probabilities of the model
+    itself at step i, before grammar, penalties, temperature and filters: the likeliest ones and
+    the chosen one. A token that the grammar forced took no step: its entry is {token_id: 0.0}.
+    """
+
+    text: str
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    logprobs: list[Logprobs] | None
+    finish_reason: FinishReason
+    usage: Usage
+    images: tuple[SeenImage, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenText:
+    """One more token, and the text that became certain with it (often empty, see `Reply`)."""
+
+    text: str
+    token_id: int
+    logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The last event of a stream."""
+
+    completion: Completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """What the sampler drew for one request."""
+
+    token_id: int
+    logprobs: Logprobs | None = None
+
+
+class TextDecoder(Protocol):
+    """Turn tokens into text one by one, holding back bytes of an unfinished character."""
+
+    def push(self, token_id: int) -> str:
+        """Take one token and return the text that is complete."""
+
+    def finish(self) -> str:
+        """Return what is left when no more tokens come."""
+
+
+class Reply:
+    """The text of an answer as it grows, cut before the first stop string.
+
+    Text is held back while it may still turn out to begin a stop string.
+    """
+
+    def __init__(self, decoder: TextDecoder, stop: Sequence[str]) -> None:
+        self.text = ""
+        self.is_stopped = False
+        self._decoder = decoder
+        self._stop = stop
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        """Take one token and return the text that is now certain."""
+        return self._release(self._decoder.push(token_id))
+
+    def finish(self) -> str:
+        """Return the text still held back when the answer has ended."""
+        if self.is_stopped:
+            return ""
+        certain = self._release(self._decoder.finish())
+        rest, self._held = self._held, ""
+        if not self.is_stopped:
+            self.text += rest
+            certain += rest
+        return certain
+
+    def _release(self, piece: str) -> str:
+        held = self._held + piece
+        starts = [at for stop in self._stop if (at := held.find(stop)) >= 0]
+        if starts:
+            self.is_stopped = True
+            certain, self._held = held[: min(starts)], ""
+        else:
+            keep = _overlap(held, self._stop)
+            certain, self._held = held[: len(held) - keep], held[len(held) - keep :]
+        self.text += certain
+        return certain
+
+
+def _overlap(text: str, stops: Sequence[str]) -> int:
+    """Count the last characters of `text` that begin one of `stops`."""
+    longest = max((len(stop) - 1 for stop in stops), default=0)
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-size:]) for stop in stops):
+            return size
+    return 0
+
+
+class Request:
+    """A conversation being answered.
+
+    `num_computed_tokens` of the prompt and the output have their keys and values in the cache;
+    the others are still to be run. An answer is finished when `finish_reason` or `error` is set.
+    """
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        decoder: TextDecoder,
+        grammar: "Grammar | None" = None,
+        images: tuple[SeenImage, ...] = (),
+    ) -> None:
+        self.request_id = request_id
+        self.prompt_token_ids = prompt_token_ids
+        self.sampling = sampling
+        self.grammar = grammar
+        self.images = images
+        self.output_token_ids: list[int] = []
+        self.num_computed_tokens = 0
+        self.num_forwarded_tokens = 0
+        self.seen_token_ids = set(prompt_token_ids)
+        self.random = np.random.default_rng(sampling.seed)
+        self.reply = Reply(decoder, sampling.stop)
+        self.events: deque[TokenText] = deque()
+        self.finish_reason: FinishReason | None = None
+        self.error: QianyanError | None = None
+        self._logprobs: list[Logprobs] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """Count the tokens known so far, prompt and output."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Count the tokens this request can ever hold."""
+        return len(self.prompt_token_ids) + self.sampling.max_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no more tokens will come."""
+        return self.finish_reason is not None or self.error is not None
+
+    def token_ids(self, start: int, stop: int) -> list[int]:
+        """Return tokens start to stop of prompt and output taken together."""
+        num_prompt = len(self.prompt_token_ids)
+        if start >= num_prompt:
+            return self.output_token_ids[start - num_prompt : stop - num_prompt]
+        head = self.prompt_token_ids[start:stop]
+        return head + self.output_token_ids[: max(0, stop - num_prompt)]
+
+    def append_sampled(self, sampled: Sampled) -> None:
+        """Take a drawn token, then every token that the grammar leaves no choice about."""
+        self.num_forwarded_tokens += 1
+        self._append(sampled.token_id, sampled.logprobs)
+        self.append_forced()
+
+    def append_forced(self) -> None:
+        """Take the tokens that the grammar forces next; they need no forward pass to be known."""
+        if self.grammar is None or self.is_finished:
+            return
+        wants_logprobs = self.sampling.logprobs is not None
+        for token_id in self.grammar.forced():
+            if self.is_finished:
+                return
+            self._append(token_id, {token_id: 0.0} if wants_logprobs else None)
+
+    def completion(self) -> Completion:
+        """Return the finished answer, or raise what ended it."""
+        if self.error is not None:
+            raise self.error
+        assert self.finish_reason is not None
+        return Completion(
+            text=self.reply.text,
+            token_ids=self.output_token_ids,
+            prompt_token_ids=self.prompt_token_ids,
+            logprobs=None if self.sampling.logprobs is None else self._logprobs,
+            finish_reason=self.finish_reason,
+            usage=Usage(
+                prompt_tokens=len(self.prompt_token_ids),
+                completion_tokens=len(self.output_token_ids),
+                forwarded_tokens=self.num_forwarded_tokens,
+            ),
+            images=self.images,
+        )
+
+    def _append(self, token_id: int, logprobs: Logprobs | None) -> None:
+        self.output_token_ids.append(token_id)
+        self.seen_token_ids.add(token_id)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        text = ""
+        if token_id in self.sampling.stop_token_ids:
+            self.finish_reason = "stop"
+        else:
+            text = self.reply.push(token_id)
+            self.finish_reason = self._reason_to_finish(token_id)
+        if self.is_finished:
+            text += self.reply.finish()
+        self.events.append(TokenText(text=text, token_id=token_id, logprobs=logprobs))
+
+    def _reason_to_finish(self, token_id: int) -> FinishReason | None:
+        if self.grammar is not None:
+            self.grammar.consume(token_id)
+            if self.grammar.is_complete:
+                return "stop"
+        if self.reply.is_stopped:
+            return "stop"
+        return "length" if len(self.output_token_ids) >= self.sampling.max_tokens else None

@@ -1,0 +1,105 @@
+"""From logits to one token per request.
+
+The order is that of Hugging Face generate: repetition penalty, temperature, top-k, top-p; the
+presence penalty (OpenAI) follows the repetition penalty, and the grammar's mask precedes all.
+Each request draws from its own random numbers, so an answer does not depend on its neighbours.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qianyan.engine.mask import forbid
+from qianyan.engine.request import Logprobs, Request, Sampled
+from qianyan.errors import CheckpointError
+
+
+class Sampler:
+    """Draw tokens from logits; knows how many rows of the vocabulary are real tokens."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+
+    def __call__(self, logits: Tensor, requests: Sequence[Request]) -> list[Sampled]:
+        """Draw one token for each request.
+
+        Logits are (requests, vocab), float; they are changed in place.
+        """
+        if not requests:
+            return []
+        num_tokens = min(self._num_tokens, logits.shape[-1])
+        recorded = _model_logprobs(logits[:, :num_tokens], requests)
+        forbid(logits, requests, num_tokens)
+        for row, request in zip(logits, requests, strict=True):
+            _penalise(row, request)
+        token_ids = logits.argmax(dim=-1).tolist()
+        likeliest = logits.max(dim=-1).values
+        if bool(torch.isnan(likeliest).any()):
+            raise CheckpointError(
+                "The model's output is not a number; expected finite logits. "
+                'Try dtype="float32" or "bfloat16".'
+            )
+        for index, request in enumerate(requests):
+            if request.sampling.temperature > 0:
+                token_ids[index] = _draw(logits[index], request)
+        return [
+            Sampled(token_id=token_id, logprobs=_with_chosen(row, request, token_id))
+            for token_id, row, request in zip(token_ids, recorded, requests, strict=True)
+        ]
+
+
+def _model_logprobs(logits: Tensor, requests: Sequence[Request]) -> list[Tensor | None]:
+    """Compute log-probabilities (vocab,) before any change, for the requests that want them."""
+    wanted = [request.sampling.logprobs is not None for request in requests]
+    if not any(wanted):
+        return [None] * len(wanted)
+    rows = iter(logits[torch.tensor(wanted, device=logits.device)].log_softmax(dim=-1))
+    return [next(rows) if is_wanted else None for is_wanted in wanted]
+
+
+def _with_chosen(row: Tensor | None, request: Request, token_id: int) -> Logprobs | None:
+    """Return the likeliest tokens, likeliest first, and the chosen one."""
+    if row is None:
+        return None
+    count = min(request.sampling.logprobs or 0, row.shape[-1])
+    top = row.topk(count)
+    logprobs = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    if token_id not in logprobs:
+        logprobs[token_id] = row[token_id].item()
+    return logprobs
+
+
+def _penalise(row: Tensor, request: Request) -> None:
+    """Apply repetition penalty (prompt and output) and presence penalty (output), in place."""
+    sampling = request.sampling
+    if sampling.repetition_penalty != 1.0:
+        seen = _index(request.seen_token_ids, row)
+        scores = row[seen]
+        penalty = sampling.repetition_penalty
+        row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    if sampling.presence_penalty != 0.0 and request.output_token_ids:
+        row[_index(set(request.output_token_ids), row)] -= sampling.presence_penalty
+
+
+def _index(token_ids: set[int], row: Tensor) -> Tensor:
+    return torch.tensor(list(token_ids), device=row.device)
+
+
+def _draw(row: Tensor, request: Request) -> int:
+    """Draw from the filtered distribution with the request's own next random number."""
+    sampling = request.sampling
+    scores, token_ids = (row / sampling.temperature).sort(descending=True, stable=True)
+    if sampling.top_k:
+        # ties with the k-th score stay in, as in Hugging Face
+        last = scores[min(sampling.top_k, len(scores)) - 1]
+        scores = scores.masked_fill(scores < last, -torch.inf)
+    probabilities = scores.softmax(dim=-1).double()
+    if sampling.top_p < 1.0:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities[before >= sampling.top_p] = 0.0  # the likeliest token has 0 before it
+    cumulative = probabilities.cumsum(dim=-1)
+    point = request.random.random() * cumulative[-1]
+    # right=True: a token of probability 0 is never drawn
+    index = int(torch.searchsorted(cumulative, point, right=True))
+    return int(token_ids[min(index, int((probabilities > 0).sum()) - 1)])
