@@ -30,6 +30,12 @@ SUB_LABEL_WORDS: dict[Lang, dict[SubLabel, str]] = {
     },
 }
 
+# For pictures too small for more: what matters in as few letters as possible.
+SHORT_WORDS: dict[Lang, dict[SubLabel, str]] = {
+    "zh": {SubLabel.HELMET: "戴帽", SubLabel.NO_HELMET: "未戴帽", SubLabel.UNCERTAIN: "人员?"},
+    "en": {SubLabel.HELMET: "hat", SubLabel.NO_HELMET: "no hat", SubLabel.UNCERTAIN: "person?"},
+}
+
 
 def label_word(label: Hazard, lang: Lang) -> str:
     """Say a hazard in the user's language."""
@@ -43,5 +49,17 @@ def sub_label_word(sub_label: SubLabel, lang: Lang) -> str:
 
 def caption(detection: Detection, lang: Lang) -> str:
     """Say a detection in a few words: label, sub-label and, where known, the score in percent."""
-    words = f"{label_word(detection.label, lang)} {sub_label_word(detection.sub_label, lang)}"
+    words = name(detection, lang)
     return words if detection.score is None else f"{words} {round(detection.score * 100)}%"
+
+
+def name(detection: Detection, lang: Lang) -> str:
+    """Say what a detection is: label and sub-label."""
+    return f"{label_word(detection.label, lang)} {sub_label_word(detection.sub_label, lang)}"
+
+
+def short_caption(detection: Detection, lang: Lang) -> str:
+    """Say a detection in one word: the hazard, or what a person has on the head."""
+    if detection.label is Hazard.PERSON:
+        return SHORT_WORDS[lang].get(detection.sub_label, label_word(detection.label, lang))
+    return label_word(detection.label, lang)
