@@ -1,0 +1,168 @@
+"""The engine against transformers' generate, on a small random checkpoint."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qianyan.engine.engine import Engine
+from qianyan.engine.scheduler import EngineConfig
+from qianyan.models.attention import NoCache
+
+NUM_TOKENS = 32
+
+
+def noise(width: int, height: int, seed: int) -> dict[str, Any]:
+    """A content part with a random picture."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return {"type": "image", "image": Image.fromarray(pixels)}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
+    "text": [{"role": "user", "content": "Is there a fire in the hall?"}],
+    "one image": [{"role": "user", "content": [noise(140, 84, 1), text("What burns?")]}],
+    "several images": [
+        {
+            "role": "user",
+            "content": [noise(56, 56, 2), noise(200, 60, 3), text("and"), noise(84, 196, 4)],
+        }
+    ],
+    "mixed turns": [
+        {"role": "system", "content": "Answer in one word."},
+        {"role": "user", "content": [text("First."), noise(112, 84, 5)]},
+        {"role": "assistant", "content": "Smoke."},
+        {"role": "user", "content": [noise(60, 120, 6), text("And here?"), noise(56, 112, 7)]},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def endless_checkpoint(official_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official checkpoint with a stop token that is never drawn: a row of padding."""
+    folder = tmp_path_factory.mktemp("endless") / "checkpoint"
+    shutil.copytree(official_checkpoint, folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 319}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def endless_engine(endless_checkpoint: Path) -> Engine:
+    return Engine(endless_checkpoint, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def oracle(endless_checkpoint: Path, load_oracle: Callable[[Path], Any]) -> Any:
+    return load_oracle(endless_checkpoint)
+
+
+def generate(oracle: Any, engine: Engine, messages: list[dict[str, Any]], **how: Any) -> list[int]:
+    """Let transformers answer what our processor read; rows of padding are suppressed."""
+    inputs = engine.processor(messages)
+    input_ids = torch.tensor([inputs.prompt_token_ids])
+    pictures = {}
+    if inputs.pixel_values is not None:
+        pictures = {
+            "pixel_values": torch.from_numpy(inputs.pixel_values),
+            "image_grid_thw": torch.tensor(inputs.image_grid_thw),
+        }
+    num_tokens = engine.processor.tokenizer.vocab_size
+    oracle.model.rope_deltas = None  # kept between calls, and wrong for the next one
+    generated = oracle.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        mm_token_type_ids=(input_ids == oracle.config.image_token_id).int(),
+        suppress_tokens=list(range(num_tokens, oracle.config.text_config.vocab_size)),
+        do_sample=False,
+        **{"max_new_tokens": NUM_TOKENS, **how},
+        **pictures,
+    )
+    token_ids: list[int] = generated[0, input_ids.shape[1] :].tolist()
+    return token_ids
+
+
+@pytest.fixture(scope="module")
+def oracle_tokens(oracle: Any, endless_engine: Engine) -> dict[str, list[int]]:
+    """The 32 greedy tokens of transformers for each conversation."""
+    return {
+        name: generate(oracle, endless_engine, messages) for name, messages in CONVERSATIONS.items()
+    }
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_greedy_tokens_equal_those_of_transformers(
+    name: str, endless_engine: Engine, oracle_tokens: dict[str, list[int]]
+) -> None:
+    done = endless_engine.chat(CONVERSATIONS[name], max_tokens=NUM_TOKENS, temperature=0)
+    assert done.token_ids == oracle_tokens[name]
+    assert len(done.token_ids) == NUM_TOKENS
+
+
+def test_tokens_under_a_repetition_penalty_equal_those_of_transformers(
+    oracle: Any, endless_engine: Engine, oracle_tokens: dict[str, list[int]]
+) -> None:
+    messages = CONVERSATIONS["mixed turns"]
+    expected = generate(oracle, endless_engine, messages, repetition_penalty=1.3)
+    done = endless_engine.chat(messages, max_tokens=NUM_TOKENS, repetition_penalty=1.3)
+    assert done.token_ids == expected != oracle_tokens["mixed turns"]
+
+
+def test_an_answer_ends_at_the_stop_token_where_transformers_ends(
+    official_checkpoint: Path, oracle: Any, endless_engine: Engine, tiny_tokens: dict[str, int]
+) -> None:
+    messages = CONVERSATIONS["mixed turns"]
+    stops = [tiny_tokens["<|im_end|>"], tiny_tokens["<|endoftext|>"]]
+    expected = generate(oracle, endless_engine, messages, eos_token_id=stops)
+    done = Engine(official_checkpoint).chat(messages, max_tokens=NUM_TOKENS)
+    assert done.token_ids == expected
+    assert done.token_ids[-1] in stops
+    assert done.finish_reason == "stop"
+    assert "<|" not in done.text
+
+
+def test_a_batch_of_all_conversations_gives_the_same_tokens(
+    endless_engine: Engine, oracle_tokens: dict[str, list[int]]
+) -> None:
+    done = endless_engine.chat_many(
+        list(CONVERSATIONS.values()), max_tokens=NUM_TOKENS, temperature=0
+    )
+    assert [each.token_ids for each in done] == list(oracle_tokens.values())
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_prompts_computed_in_chunks_give_the_same_tokens(
+    chunk: int, endless_checkpoint: Path, oracle_tokens: dict[str, list[int]]
+) -> None:
+    engine = Engine(endless_checkpoint, config=EngineConfig(max_batch_tokens=chunk))
+    done = engine.chat_many(list(CONVERSATIONS.values()), max_tokens=8, temperature=0)
+    assert [each.token_ids for each in done] == [ids[:8] for ids in oracle_tokens.values()]
+
+
+def test_cached_log_probabilities_equal_one_uncached_pass(endless_engine: Engine) -> None:
+    messages = CONVERSATIONS["mixed turns"]
+    done = endless_engine.chat(messages, max_tokens=NUM_TOKENS, temperature=0, logprobs=5)
+    inputs = endless_engine.processor(messages)
+    model = endless_engine._runner._model
+    token_ids = [*done.prompt_token_ids, *done.token_ids]
+    with torch.inference_mode():
+        assert inputs.pixel_values is not None
+        features = model.encode_images(torch.from_numpy(inputs.pixel_values), inputs.image_grid_thw)
+        hidden = model.embed(torch.tensor(inputs.prompt_token_ids), features)
+        hidden = torch.cat([hidden, model.embed(torch.tensor(done.token_ids))])
+        positions = model.position_ids(inputs.prompt_token_ids, inputs.image_grid_thw)
+        answered = positions.max() + 1 + torch.arange(len(done.token_ids)).expand(3, -1)
+        logits = model(hidden, torch.cat([positions, answered], 1), NoCache([len(token_ids)]))
+    num_tokens = endless_engine.processor.tokenizer.vocab_size
+    expected = logits[len(done.prompt_token_ids) - 1 : -1, :num_tokens].log_softmax(-1)
+    assert done.logprobs is not None
+    for step, row in zip(done.logprobs, expected, strict=True):
+        assert step == pytest.approx({i: row[i].item() for i in step}, abs=1e-4)
+        assert set(row.topk(5).indices.tolist()) <= set(step)
