@@ -143,6 +143,12 @@ class Processor:
         )
         return self._model_inputs(self.tokenizer.encode(prompt), pictures)
 
+    def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
+        """Tell in which size (width, height) the model sees a picture of that size."""
+        if self.patches is None:
+            raise InputError("This model reads text only; it sees no pictures.")
+        return self.patches.seen_size(*photo_wh)
+
     def _model_inputs(self, token_ids: list[int], pictures: _Pictures) -> ModelInputs:
         """Widen each picture's pad token to one per merged patch, and cut the pixels."""
         pads = token_ids.count(self._image_pad_id) if self._image_pad_id is not None else 0
