@@ -68,9 +68,13 @@ class CapacityError(QianyanError):
 
 
 class ReplyError(QianyanError):
-    """The model's reply is not what the prompt promised; never read as 'nothing found'."""
+    """The model's reply is not what the prompt promised; never read as 'nothing found'.
+
+    `raw` is the reply itself where it is known, for records; messages never repeat it.
+    """
 
     code = "unreadable_reply"
+    raw: str | None = None
 
 
 class EndpointError(QianyanError):

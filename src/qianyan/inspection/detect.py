@@ -1,0 +1,306 @@
+"""A model lists what it sees; its answer becomes detections in photo pixels, or an error.
+
+An empty list is a statement ("nothing found"); everything else that cannot be read is a ReplyError.
+What is left out on the way (unknown labels, boxes without an area, repeats) is counted in notes.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qianyan.errors import ReplyError
+from qianyan.inputs.grounding import Notation, to_photo_box
+from qianyan.inputs.images import Photo
+from qianyan.inspection.answer_items import Item, Listing, Numbers, read_listing
+from qianyan.inspection.prompts import MAX_OBJECTS, listing_prompt, listing_schema
+from qianyan.inspection.records import Box, Detection, Hazard, Look, SubLabel
+from qianyan.inspection.repetition import LabelledBox, ends_in_loop, is_repeating
+from qianyan.inspection.synonyms import find_label, find_sub_label
+from qianyan.inspection.vision import Answer, Ask, TokenScore, Vision
+from qianyan.inspection.words import Lang
+
+TOKENS_PER_OBJECT = 60
+TOKENS_BESIDES = 100
+MIN_AREA_PX = 4
+WHOLE_FRAME = 0.98
+SAME_OBJECT_IOU = 0.7
+FAR_OUTSIDE = 2.0
+"""Multiple of the picture's far edge beyond which a coordinate is a slip, not an overshoot."""
+TOP_LOGPROBS = 5
+# A second try has to leave the loop: warmer, and less willing to say the same again.
+RETRY_TEMPERATURE = 0.5
+RETRY_PRESENCE_PENALTY = 1.5
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where the numbers of a model's boxes live, and the photo they are to be brought to."""
+
+    notation: Notation
+    seen_wh: tuple[int, int]
+    photo_wh: tuple[int, int]
+
+
+def listing(
+    photo: Photo, vision: Vision, *, lang: Lang = "zh", max_objects: int = MAX_OBJECTS
+) -> Look:
+    """Ask a model to list all hazards in a photo.
+
+    An answer that runs in a loop is asked for once more, warmer; the better one counts.
+
+    Raises:
+        ReplyError: the answer cannot be read; never taken for "nothing found".
+        QianyanError: there is no answer.
+    """
+    photo_wh = (photo.width, photo.height)
+    ask = Ask(
+        image=photo.rgb,
+        text=listing_prompt(
+            lang=lang,
+            notation=vision.notation,
+            seen_wh=vision.seen_wh(photo_wh),
+            max_objects=max_objects,
+        ),
+        schema=listing_schema(lang=lang, notation=vision.notation, max_objects=max_objects),
+        max_tokens=TOKENS_PER_OBJECT * max_objects + TOKENS_BESIDES,
+        logprobs=TOP_LOGPROBS,
+    )
+    first = _Try.of(vision.ask(ask), vision, photo_wh, max_objects=max_objects)
+    if not first.is_loop:
+        return first.look()
+    again = replace(
+        ask, temperature=RETRY_TEMPERATURE, presence_penalty=RETRY_PRESENCE_PENALTY, seed=0
+    )
+    second = _Try.of(vision.ask(again), vision, photo_wh, max_objects=max_objects)
+    chosen = second if second.beats(first) else first
+    look = chosen.look()
+    return replace(
+        look,
+        usage=first.answer.usage + second.answer.usage,
+        notes=(*look.notes, "the answer ran in a loop; the model was asked once more"),
+    )
+
+
+def parse_detections(
+    reply: str,
+    *,
+    notation: Notation,
+    seen_wh: tuple[int, int],
+    photo_wh: tuple[int, int],
+    max_objects: int = MAX_OBJECTS,
+    tokens: Sequence[TokenScore] | None = None,
+) -> tuple[tuple[Detection, ...], tuple[str, ...]]:
+    """Read a model's whole answer into detections in photo pixels, with notes on what was left out.
+
+    Args:
+        reply: the answer, a JSON array of {"bbox_2d": [...], "label": ..., "sub_label": ...}, in
+            any of the damaged forms that models produce.
+        notation: what the numbers of a box mean.
+        seen_wh: size of the picture that the model saw.
+        photo_wh: size of the original photo.
+        max_objects: detections beyond this number are left out.
+        tokens: the answer's tokens, from which scores are made where they are known.
+
+    Raises:
+        ReplyError: the answer is not such an array, was cut before its first object, or none of
+            its objects is usable.
+    """
+    space = Space(notation, seen_wh, photo_wh)
+    return _to_detections(read_listing(reply), reply, space, max_objects=max_objects, tokens=tokens)
+
+
+def score_of(
+    spans: Sequence[tuple[int, int]], reply: str, tokens: Sequence[TokenScore]
+) -> float | None:
+    """Take the geometric mean of the probabilities of the tokens that spell these places.
+
+    Tokens that a grammar forced, having no alternative, say nothing and are left out. None when
+    the tokens do not spell the answer.
+    """
+    if not spans:
+        return None
+    spelled = b"".join(token.data for token in tokens)
+    offset = spelled.find(reply.encode())
+    if offset < 0:
+        return None
+    places = [
+        (offset + len(reply[:start].encode()), offset + len(reply[:end].encode()))
+        for start, end in spans
+    ]
+    logprobs, at = [], 0
+    for token in tokens:
+        end = at + len(token.data)
+        was_free = token.logprob < 0 or len(token.top) != 1
+        if was_free and any(at < stop and start < end for start, stop in places):
+            logprobs.append(token.logprob)
+        at = end
+    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
+
+
+@dataclass(frozen=True)
+class _Try:
+    """One answer: read, or the reason why it cannot be."""
+
+    answer: Answer
+    detections: tuple[Detection, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: ReplyError | None = None
+    is_loop: bool = False
+
+    @classmethod
+    def of(
+        cls, answer: Answer, vision: Vision, photo_wh: tuple[int, int], *, max_objects: int
+    ) -> "_Try":
+        """Read an answer and notice whether it runs in a loop."""
+        is_long = answer.finish_reason == "length"
+        is_loop = is_long and ends_in_loop(answer.text)
+        try:
+            read = read_listing(answer.text)
+            is_loop = is_loop or is_repeating(_labelled_boxes(read))
+            detections, notes = _to_detections(
+                replace(read, is_cut=read.is_cut or is_long),
+                answer.text,
+                Space(vision.notation, answer.seen_wh, photo_wh),
+                max_objects=max_objects,
+                tokens=answer.tokens,
+            )
+        except ReplyError as error:
+            error.raw = answer.text
+            return cls(answer, error=error, is_loop=is_loop)
+        return cls(answer, detections, notes, is_loop=is_loop)
+
+    def beats(self, other: "_Try") -> bool:
+        """Tell whether this second answer is the better one."""
+        if self.error is not None:
+            return other.error is not None
+        return other.error is not None or not self.is_loop
+
+    def look(self) -> Look:
+        """Give the result, or raise the reason why there is none."""
+        if self.error is not None:
+            raise self.error
+        return Look(
+            self.detections, usage=self.answer.usage, raw=self.answer.text, notes=self.notes
+        )
+
+
+def _labelled_boxes(read: Listing) -> list[LabelledBox]:
+    """Write the boxes down in order, for the loop detector."""
+    return [(item.label or "", box) for item in read.items for box in item.boxes if box is not None]
+
+
+def _to_detections(
+    read: Listing,
+    reply: str,
+    space: Space,
+    *,
+    max_objects: int,
+    tokens: Sequence[TokenScore] | None,
+) -> tuple[tuple[Detection, ...], tuple[str, ...]]:
+    """Judge each object, merge repeats, keep the first `max_objects`; count all that goes."""
+    counts: Counter[str] = Counter()
+    judged = []
+    for item in read.items:
+        score = score_of(item.spans, reply, tokens) if tokens else None
+        judged += _judge(item, space, score, counts)
+    if read.items and not judged:
+        reasons = "; ".join(f"{number} {what}" for what, number in counts.items())
+        raise ReplyError(
+            f"None of the {len(read.items)} objects in the model's answer can be used: {reasons}."
+        )
+    kept = _merge_repeats(judged, counts)
+    if len(kept) > max_objects:
+        counts[f"beyond the limit of {max_objects} left out"] += len(kept) - max_objects
+    notes = [f"{number} {what}" for what, number in counts.items()]
+    if read.is_cut:
+        notes.insert(0, f"the answer was cut; {len(judged)} objects were read")
+    return tuple(kept[:max_objects]), tuple(notes)
+
+
+def _judge(item: Item, space: Space, score: float | None, counts: Counter[str]) -> list[Detection]:
+    """Turn one listed object into detections; usually one, none when it is unusable."""
+    named = find_label(item.label or "")
+    if named is None:
+        counts["with an unknown label left out"] += max(len(item.boxes), 1)
+        return []
+    hazard, implied = named
+    sub_label = find_sub_label(item.sub_label, hazard) if item.sub_label else implied
+    if item.sub_label and sub_label is None:
+        sub_label = implied
+        counts["with an unknown sub-label read as uncertain"] += implied is None
+    detections = []
+    for numbers in item.boxes:
+        box = _place(numbers, hazard, space, counts)
+        if box is not None:
+            detections.append(
+                Detection(
+                    label=hazard,
+                    sub_label=sub_label or SubLabel.UNCERTAIN,
+                    box=box,
+                    score=score,
+                    score_kind=None if score is None else "logprob",
+                )
+            )
+    return detections
+
+
+def _place(
+    numbers: Numbers | None, hazard: Hazard, space: Space, counts: Counter[str]
+) -> Box | None:
+    """Bring a box to the photo, or count why it cannot be."""
+    if numbers is None:
+        counts["without four numbers as a box left out"] += 1
+        return None
+    reach = _reach(numbers, space)
+    if reach > FAR_OUTSIDE:
+        counts["with a box far outside the picture left out"] += 1
+        return None
+    corners = to_photo_box(
+        numbers, notation=space.notation, seen_wh=space.seen_wh, photo_wh=space.photo_wh
+    )
+    if corners is None or (box := Box(*corners)).area < MIN_AREA_PX:
+        counts["with a box of no size left out"] += 1
+        return None
+    if reach > 1.0:
+        counts["reaching outside the picture, clipped"] += 1
+    if box.area > WHOLE_FRAME * space.photo_wh[0] * space.photo_wh[1]:
+        if hazard is Hazard.PERSON:  # a habit of models that saw no one in particular
+            counts["person as large as the whole picture left out"] += 1
+            return None
+        counts[f"{hazard.value} as large as the whole picture"] += 1
+    return box
+
+
+def _reach(numbers: Numbers, space: Space) -> float:
+    """Measure how far out the farthest coordinate lies; 1 is the picture's edge."""
+    far = space.notation.far_corner(space.seen_wh)
+    if space.notation.is_yx:
+        far = far[::-1]
+    return max(
+        max(number / far[index % 2], 1 - number / far[index % 2])
+        for index, number in enumerate(numbers)
+    )
+
+
+def _merge_repeats(detections: Sequence[Detection], counts: Counter[str]) -> list[Detection]:
+    """Keep one of several detections of the same object; contradicting ones become uncertain."""
+    kept: list[Detection] = []
+    for detection in detections:
+        same = next(
+            (
+                index
+                for index, other in enumerate(kept)
+                if other.label is detection.label and other.box.iou(detection.box) > SAME_OBJECT_IOU
+            ),
+            None,
+        )
+        if same is None:
+            kept.append(detection)
+            continue
+        counts["repeating another left out"] += 1
+        said = {kept[same].sub_label, detection.sub_label} - {SubLabel.UNCERTAIN}
+        if len(said) > 1:
+            counts["contradicting its repeat, read as uncertain"] += 1
+            kept[same] = replace(kept[same], sub_label=SubLabel.UNCERTAIN)
+    return kept
