@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from qianyan.errors import ConfigError, InputError
+from qianyan.errors import ConfigError, InputError, quote
 from qianyan.models.attention import KVCache, segment_attention
 from qianyan.models.config import (
     require_multiple,
@@ -83,9 +83,10 @@ class VisionConfig:
                 f"window_size is {self.window_size}; expected a multiple of "
                 f"{self.patch_size * self.spatial_merge_size}, the side of one merged token."
             )
-        if not all(0 <= index < self.depth for index in self.fullatt_block_indexes):
+        indexes = self.fullatt_block_indexes
+        if not isinstance(indexes, tuple) or not set(indexes) <= set(range(self.depth)):
             raise ConfigError(
-                f"fullatt_block_indexes is {self.fullatt_block_indexes}; "
+                f"fullatt_block_indexes is {quote(indexes)}; "
                 f"expected block numbers below the depth {self.depth}."
             )
 

@@ -43,8 +43,8 @@ class RopeScaling:
         if self.rope_type not in ("default", "yarn"):
             raise ConfigError(f"rope_type is {quote(self.rope_type)}; expected default or yarn.")
         section = self.mrope_section
-        if len(section) != 3 or not all(isinstance(n, int) and n >= 0 for n in section):
-            raise ConfigError(f"mrope_section is {quote(section)}; expected three whole numbers.")
+        if not isinstance(section, tuple) or [type(count) for count in section] != [int] * 3:
+            raise ConfigError(f"mrope_section is {quote(section)}; expected three integers.")
         require_positive_numbers(self, "factor", "beta_fast", "beta_slow")
         if self.rope_type == "yarn" and not self.original_max_position_embeddings:
             raise ConfigError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from qianyan.errors import ConfigError
+from qianyan.errors import ConfigError, quote
 from qianyan.models.attention import KVCache
 from qianyan.models.config import (
     require_multiple,
@@ -53,6 +53,10 @@ class TextConfig:
         require_multiple(self, "hidden_size", "num_attention_heads")
         require_multiple(self, "num_attention_heads", "num_key_value_heads")
         require_silu(self.hidden_act)
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ConfigError(
+                f"tie_word_embeddings is {quote(self.tie_word_embeddings)}; expected true or false."
+            )
         if 2 * sum(self.rope_scaling.mrope_section) != self.head_dim:
             raise ConfigError(
                 f"mrope_section is {self.rope_scaling.mrope_section}; "

@@ -96,7 +96,8 @@ def load_weights(
     """
     slots = dict(model.named_parameters()) | dict(model.named_buffers())
     found: dict[str, Tensor] = {}
-    unexpected, misfits = [], []
+    unexpected: list[str] = []
+    misfits: dict[str, str] = {}
     for name, tensor in tensors:
         key = _renamed(name, renames or {})
         if key in ignore:
@@ -104,19 +105,18 @@ def load_weights(
         if key not in slots or key in found:
             unexpected.append(name)
         elif slots[key].shape != tensor.shape:
-            misfits.append(f"{name} is {tuple(tensor.shape)}, not {tuple(slots[key].shape)}")
+            misfits[key] = f"{name} is {tuple(tensor.shape)}, not {tuple(slots[key].shape)}"
         else:
             is_float = tensor.is_floating_point()
             found[key] = tensor.to(device=device, dtype=dtype if is_float else None)
-    misfit_keys = {_renamed(misfit.split(" ", 1)[0], renames or {}) for misfit in misfits}
-    missing = [name for name in slots if name not in found and name not in misfit_keys]
+    missing = [name for name in slots if name not in found and name not in misfits]
     if missing or unexpected or misfits:
         problems = [
             f"{len(names)} {what} ({_some(names)})"
             for what, names in (
                 ("missing", missing),
                 ("unexpected", unexpected),
-                ("of another shape", misfits),
+                ("of another shape", list(misfits.values())),
             )
             if names
         ]
