@@ -1,0 +1,309 @@
+"""A detector proposes, a model judges each crop, and what it vetoes is kept with the reason.
+
+Each proposal is cut out with some surroundings and put to the judge as a closed question that
+has "a look-alike" and "not a person" among its answers; one letter is asked for, and its
+probability is the score (template B and C of the prompting notes; Flash-Cascade, 2026).
+
+Rules, in the order they are applied:
+
+* fire and smoke: a look-alike (or the other hazard) at VETO_SHARE or more is a veto. "Cannot
+  tell" makes the severity uncertain; otherwise the box's share of the picture decides it.
+* persons: not a person at VETO_SHARE or more is a veto. The judge decides between hard hat and
+  none, unless the detector said the opposite with DISSENT_SCORE or more and the judge is not
+  sure: then it is uncertain, and the score is the detector's for the person.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qianyan.errors import ReplyError, quote
+from qianyan.inputs.crops import square_crop
+from qianyan.inputs.images import Photo
+from qianyan.inspection.heads import Corners, Figure, find_figures
+from qianyan.inspection.opinion import TOP_LOGPROBS, Opinion, read_opinion
+from qianyan.inspection.prompts import MAX_OBJECTS, ClosedQuestion, load_questions
+from qianyan.inspection.records import (
+    Box,
+    Detection,
+    Hazard,
+    Look,
+    ScoreKind,
+    SubLabel,
+    Usage,
+    Veto,
+)
+from qianyan.inspection.vision import Ask, Vision
+from qianyan.inspection.words import Lang
+from qianyan.models.detector import Proposal
+
+Propose = Callable[[NDArray[np.uint8]], Sequence[Proposal]]
+
+VETO_SHARE = 0.5
+DISSENT_SCORE = 0.5
+SURE_SHARE = 0.9
+# Severity by the box's share of the picture (a house rule; the judge only votes on what it is).
+MINOR_BELOW, MODERATE_UP_TO = 0.01, 0.10
+# Crops per subject that are put to the judge at most, for each object that may be reported.
+CANDIDATES = 2
+
+# What a safety officer reads first.
+URGENCY = (
+    SubLabel.SEVERE,
+    SubLabel.MODERATE,
+    SubLabel.NO_HELMET,
+    SubLabel.MINOR,
+    SubLabel.UNCERTAIN,
+    SubLabel.HELMET,
+)
+
+REASONS: dict[Lang, dict[str, str]] = {
+    "zh": {
+        "look_alike": "复核认为是灯光、反光、夕阳、焊接、蒸汽、雾或类似之物",
+        "smoke": "复核认为是烟雾，不是明火",
+        "fire": "复核认为是明火，不是烟雾",
+        "not_a_person": "复核认为不是人",
+    },
+    "en": {
+        "look_alike": "on a second look a lamp, glare, sunset, welding, steam, fog or the like",
+        "smoke": "on a second look smoke, not a flame",
+        "fire": "on a second look a flame, not smoke",
+        "not_a_person": "on a second look not a person",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something proposed, with the region that the judge is to look at; photo pixels."""
+
+    subject: Hazard
+    box: Corners
+    score: float
+    region: Corners
+    figure: Figure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cascade:
+    """A way to look at photos; without a judge the detector's word stands.
+
+    `crop_side` enlarges crops for judges that see small pictures badly; None leaves the size to
+    the judge.
+    """
+
+    propose: Propose
+    judge: Vision | None
+    lang: Lang
+    max_objects: int = MAX_OBJECTS
+    crop_side: int | None = None
+
+    def look(self, photo: Photo) -> Look:
+        """Find fire, smoke and persons in a photo."""
+        photo_wh = (photo.width, photo.height)
+        proposals = self.propose(np.asarray(photo.rgb))
+        candidates = choose(proposals, photo_wh, limit=CANDIDATES * self.max_objects)
+        if self.judge is None:
+            found = [propose_only(candidate, photo_wh) for candidate in candidates]
+            kept, notes = most_urgent(found, self.max_objects)
+            return Look(kept, raw=_raw(candidates, ()), notes=notes)
+        opinions, usage = self._judge(photo.rgb, candidates, self.judge)
+        verdicts = [
+            settle(candidate, opinion, photo_wh, self.lang)
+            for candidate, opinion in zip(candidates, opinions, strict=True)
+        ]
+        found = [verdict for verdict in verdicts if isinstance(verdict, Detection)]
+        kept, notes = most_urgent(found, self.max_objects)
+        vetoed = tuple(verdict for verdict in verdicts if isinstance(verdict, Veto))
+        return Look(kept, vetoed, usage, _raw(candidates, opinions), notes + _unread(opinions))
+
+    def _judge(
+        self, rgb: Image.Image, candidates: Sequence[Candidate], judge: Vision
+    ) -> tuple[list[Opinion], Usage]:
+        """Put every candidate to the judge, all at once.
+
+        Raises ReplyError when not a single answer is one of the letters asked for.
+        """
+        if not candidates:
+            return [], Usage(forwarded_tokens=0)
+        asked = [_question(candidate) for candidate in candidates]
+        answers = judge.ask_many(
+            [
+                Ask(
+                    image=self._crop(rgb, candidate.region),
+                    text=question.text(self.lang),
+                    max_tokens=1,
+                    logprobs=TOP_LOGPROBS,
+                )
+                for candidate, question in zip(candidates, asked, strict=True)
+            ]
+        )
+        opinions = [read_opinion(*pair) for pair in zip(answers, asked, strict=True)]
+        if not any(opinion.shares for opinion in opinions):
+            raise ReplyError(
+                f"{judge.name} answered {quote(opinions[0].reply)} to a closed question; expected "
+                f"one of the letters {', '.join(asked[0].options)}. Use --look list, or another "
+                "model."
+            )
+        return opinions, sum((answer.usage for answer in answers), Usage(forwarded_tokens=0))
+
+    def _crop(self, rgb: Image.Image, region: Corners) -> Image.Image:
+        crop = square_crop(rgb, region)
+        if self.crop_side is None or crop.width >= self.crop_side:
+            return crop
+        return crop.resize((self.crop_side, self.crop_side), Image.Resampling.BICUBIC)
+
+
+def choose(
+    proposals: Sequence[Proposal], photo_wh: tuple[int, int], *, limit: int
+) -> list[Candidate]:
+    """Make candidates of proposals: for each subject the `limit` likeliest, fire first."""
+    chosen: list[Candidate] = []
+    for hazard in (Hazard.FIRE, Hazard.SMOKE):
+        mine = [proposal for proposal in proposals if proposal.kind == hazard.value]
+        mine.sort(key=lambda proposal: -proposal.score)
+        chosen += [Candidate(hazard, one.box, one.score, one.box) for one in mine[:limit]]
+    return chosen + [
+        Candidate(Hazard.PERSON, figure.box, figure.score, figure.head_region, figure)
+        for figure in find_figures(proposals, photo_wh)[:limit]
+    ]
+
+
+def settle(
+    candidate: Candidate, opinion: Opinion, photo_wh: tuple[int, int], lang: Lang
+) -> Detection | Veto:
+    """Decide on one candidate, given what the judge makes of it."""
+    if candidate.subject is Hazard.PERSON:
+        against = ("not_a_person",)
+        sub_label = _head_state(candidate, opinion)
+        meanings: tuple[str, ...] = (sub_label.value,)
+    else:
+        other = Hazard.SMOKE if candidate.subject is Hazard.FIRE else Hazard.FIRE
+        against = ("look_alike", other.value)
+        is_unclear = opinion.best in (None, "uncertain")
+        sub_label = SubLabel.UNCERTAIN if is_unclear else severity(candidate.box, photo_wh)
+        meanings = (candidate.subject.value, "both")
+    if opinion.share(*against) >= VETO_SHARE:
+        reason = REASONS[lang][max(against, key=opinion.share)]
+        sure = f" ({round(opinion.share(*against) * 100)}%)" if opinion.is_weighed else ""
+        return Veto(propose_only(candidate, photo_wh), reason + sure)
+    score, kind = candidate.score, "detector"
+    if opinion.is_weighed and sub_label is not SubLabel.UNCERTAIN:
+        score, kind = opinion.share(*meanings), "logprob"
+    return _detection(candidate, sub_label, photo_wh, score, cast("ScoreKind", kind))
+
+
+def propose_only(candidate: Candidate, photo_wh: tuple[int, int]) -> Detection:
+    """Take the detector at its word."""
+    if candidate.subject is Hazard.PERSON:
+        sub_label = _proposed_head_state(candidate)
+    else:
+        sub_label = severity(candidate.box, photo_wh)
+    return _detection(candidate, sub_label, photo_wh, candidate.score, "detector")
+
+
+def severity(box: Corners, photo_wh: tuple[int, int]) -> SubLabel:
+    """Grade fire or smoke by the share of the picture that its box covers."""
+    share = (box[2] - box[0]) * (box[3] - box[1]) / (photo_wh[0] * photo_wh[1])
+    if share < MINOR_BELOW:
+        return SubLabel.MINOR
+    return SubLabel.MODERATE if share <= MODERATE_UP_TO else SubLabel.SEVERE
+
+
+def most_urgent(
+    found: Sequence[Detection], limit: int
+) -> tuple[tuple[Detection, ...], tuple[str, ...]]:
+    """Keep at most `limit` detections, most urgent first; a note says how many were left out.
+
+    Fire comes before smoke and smoke before persons, so that a crowd never hides a fire.
+    """
+    ranked = sorted(found, key=_urgency)
+    if len(ranked) <= limit:
+        return tuple(ranked), ()
+    return tuple(ranked[:limit]), (f"{len(ranked) - limit} more found: only {limit} are kept",)
+
+
+def _urgency(detection: Detection) -> tuple[int, int, float]:
+    return (
+        list(Hazard).index(detection.label),
+        URGENCY.index(detection.sub_label),
+        -(detection.score or 0.0),
+    )
+
+
+def _head_state(candidate: Candidate, opinion: Opinion) -> SubLabel:
+    """Decide between hard hat and none; uncertain where judge and detector contradict."""
+    best = max(("helmet", "no_helmet", "uncertain"), key=opinion.share)
+    if best == "uncertain" or not opinion.shares:
+        return SubLabel.UNCERTAIN
+    answer = SubLabel(best)
+    head = candidate.figure.head if candidate.figure is not None else None
+    if head is not None and opinion.share(best) < SURE_SHARE:
+        mine, opposite = head.helmet, head.bare
+        if answer is SubLabel.NO_HELMET:
+            mine, opposite = opposite, mine
+        if opposite >= DISSENT_SCORE and opposite > mine:
+            return SubLabel.UNCERTAIN
+    return answer
+
+
+def _proposed_head_state(candidate: Candidate) -> SubLabel:
+    head = candidate.figure.head if candidate.figure is not None else None
+    if head is None or head.helmet == head.bare:
+        return SubLabel.UNCERTAIN
+    return SubLabel.HELMET if head.helmet > head.bare else SubLabel.NO_HELMET
+
+
+def _detection(
+    candidate: Candidate,
+    sub_label: SubLabel,
+    photo_wh: tuple[int, int],
+    score: float,
+    score_kind: ScoreKind,
+) -> Detection:
+    box = whole_pixels(candidate.box, photo_wh)
+    return Detection(candidate.subject, sub_label, box, min(max(score, 0.0), 1.0), score_kind)
+
+
+def whole_pixels(box: Corners, photo_wh: tuple[int, int]) -> Box:
+    """Round a box outwards to whole pixels inside the photo, at least one pixel wide and high."""
+    x1 = min(max(math.floor(box[0]), 0), photo_wh[0] - 1)
+    y1 = min(max(math.floor(box[1]), 0), photo_wh[1] - 1)
+    x2 = max(min(math.ceil(box[2]), photo_wh[0]), x1 + 1)
+    y2 = max(min(math.ceil(box[3]), photo_wh[1]), y1 + 1)
+    return Box(x1, y1, x2, y2)
+
+
+def _question(candidate: Candidate) -> ClosedQuestion:
+    return load_questions()["head" if candidate.subject is Hazard.PERSON else "hazard"]
+
+
+def _unread(opinions: Sequence[Opinion]) -> tuple[str, ...]:
+    unread = sum(not opinion.shares for opinion in opinions)
+    return (f"the second look gave no readable answer for {unread} of them",) if unread else ()
+
+
+def _raw(candidates: Sequence[Candidate], opinions: Sequence[Opinion]) -> str:
+    """Keep what both said, for those who want to see why: one JSON list."""
+    rows: list[dict[str, Any]] = []
+    for index, candidate in enumerate(candidates):
+        row: dict[str, Any] = {
+            "subject": candidate.subject.value,
+            "box": [round(corner) for corner in candidate.box],
+            "detector": round(candidate.score, 3),
+        }
+        if candidate.figure is not None and candidate.figure.head is not None:
+            head = candidate.figure.head
+            row["head"] = [round(corner) for corner in head.box]
+            row["head_detector"] = {"helmet": round(head.helmet, 3), "bare": round(head.bare, 3)}
+        if opinions:
+            opinion = opinions[index]
+            row["judge"] = {name: round(p, 3) for name, p in opinion.shares.items()}
+        rows.append(row)
+    return json.dumps(rows, separators=(",", ":"))

@@ -1,0 +1,349 @@
+"""How often an inspection is right, against labelled photos: pure functions over finished results.
+
+Fire and smoke are judged by image first: annotators box one flame or ten, so a box score cannot
+say whether an alarm would have been raised. Only what was labelled in a photo is scored
+(`labeled_categories`); a fire photo with unboxed firefighters says nothing about persons.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from qianyan.errors import ConfigError, quote
+from qianyan.inspection.records import Box, Detection, Hazard, Inspection, SubLabel
+
+Corners = tuple[float, float, float, float]
+Kind = Literal["fire", "smoke", "person", "helmet", "head"]
+
+BOX_IOU = 0.5
+# Data sets disagree on what a head box is (the hat, or the whole head), so a loose overlap counts.
+HEAD_IOU = 0.3
+HEAD_STATE: dict[str, SubLabel] = {"helmet": SubLabel.HELMET, "head": SubLabel.NO_HELMET}
+CONFIDENCE_Z = 1.96  # 95 %
+
+
+@dataclass(frozen=True)
+class LabelledBox:
+    """One labelled box in photo pixels; `head_box` is the whole head where the label is a hat."""
+
+    kind: Kind
+    box: Corners
+    sub_label: SubLabel | None = None
+    head_box: Corners | None = None
+
+
+@dataclass(frozen=True)
+class LabelledPhoto:
+    """A photo with its labels; kinds outside `labelled` were never looked for by the annotators."""
+
+    file: str
+    labelled: frozenset[str]
+    boxes: tuple[LabelledBox, ...]
+
+    def of_kind(self, *kinds: str) -> list[LabelledBox]:
+        """List the labels of these kinds."""
+        return [label for label in self.boxes if label.kind in kinds]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`hits` of `total`, with the interval that so few examples allow."""
+
+    hits: int
+    total: int
+
+    @property
+    def value(self) -> float | None:
+        """The share, or None where there was nothing to count."""
+        return self.hits / self.total if self.total else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval (Wilson, JASA 1927)."""
+        if not self.total:
+            return None
+        share, z2 = self.hits / self.total, CONFIDENCE_Z**2
+        spread = CONFIDENCE_Z * math.sqrt(
+            share * (1 - share) / self.total + z2 / (4 * self.total**2)
+        )
+        centre, scale = share + z2 / (2 * self.total), 1 + z2 / self.total
+        return max((centre - spread) / scale, 0.0), min((centre + spread) / scale, 1.0)
+
+    def __add__(self, other: "Rate") -> "Rate":
+        return Rate(self.hits + other.hits, self.total + other.total)
+
+
+NONE_SEEN = Rate(0, 0)
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """Per photo: was the hazard reported where it is, and where it is not."""
+
+    recall: Rate = NONE_SEEN
+    false_alarms: Rate = NONE_SEEN
+
+
+@dataclass(frozen=True)
+class BoxScore:
+    """Per box at one overlap; every detection and label is used at most once."""
+
+    true_positives: int = 0
+    false_positives: int = 0
+    missed: int = 0
+    sub_label: Rate = NONE_SEEN
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean of precision and recall, or None where there was nothing at all."""
+        whole = 2 * self.true_positives + self.false_positives + self.missed
+        return 2 * self.true_positives / whole if whole else None
+
+    def __add__(self, other: "BoxScore") -> "BoxScore":
+        return BoxScore(
+            self.true_positives + other.true_positives,
+            self.false_positives + other.false_positives,
+            self.missed + other.missed,
+            self.sub_label + other.sub_label,
+        )
+
+
+@dataclass(frozen=True)
+class HeadScore:
+    """Helmet or bare head on the labelled heads that a reported person was matched to.
+
+    `right` counts heads with the right answer, `uncertain` those answered "uncertain" (which are
+    not right); `bare_recall` is over all labelled bare heads, found or not.
+    """
+
+    found: Rate = NONE_SEEN
+    right: Rate = NONE_SEEN
+    uncertain: Rate = NONE_SEEN
+    bare_right: Rate = NONE_SEEN
+    bare_recall: Rate = NONE_SEEN
+
+    def __add__(self, other: "HeadScore") -> "HeadScore":
+        return HeadScore(
+            self.found + other.found,
+            self.right + other.right,
+            self.uncertain + other.uncertain,
+            self.bare_right + other.bare_right,
+            self.bare_recall + other.bare_recall,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything counted over a set of photos; failed photos are counted apart, never as misses."""
+
+    photos: int
+    failed: int
+    images: dict[Hazard, ImageScore] = field(default_factory=dict)
+    boxes: dict[Hazard, BoxScore] = field(default_factory=dict)
+    heads: HeadScore = HeadScore()
+
+    def as_record(self) -> dict[str, Any]:
+        """Write the evaluation as JSON values."""
+        return {
+            "photos": self.photos,
+            "failed": self.failed,
+            "images": {
+                hazard.value: {
+                    "recall": rate_record(score.recall),
+                    "false_alarms": rate_record(score.false_alarms),
+                }
+                for hazard, score in self.images.items()
+            },
+            "boxes": {
+                hazard.value: {
+                    "f1": score.f1,
+                    "true_positives": score.true_positives,
+                    "false_positives": score.false_positives,
+                    "missed": score.missed,
+                    "sub_label": rate_record(score.sub_label),
+                }
+                for hazard, score in self.boxes.items()
+            },
+            "heads": {
+                name: rate_record(getattr(self.heads, name))
+                for name in ("found", "right", "uncertain", "bare_right", "bare_recall")
+            },
+        }
+
+
+def rate_record(rate: Rate) -> dict[str, Any]:
+    """Write a rate with its counts and interval."""
+    return {
+        "value": rate.value,
+        "hits": rate.hits,
+        "total": rate.total,
+        "interval_95": rate.interval,
+    }
+
+
+def iou(first: Corners, second: Corners) -> float:
+    """Intersection over union of two boxes in the same pixels, 0..1."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    whole = _area(first) + _area(second) - shared
+    return shared / whole if whole > 0 else 0.0
+
+
+def _area(box: Corners) -> float:
+    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
+
+
+def _corners(box: Box) -> Corners:
+    return (box.x1, box.y1, box.x2, box.y2)
+
+
+def image_score(photo: LabelledPhoto, found: Sequence[Detection], hazard: Hazard) -> ImageScore:
+    """Score one photo for one hazard: reported or not, there or not; nothing when unlabelled."""
+    if hazard.value not in photo.labelled:
+        return ImageScore()
+    reported = any(detection.label is hazard for detection in found)
+    if photo.of_kind(hazard.value):
+        return ImageScore(recall=Rate(int(reported), 1))
+    return ImageScore(false_alarms=Rate(int(reported), 1))
+
+
+def box_score(photo: LabelledPhoto, found: Sequence[Detection], hazard: Hazard) -> BoxScore:
+    """Match a photo's detections of one hazard with its labels, best score first, IoU >= 0.5."""
+    if hazard.value not in photo.labelled:
+        return BoxScore()
+    left = photo.of_kind(hazard.value)
+    total, hits, sub_label = len(left), 0, NONE_SEEN
+    mine = [detection for detection in found if detection.label is hazard]
+    for detection in sorted(mine, key=lambda detection: -(detection.score or 0.0)):
+        best = max(left, key=lambda label: iou(label.box, _corners(detection.box)), default=None)
+        if best is None or iou(best.box, _corners(detection.box)) < BOX_IOU:
+            continue
+        left.remove(best)
+        hits += 1
+        if best.sub_label is not None:
+            sub_label += Rate(int(best.sub_label is detection.sub_label), 1)
+    return BoxScore(hits, len(mine) - hits, total - hits, sub_label)
+
+
+def head_score(photo: LabelledPhoto, found: Sequence[Detection]) -> HeadScore:
+    """Match reported persons with labelled heads one to one, then compare helmet or no helmet."""
+    if not photo.labelled >= {"helmet", "head"}:
+        return HeadScore()
+    persons = [detection for detection in found if detection.label is Hazard.PERSON]
+    heads = photo.of_kind("helmet", "head")
+    pairs = sorted(
+        (distance, person, head)
+        for person, detection in enumerate(persons)
+        for head, label in enumerate(heads)
+        if (distance := _head_distance(_corners(detection.box), label)) is not None
+    )
+    matched: dict[int, int] = {}
+    taken: set[int] = set()
+    for _, person, head in pairs:
+        if person not in taken and head not in matched:
+            matched[head] = person
+            taken.add(person)
+    score = HeadScore()
+    for head, label in enumerate(heads):
+        answer = persons[matched[head]].sub_label if head in matched else None
+        score += _one_head(HEAD_STATE[label.kind], answer)
+    return score
+
+
+def _one_head(truth: SubLabel, answer: SubLabel | None) -> HeadScore:
+    is_right = int(answer is truth)
+    is_bare = truth is SubLabel.NO_HELMET
+    if answer is None:
+        return HeadScore(found=Rate(0, 1), bare_recall=Rate(0, 1) if is_bare else NONE_SEEN)
+    return HeadScore(
+        found=Rate(1, 1),
+        right=Rate(is_right, 1),
+        uncertain=Rate(int(answer is SubLabel.UNCERTAIN), 1),
+        bare_right=Rate(is_right, 1) if is_bare else NONE_SEEN,
+        bare_recall=Rate(is_right, 1) if is_bare else NONE_SEEN,
+    )
+
+
+def _head_distance(person: Corners, label: LabelledBox) -> float | None:
+    """Say how far a head is from where this person's head should be; None when it is not theirs.
+
+    0 is the middle of the person's upper edge, 1 a whole height or width away.
+    """
+    head = label.head_box or label.box
+    x, y = (head[0] + head[2]) / 2, (head[1] + head[3]) / 2
+    inside = person[0] <= x <= person[2] and person[1] <= y <= person[3]
+    if not inside and iou(person, head) < HEAD_IOU:
+        return None
+    width, height = person[2] - person[0], person[3] - person[1]
+    return abs(x - (person[0] + person[2]) / 2) / width + abs(y - person[1]) / height
+
+
+def evaluate(pairs: Iterable[tuple[LabelledPhoto, Inspection]]) -> Evaluation:
+    """Score photos against their labels; a photo without a verdict counts as failed only."""
+    photos = failed = 0
+    images = dict.fromkeys(Hazard, ImageScore())
+    boxes = dict.fromkeys(Hazard, BoxScore())
+    heads = HeadScore()
+    for photo, inspection in pairs:
+        photos += 1
+        if inspection.detections is None:
+            failed += 1
+            continue
+        for hazard in Hazard:
+            image = image_score(photo, inspection.detections, hazard)
+            images[hazard] = ImageScore(
+                images[hazard].recall + image.recall,
+                images[hazard].false_alarms + image.false_alarms,
+            )
+            boxes[hazard] += box_score(photo, inspection.detections, hazard)
+        heads += head_score(photo, inspection.detections)
+    return Evaluation(photos, failed, images, boxes, heads)
+
+
+def read_coco(path: Path) -> tuple[LabelledPhoto, ...]:
+    """Load COCO-like annotations: boxes [x, y, width, height] and, per image, labeled_categories.
+
+    An image without labeled_categories counts as labelled for every category of the file.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        names = {category["id"]: category["name"] for category in data["categories"]}
+        unknown = set(names.values()) - {"fire", "smoke", "person", "helmet", "head"}
+        if unknown:
+            raise ConfigError(
+                f"{path.name} has the category {quote(min(unknown))}; "
+                "expected fire, smoke, person, helmet and head only."
+            )
+        boxes: dict[Any, list[LabelledBox]] = {image["id"]: [] for image in data["images"]}
+        for label in data["annotations"]:
+            boxes[label["image_id"]].append(
+                LabelledBox(
+                    names[label["category_id"]],
+                    _from_xywh(label["bbox"]),
+                    head_box=_from_xywh(label["bbox_head"]) if label.get("bbox_head") else None,
+                )
+            )
+        return tuple(
+            LabelledPhoto(
+                image["file_name"],
+                frozenset(image.get("labeled_categories", names.values())),
+                tuple(boxes[image["id"]]),
+            )
+            for image in data["images"]
+        )
+    except OSError as error:
+        raise ConfigError(f"{quote(path)} cannot be opened; expected a COCO-like file.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{quote(path)} is not a COCO-like annotation file; expected images, annotations "
+            "and categories."
+        ) from error
+
+
+def _from_xywh(box: Sequence[float]) -> Corners:
+    x, y, width, height = box
+    return (x, y, x + width, y + height)

@@ -1,0 +1,190 @@
+"""Open a way to look: the bundled pair, a local checkpoint, or a model behind an endpoint."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from qianyan.engine.engine import Engine
+from qianyan.errors import CheckpointError, ConfigError, quote
+from qianyan.inputs.fetch import FetchLimits
+from qianyan.inputs.images import Photo
+from qianyan.inspection.cascade import Cascade
+from qianyan.inspection.detect import detect
+from qianyan.inspection.prompts import MAX_OBJECTS
+from qianyan.inspection.records import Look
+from qianyan.inspection.vision import LocalVision, RemoteVision, Vision
+from qianyan.inspection.words import Lang
+from qianyan.models.detector import Detector, load_detector
+
+Way = Literal["auto", "list", "cascade", "detector"]
+
+BUNDLED = "bundled"
+BUNDLED_FOLDER = Path(str(files("qianyan"))) / "assets" / "bundled"
+MOST_OBJECTS = 100
+# General models see small crops badly; the bundled judge was trained on small ones.
+CROP_SIDE = 448
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookSettings:
+    """Which model looks, and how; what the command line and `qianyan.inspect` take.
+
+    `model` is "bundled", a checkpoint folder, a hub id, or a folder with `detector/` and `judge/`;
+    with `base_url` it is the model's name there (None: the endpoint's first). `look` is "list" (the
+    model names boxes), "cascade" (the detector proposes, the model judges), "detector" (no second
+    look) or "auto": the cascade for pairs, else the list. `allow_hosts` are hosts that picture
+    URLs may lead to although they are private.
+    """
+
+    model: str = BUNDLED
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    device: str = "cpu"
+    dtype: str = "auto"
+    quantize: str = "none"
+    lang: Lang = "zh"
+    look: Way = "auto"
+    max_objects: int = MAX_OBJECTS
+    max_pixels: int | None = None
+    workers: int = 4
+    allow_hosts: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("lang", get_args(Lang)), ("look", get_args(Way))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name} is {quote(getattr(self, name))}; expected {' or '.join(allowed)}."
+                )
+        limits = (
+            ("max_objects", 1, MOST_OBJECTS),
+            ("workers", 1, 64),
+            ("max_pixels", 28**2, 10**8),
+        )
+        for name, low, high in limits:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; expected {low} to {high}.")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "LookSettings":
+        """Take named options; ConfigError names one that does not exist."""
+        known = [one.name for one in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(
+                    f"There is no setting {quote(name)}; expected {', '.join(known)}."
+                )
+        given = dict(options)
+        if "allow_hosts" in given:
+            given["allow_hosts"] = frozenset(given["allow_hosts"])
+        if "model" in given:
+            given["model"] = str(given["model"])
+        return cls(**given)
+
+    @property
+    def fetch_limits(self) -> FetchLimits:
+        """What fetching a picture may cost and where it may lead."""
+        return FetchLimits(allow_private=self.allow_hosts)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether pictures are sent to an endpoint."""
+        return self.base_url is not None
+
+
+@dataclass(frozen=True)
+class OpenLook:
+    """A way to look that is ready, and the name of the model that reports print."""
+
+    model: str
+    look: Callable[[Photo], Look]
+
+
+def open_look(settings: LookSettings) -> OpenLook:
+    """Load or reach the model that the settings name.
+
+    Raises:
+        ConfigError: the settings do not go together.
+        CheckpointError: a checkpoint is missing or unusable.
+        EndpointError: the endpoint cannot be reached or refuses to work.
+    """
+    pair = None if settings.is_remote else find_pair(settings.model)
+    way = settings.look
+    if way == "auto":
+        way = "cascade" if pair is not None else "list"
+    if way == "list":
+        if pair is not None:
+            raise ConfigError(
+                "The bundled judge cannot list boxes; use --look cascade, or --model with a "
+                "Qwen2.5-VL checkpoint."
+            )
+        return _listing(_vision(settings), settings)
+    detector = load_detector((pair or BUNDLED_FOLDER) / "detector", device=settings.device)
+    if way == "detector":
+        return _cascade(detector, None, settings, crop_side=None)
+    if pair is not None:
+        engine = Engine(pair / "judge", dtype=_pair_dtype(settings), device=settings.device)
+        return _cascade(detector, LocalVision(engine), settings, crop_side=None)
+    return _cascade(detector, _vision(settings), settings, crop_side=CROP_SIDE)
+
+
+def find_pair(model: str) -> Path | None:
+    """Find the folder of a detector and judge that belong together; None for other models."""
+    folder = BUNDLED_FOLDER if model == BUNDLED else Path(model)
+    if (folder / "detector" / "config.json").is_file():
+        return folder
+    if model == BUNDLED:
+        raise CheckpointError(
+            "The bundled models are missing from this installation; install the package again, or "
+            "use --model or --base-url."
+        )
+    return None
+
+
+def _pair_dtype(settings: LookSettings) -> str:
+    """Run the small judge in single precision: on a processor that is faster than its bf16."""
+    return "float32" if settings.dtype == "auto" else settings.dtype
+
+
+def _vision(settings: LookSettings) -> Vision:
+    if settings.base_url is None:
+        engine = Engine(
+            settings.model,
+            dtype=settings.dtype,
+            device=settings.device,
+            quantize=settings.quantize,
+            max_pixels=settings.max_pixels,
+        )
+        return LocalVision(engine)
+    vision = RemoteVision(
+        settings.base_url,
+        None if settings.model == BUNDLED else settings.model,
+        settings.api_key,
+        concurrency=settings.workers,
+    )
+    if settings.max_pixels is not None:
+        vision.profile = replace(vision.profile, max_pixels=settings.max_pixels)
+    return vision
+
+
+def _listing(vision: Vision, settings: LookSettings) -> OpenLook:
+    def look(photo: Photo) -> Look:
+        return detect(photo, vision, lang=settings.lang, max_objects=settings.max_objects)
+
+    return OpenLook(vision.name, look)
+
+
+def _cascade(
+    detector: Detector, judge: Vision | None, settings: LookSettings, *, crop_side: int | None
+) -> OpenLook:
+    cascade = Cascade(
+        propose=detector.propose,
+        judge=judge,
+        lang=settings.lang,
+        max_objects=settings.max_objects,
+        crop_side=crop_side,
+    )
+    name = settings.model if judge is None or not settings.is_remote else judge.name
+    return OpenLook(name, cascade.look)
