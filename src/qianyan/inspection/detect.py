@@ -42,7 +42,7 @@ class Space:
     photo_wh: tuple[int, int]
 
 
-def listing(
+def detect(
     photo: Photo, vision: Vision, *, lang: Lang = "zh", max_objects: int = MAX_OBJECTS
 ) -> Look:
     """Ask a model to list all hazards in a photo.

@@ -8,7 +8,7 @@ address and model. API keys are never stored.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -75,6 +75,10 @@ class EndpointProfile:
                 f"expected 0 to max_pixels ({self.max_pixels})."
             )
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
+
+    def within(self, max_pixels: int) -> "EndpointProfile":
+        """Make a profile that sends pictures of at most `max_pixels`."""
+        return replace(self, max_pixels=max_pixels, min_pixels=min(self.min_pixels, max_pixels))
 
     @property
     def can_place_boxes(self) -> bool:
