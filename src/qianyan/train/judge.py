@@ -1,0 +1,377 @@
+"""Training of the bundled judge: the tower first, then the decoder on it, then both together.
+
+The tower learns from readouts that exist only in training: what each token's square shows, and
+what the whole crop shows. When it can see, the decoder learns to answer from its features without
+disturbing it; at the end the answers' loss reaches the tower as well. One clock, the progress
+from 0 to 1, drives it all, so that a run can be interrupted and resumed at any step.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from qianyan.errors import CheckpointError, quote
+from qianyan.models.attention import NoCache
+from qianyan.models.detector import KINDS
+from qianyan.models.registry import build_model, qwen2_5_vl_config
+from qianyan.models.weights import initialise
+from qianyan.train.checkpoint import read_run_state, write_run_state
+from qianyan.train.crops import Bytes, Crop, CropBook, colour_jitter
+from qianyan.train.judge_folder import judge_config, patch_config, write_judge
+from qianyan.train.judge_measure import measure_judge, measuring_crops
+from qianyan.train.labelled import CELLS, photo_pictures, scene_pictures
+from qianyan.train.lessons import Lesson, Packer, letter_probabilities
+from qianyan.train.photos import read_photos, split_held_out
+from qianyan.train.scene_store import draw_chunk, read_chunk
+from qianyan.train.sentences import (
+    DECLINED,
+    LANGUAGES,
+    corpus,
+    describe,
+    load_questions,
+    other_question,
+)
+from qianyan.train.vocabulary import train_vocabulary
+
+logger = logging.getLogger(__name__)
+
+ANSWER_FROM, JOIN_FROM = 0.4, 0.5  # progress at which the decoder starts, and reaches the tower
+LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-3, 0.05, 1.0
+WARM_UP_STEPS = 150
+AVERAGE_DECAY = 0.998
+SCENE_CHUNKS = 15
+SAVE_EVERY_S, MEASURE_EVERY_S = 120.0, 240.0
+
+HAZARDS = {"fire": 0.24, "smoke": 0.22, "both": 0.12, "look_alike": 0.36, "uncertain": 0.06}
+HEADS = {"helmet": 0.30, "no_helmet": 0.28, "not_a_person": 0.34, "uncertain": 0.08}
+CROPS_PER_QUESTION, SEVERITIES, WHOLES, OTHERS = 20, 3, 4, 3
+# What inspection shows of whole pictures: 4:3, 3:4, square, 16:9 (width, height in pixels).
+WHOLE_SIZES = ((112, 84), (84, 112), (112, 112), (140, 84))
+
+
+class Readouts(nn.Module):
+    """Training-only linear readouts of the tower's tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cells = nn.Linear(width, len(KINDS))
+        self.asked = nn.ModuleDict(
+            {
+                name: nn.Linear(width, len(question.options))
+                for name, question in load_questions().items()
+                if question.options
+            }
+        )
+
+    def forward(self, features: Tensor, crops: Sequence[Crop]) -> Tensor:
+        """Give the loss of the readouts for crops whose tokens are packed in `features`."""
+        tokens = features.view(len(crops), -1, features.shape[-1])  # (crops, cells, width)
+        cells = torch.from_numpy(np.stack([crop.cells for crop in crops])).flatten(2).mT
+        known = ~cells.isnan()
+        loss = binary_cross_entropy_with_logits(
+            self.cells(tokens).float()[known], cells[known].clamp(0, 1)
+        )
+        pooled = tokens.mean(dim=1)  # (crops, width)
+        for name, question in load_questions().items():
+            rows = [row for row, crop in enumerate(crops) if crop.asked == name]
+            if not rows:
+                continue
+            meanings = list(question.options.values())
+            targets = torch.tensor([meanings.index(crops[row].meaning) for row in rows])
+            logits = self.asked[name](pooled[rows]).float()
+            loss = loss + cross_entropy(logits, targets) * (len(rows) / len(crops))
+        return loss
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+
+
+class JudgeTrainer:
+    """The judge, its readouts, its optimizer and the books its crops come from."""
+
+    def __init__(
+        self, photos: CropBook, scenes: CropBook, *, seed: int, width: int = 192, depth: int = 6
+    ) -> None:
+        torch.manual_seed(seed)
+        self.seed = seed
+        self.photos, self.scenes = photos, scenes
+        self.tokenizer = train_vocabulary(corpus())
+        self.config = judge_config(self.tokenizer, width=width, depth=depth)
+        self.model = build_model(qwen2_5_vl_config(self.config))
+        initialise(self.model, std=0.03)
+        self.readouts = Readouts(width)
+        self.packer = Packer(self.model, self.tokenizer, patch_config())
+        self.questions = load_questions()
+        self.learner = nn.ModuleDict({"judge": self.model, "readouts": self.readouts})
+        tower = [*self.model.visual.parameters(), *self.readouts.parameters()]
+        decoder = [*self.model.model.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": tower}, {"params": decoder}],
+            lr=LEARNING_RATE,
+            betas=(0.9, 0.98),
+            weight_decay=WEIGHT_DECAY,
+            fused=True,
+        )
+        self.average = {
+            name: parameter.detach().clone() for name, parameter in self.learner.named_parameters()
+        }
+        self.progress = Progress()
+        self.answers = False
+
+    def step(self, progress: float) -> dict[str, float]:
+        """Learn from one batch; `progress` (0..1) sets the rates and what takes part.
+
+        What is drawn depends on the seed and the number of steps alone, so that a resumed run
+        sees what it would have seen.
+        """
+        self.rng = np.random.default_rng([self.seed, self.progress.step])
+        self.photos.rng = self.scenes.rng = self.rng
+        crops = self._draw_crops(progress)
+        self.answers = answering = progress >= ANSWER_FROM
+        lessons = self._lessons(crops) if answering else []
+        pictures = [lesson.pixels for lesson in lessons] or [crop.pixels for crop in crops]
+        shown = self._jittered(pictures)
+        grids = [self.packer.pixels.grid((each.shape[1], each.shape[0])) for each in shown]
+        self._set_rates(progress)
+        with (
+            sdpa_kernel(SDPBackend.MATH),  # twice as fast as the fused kernel on so few tokens
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            features = self.model.encode_images(self.packer.patches(shown), grids)
+            losses = {"see": self.readouts(features[: len(crops) * CELLS**2], crops)}
+            if answering:
+                joined = features if progress >= JOIN_FROM else features.detach()
+                losses["say"] = self._answer_loss(lessons, joined)
+        total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        nn.utils.clip_grad_norm_(self.learner.parameters(), CLIP)
+        self.optimizer.step()
+        self.progress.step += 1
+        self._update_average()
+        return {name: float(loss.detach()) for name, loss in losses.items()}
+
+    def save(self, run_dir: Path) -> None:
+        """Write the whole state of the run."""
+        state = {
+            "vocabulary": self.tokenizer.to_str(),
+            "learner": self.learner.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.progress.step,
+            "elapsed_s": self.progress.elapsed_s,
+        }
+        write_run_state(run_dir, state)
+
+    def load(self, run_dir: Path) -> None:
+        """Continue from what save() wrote; raises CheckpointError where there is nothing."""
+        state = read_run_state(run_dir)
+        if state["vocabulary"] != self.tokenizer.to_str():
+            raise CheckpointError(
+                f"The run in {quote(run_dir)} was started with another vocabulary; the closed "
+                "questions or answers have changed since. Start without resuming."
+            )
+        self.learner.load_state_dict(state["learner"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(step=state["step"], elapsed_s=state["elapsed_s"])
+
+    @torch.no_grad()
+    def ask(self, pictures: Sequence[Bytes], asked: str) -> np.ndarray:
+        """Give the options' probabilities, from the readouts until the decoder can answer."""
+        question = self.questions[asked]
+        if self.answers:
+            words = question.words("en")
+            return letter_probabilities(self.packer, pictures, words, list(question.options))
+        rows = []
+        for start in range(0, len(pictures), 64):
+            part = pictures[start : start + 64]
+            grids = [self.packer.pixels.grid((each.shape[1], each.shape[0])) for each in part]
+            features = self.model.encode_images(self.packer.patches(part), grids)
+            logits = self.readouts.asked[asked](
+                features.view(len(part), -1, features.shape[-1]).mean(dim=1)
+            )
+            rows.append(logits.softmax(dim=-1).numpy())
+        return np.concatenate(rows)
+
+    def averaged(self) -> "AveragedWeights":
+        """Put the averaged weights in for the length of a `with` block."""
+        return AveragedWeights(self)
+
+    def _draw_crops(self, progress: float) -> list[Crop]:
+        """Draw the crops of one batch: hazards, heads and severities."""
+        drawn_share = 0.5 if progress < 0.1 else 0.25
+        crops = []
+        for wanted, ask in ((HAZARDS, "hazard"), (HEADS, "head")):
+            meanings = self.rng.choice(
+                list(wanted), CROPS_PER_QUESTION, p=list(wanted.values())
+            ).tolist()
+            for meaning in meanings:
+                book = self._book(drawn_share)
+                crops.append(book.hazard(meaning) if ask == "hazard" else book.head(meaning))
+        return crops + [self._book(drawn_share).severity() for _ in range(SEVERITIES)]
+
+    def _book(self, drawn_share: float) -> CropBook:
+        return self.scenes if self.rng.random() < drawn_share else self.photos
+
+    def _lessons(self, crops: Sequence[Crop]) -> list[Lesson]:
+        """Ask about every crop, describe whole pictures, and decline everything else."""
+        languages = {name: LANGUAGES[self.rng.integers(len(LANGUAGES))] for name in self.questions}
+        lessons = []
+        for crop in crops:
+            question = self.questions[crop.asked]
+            words = question.words(languages[crop.asked])
+            lessons.append(Lesson(crop.pixels, words, question.letter(crop.meaning)))
+        size = WHOLE_SIZES[self.rng.integers(len(WHOLE_SIZES))]
+        for _ in range(WHOLES):
+            pixels, contents = self._book(0.4).whole(size)
+            language = LANGUAGES[self.rng.integers(len(LANGUAGES))]
+            words = self.questions["describe"].words(language)
+            lessons.append(Lesson(pixels, words, describe(contents, language)))
+        for number in range(OTHERS):
+            language = LANGUAGES[self.rng.integers(len(LANGUAGES))]
+            words = other_question(self.rng, language)
+            picture = crops[int(self.rng.integers(len(crops)))].pixels if number == 0 else None
+            lessons.append(Lesson(picture, words, DECLINED[language]))
+        return lessons
+
+    def _jittered(self, pictures: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        """Change the colours of all pictures, sizes apart, in their order."""
+        shown = [picture for picture in pictures if picture is not None]
+        changed: list[np.ndarray] = list(shown)
+        for shape in dict.fromkeys(picture.shape for picture in shown):
+            rows = [row for row, picture in enumerate(shown) if picture.shape == shape]
+            batch = colour_jitter(np.stack([shown[row] for row in rows]), self.rng)
+            for row, picture in zip(rows, batch, strict=True):
+                changed[row] = picture
+        return changed
+
+    def _answer_loss(self, lessons: Sequence[Lesson], features: Tensor) -> Tensor:
+        """Give the weighted next-token loss of the answers."""
+        pack = self.packer.pack(lessons)
+        logits = self.model(
+            self.model.embed(pack.input_ids, features),
+            pack.position_ids,
+            NoCache(pack.lengths),
+            logits_at=pack.logits_at,
+        )
+        losses = cross_entropy(logits, pack.targets, reduction="none")
+        return (losses * pack.weights).sum() / len(lessons)
+
+    def _set_rates(self, progress: float) -> None:
+        cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        warm = min(1.0, (self.progress.step + 1) / WARM_UP_STEPS)
+        tower, decoder = self.optimizer.param_groups
+        tower["lr"] = LEARNING_RATE * cosine * warm
+        # The decoder starts late; its own warm-up takes 2 % of the run.
+        decoder["lr"] = LEARNING_RATE * cosine * min(1.0, max(0.0, progress - ANSWER_FROM) / 0.02)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Follow the weights slowly; early on more quickly, as there is nothing to keep."""
+        follow = 1 - min(AVERAGE_DECAY, (1 + self.progress.step) / (10 + self.progress.step))
+        averages = [self.average[name] for name, _ in self.learner.named_parameters()]
+        torch._foreach_lerp_(averages, list(self.learner.parameters()), follow)
+
+
+class AveragedWeights:
+    """The averaged weights in place of the trained ones, until the block ends."""
+
+    def __init__(self, trainer: JudgeTrainer) -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.trainer.learner.named_parameters():
+            average = self.trainer.average[name]
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+
+def train_judge(
+    photos_dir: Path,
+    run_dir: Path,
+    *,
+    minutes: float,
+    resume: bool,
+    seed: int,
+    export_dir: Path,
+) -> None:
+    """Train the judge for `minutes` of this machine's time and write its folder.
+
+    With `resume` a run in `run_dir` goes on where it was saved last; its minutes count. Boxes of
+    a detector's false proposals are read from `run_dir`/decoys.json where that file exists.
+    """
+    trainer = prepare_trainer(photos_dir, run_dir, seed=seed)
+    if resume:
+        trainer.load(run_dir)
+    book = CropBook(
+        photo_pictures(read_photos(photos_dir, "val")), np.random.default_rng(99), spoil=False
+    )
+    crops = measuring_crops(book)
+    budget_s, started = minutes * 60, time.monotonic() - trainer.progress.elapsed_s
+    saved = measured = trainer.progress.elapsed_s
+    losses: list[dict[str, float]] = []
+    while (elapsed := time.monotonic() - started) < budget_s:
+        losses.append(trainer.step(elapsed / budget_s))
+        trainer.progress.elapsed_s = elapsed
+        if elapsed - saved >= SAVE_EVERY_S:
+            trainer.save(run_dir)
+            saved = elapsed
+        if elapsed - measured >= MEASURE_EVERY_S:
+            _report(trainer, crops, losses)
+            measured, losses = elapsed, []
+    trainer.save(run_dir)
+    _report(trainer, crops, losses)
+    with trainer.averaged():
+        write_judge(trainer.model, trainer.tokenizer, trainer.config, export_dir)
+
+
+def prepare_trainer(photos_dir: Path, run_dir: Path, *, seed: int) -> JudgeTrainer:
+    """Read the photos, draw the scenes that are not drawn yet, and set up a fresh judge."""
+    kept, _ = split_held_out(read_photos(photos_dir, "train"))
+    decoys_file = run_dir / "decoys.json"
+    decoys = json.loads(decoys_file.read_text()) if decoys_file.is_file() else {}
+    scenes = []
+    for chunk in range(SCENE_CHUNKS):
+        draw_chunk(run_dir / "scenes", chunk, seed=seed)
+        scenes += scene_pictures(read_chunk(run_dir / "scenes", chunk))
+    rng = np.random.default_rng(seed)
+    photos = CropBook(photo_pictures(kept, decoys=decoys), rng)
+    return JudgeTrainer(photos, CropBook(scenes, rng), seed=seed)
+
+
+def _report(trainer: JudgeTrainer, crops: Sequence[Crop], losses: list[dict[str, float]]) -> None:
+    """Log where the run stands: losses, and right answers on crops of validation photos."""
+    means = {
+        name: round(float(np.mean([each[name] for each in losses if name in each])), 3)
+        for name in dict.fromkeys(name for each in losses for name in each)
+    }
+    with trainer.averaged():
+        figures = measure_judge(crops, trainer.ask)
+    logger.info(
+        "judge elapsed_s=%d step=%d %s %s",
+        trainer.progress.elapsed_s, trainer.progress.step, means, figures,
+    )  # fmt: skip
