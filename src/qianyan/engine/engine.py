@@ -103,13 +103,12 @@ class Engine:
         rest = iter(conversations)
         try:
             while True:
-                room = self.config.max_num_requests - len(running)
-                for messages in itertools.islice(rest, room):
+                running = [request for request in running if not request.is_finished]
+                for messages in itertools.islice(rest, self.config.max_num_requests - len(running)):
                     request, prompt = self._prepare(messages, options)
                     self._submit(request, prompt)
                     requests.append(request)
                     running.append(request)
-                running = [request for request in running if not request.is_finished]
                 if not running:
                     return [request.completion() for request in requests]
                 self.step()

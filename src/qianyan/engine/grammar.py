@@ -20,7 +20,7 @@ MAX_ENUM_VALUES = 2_048
 MAX_PROPERTIES = 512
 MAX_COUNT = 100_000
 """Largest minLength, maxLength, minItems, maxItems, minProperties and maxProperties."""
-MAX_PATTERN_BYTES = 4_096
+MAX_PATTERN_CHARACTERS = 4_096
 MAX_COMPILED = 64
 """Compiled grammars kept for the next request with the same format."""
 
@@ -142,10 +142,10 @@ def _schema_source(schema: Any) -> str:
         raise GrammarError(f"The schema is {quote(schema)}; expected an object.")
     _check_schema(schema)
     try:
-        text = json.dumps(schema, ensure_ascii=False)
+        text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        size_bytes = len(text.encode())
     except (TypeError, ValueError) as error:
-        raise GrammarError(f"The schema is not JSON: {error}.") from error
-    size_bytes = len(text.encode(errors="surrogatepass"))
+        raise GrammarError("The schema is not JSON; expected plain values only.") from error
     if size_bytes > MAX_SCHEMA_BYTES:
         raise GrammarError(
             f"The schema is {size_bytes} bytes; expected at most {MAX_SCHEMA_BYTES}."
@@ -166,10 +166,14 @@ def _schema_source(schema: Any) -> str:
 def _regex_source(pattern: Any) -> str:
     if not isinstance(pattern, str) or not pattern:
         raise GrammarError(f"pattern is {quote(pattern)}; expected a regular expression.")
-    size_bytes = len(pattern.encode(errors="surrogatepass"))
-    if size_bytes > MAX_PATTERN_BYTES:
-        raise GrammarError(f"pattern is {size_bytes} bytes; expected at most {MAX_PATTERN_BYTES}.")
-    return LLMatcher.grammar_from_regex(pattern)
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise GrammarError(
+            f"pattern is {len(pattern)} characters; expected at most {MAX_PATTERN_CHARACTERS}."
+        )
+    try:
+        return LLMatcher.grammar_from_regex(pattern)
+    except UnicodeEncodeError as error:
+        raise GrammarError("pattern is not text: it has half a surrogate pair.") from error
 
 
 def _check_schema(schema: dict[str, Any]) -> None:
@@ -204,10 +208,10 @@ def _check_keywords(node: dict[str, Any]) -> None:
         if isinstance(count, int | float) and not 0 <= count <= MAX_COUNT:
             raise GrammarError(f"{keyword} is {count}; expected 0 to {MAX_COUNT}.")
     pattern = node.get("pattern")
-    if isinstance(pattern, str) and len(pattern.encode(errors="surrogatepass")) > MAX_PATTERN_BYTES:
+    if isinstance(pattern, str) and len(pattern) > MAX_PATTERN_CHARACTERS:
         raise GrammarError(
             f"A pattern in the schema is {len(pattern)} characters; "
-            f"expected at most {MAX_PATTERN_BYTES} bytes."
+            f"expected at most {MAX_PATTERN_CHARACTERS}."
         )
 
 

@@ -83,7 +83,7 @@ def _penalise(row: Tensor, request: Request) -> None:
 
 
 def _index(token_ids: set[int], row: Tensor) -> Tensor:
-    return torch.tensor(list(token_ids), device=row.device)
+    return torch.tensor(list(token_ids), dtype=torch.long, device=row.device)
 
 
 def _draw(row: Tensor, request: Request) -> int:

@@ -34,6 +34,7 @@ CHAT_TEMPLATE = (
 )
 
 
+@pytest.fixture(scope="session")
 def tiny_tokenizer() -> Tokenizer:
     """Bytes, a few merges and the special tokens."""
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + [a + b for a, b in MERGES]
@@ -46,12 +47,11 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Path:
     """A checkpoint folder whose vocabulary matrix is padded beyond the tokenizer."""
     folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = tiny_tokenizer()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    tiny_tokenizer.save(str(folder / "tokenizer.json"))
+    ids = {token: tiny_tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     config = {
         "model_type": "qwen2_5_vl",
         "vocab_size": 288,
