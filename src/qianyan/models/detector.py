@@ -1,0 +1,348 @@
+"""The small convolutional detector: fire, smoke, persons, and heads with and without hard hats.
+
+Anchor-free, after FCOS (arXiv 1904.01355) with one class score per cell that also predicts how
+well the box fits (arXiv 2108.07755). What is unusual:
+
+* The first convolution steps four pixels at once, so nothing is computed at half resolution.
+* A second output judges the whole picture for each class; a box's final score is its own score
+  times the picture's, weighted by `scene_weight`. It lowers false alarms in small corners.
+* Pictures are stretched to a square, after padding what is longer than 2:1. Training does the
+  same, so shapes are seen as they will be met.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qianyan.errors import CheckpointError, ConfigError
+
+Kind = Literal["fire", "smoke", "person", "helmet", "head"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+STRIDES = (8, 16, 32)
+MAX_ASPECT = 2.0
+PIXEL_MEAN, PIXEL_SPREAD = 112.0, 62.0
+MAX_PROPOSALS = 60
+OVERLAP_LIMIT = 0.5  # boxes of one kind that overlap more are the same thing
+MAX_LOG_REACH = 5.0
+MODEL_TYPE = "qianyan_detector"
+PER_STAGE = ("widths", "depths")  # config fields with one number per stage of the backbone
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Something the detector believes it sees; the box is in pixels of the picture given."""
+
+    kind: Kind
+    box: tuple[float, float, float, float]
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """Sizes of the network and how its scores are read."""
+
+    image_size: int = 320
+    widths: tuple[int, int, int, int] = (32, 64, 128, 232)
+    depths: tuple[int, int, int, int] = (1, 2, 3, 2)
+    neck_width: int = 96
+    scene_weight: float = 0.35
+    thresholds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.3))
+
+    def __post_init__(self) -> None:
+        if self.image_size % STRIDES[-1] or self.image_size < 2 * STRIDES[-1]:
+            raise ConfigError(
+                f"image_size is {self.image_size}; expected a multiple of {STRIDES[-1]} "
+                f"from {2 * STRIDES[-1]} up."
+            )
+        if set(self.thresholds) != set(KINDS):
+            raise ConfigError(f"thresholds name {sorted(self.thresholds)}; expected {list(KINDS)}.")
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    padding = 1 if kernel in (3, 6) else 0
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.SiLU(inplace=True))
+
+
+class Residual(nn.Module):
+    """A narrow and a wide convolution around which the input is passed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.narrow = _conv(width, width // 2, kernel=1)
+        self.wide = _conv(width // 2, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (batch, width, rows, columns) to the same shape."""
+        out: Tensor = hidden + self.wide(self.narrow(hidden))
+        return out
+
+
+class Pyramid(nn.Module):
+    """Backbone and top-down neck: features at strides 8, 16 and 32."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        w, d, n = config.widths, config.depths, config.neck_width
+        self.stem = _conv(3, w[0], kernel=6, stride=4)
+        self.stage4 = nn.Sequential(*[Residual(w[0]) for _ in range(d[0])])
+        self.stage8 = nn.Sequential(
+            _conv(w[0], w[1], stride=2), *[Residual(w[1]) for _ in range(d[1])]
+        )
+        self.stage16 = nn.Sequential(
+            _conv(w[1], w[2], stride=2), *[Residual(w[2]) for _ in range(d[2])]
+        )
+        self.stage32 = nn.Sequential(
+            _conv(w[2], w[3], stride=2), *[Residual(w[3]) for _ in range(d[3])]
+        )
+        self.spread = _conv(3 * w[3] // 2, n, kernel=1)
+        self.squeeze = _conv(w[3], w[3] // 2, kernel=1)
+        self.merge16 = nn.Sequential(_conv(w[2] + n, n, kernel=1), Residual(n))
+        self.merge8 = nn.Sequential(_conv(w[1] + n, n * 2 // 3, kernel=1), Residual(n * 2 // 3))
+        self.rise16 = nn.Sequential(_conv(n + n * 2 // 3, n, kernel=1), Residual(n))
+        self.down8 = _conv(n * 2 // 3, n * 2 // 3, stride=2)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Map pixels (batch, 3, size, size) to features at strides 8, 16, 32 and the deepest."""
+        at8 = self.stage8(self.stage4(self.stem(pixels)))
+        at16 = self.stage16(at8)
+        deep = self.stage32(at16)
+        narrow = self.squeeze(deep)
+        near = functional.max_pool2d(narrow, 5, 1, 2)
+        far = functional.max_pool2d(near, 5, 1, 2)
+        top = self.spread(torch.cat([narrow, near, far], dim=1))
+        middle = self.merge16(
+            torch.cat([at16, functional.interpolate(top, scale_factor=2.0)], dim=1)
+        )
+        low = self.merge8(torch.cat([at8, functional.interpolate(middle, scale_factor=2.0)], dim=1))
+        middle = self.rise16(torch.cat([middle, self.down8(low)], dim=1))
+        return low, middle, top, deep
+
+
+class Head(nn.Module):
+    """Class scores and box reaches for each cell of one feature map."""
+
+    def __init__(self, width: int, kinds: int) -> None:
+        super().__init__()
+        self.kind_conv, self.box_conv = _conv(width, width), _conv(width, width)
+        self.kind_out, self.box_out = nn.Conv2d(width, kinds, 1), nn.Conv2d(width, 4, 1)
+        nn.init.constant_(self.kind_out.bias, -4.5)  # type: ignore[arg-type]
+        nn.init.constant_(self.box_out.bias, 0.7)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (batch, width, rows, columns) to (batch, rows * columns, kinds + 4)."""
+        kinds = self.kind_out(self.kind_conv(features))
+        boxes = self.box_out(self.box_conv(features))
+        return (
+            torch.cat([kinds, boxes], dim=1).flatten(2).transpose(1, 2)
+        )  # (batch, cells, kinds + 4)
+
+
+@dataclass(frozen=True)
+class RawPrediction:
+    """What the network says about a batch, before any threshold.
+
+    `kind_logits` (batch, cells, kinds), `boxes` (batch, cells, 4) in pixels of the square,
+    `scene_logits` (batch, kinds).
+    """
+
+    kind_logits: Tensor
+    boxes: Tensor
+    scene_logits: Tensor
+
+
+class Detector(nn.Module):
+    """Proposes boxes for five kinds of things in a picture."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        n, kinds = config.neck_width, len(KINDS)
+        self.pyramid = Pyramid(config)
+        self.heads = nn.ModuleList([Head(n * 2 // 3, kinds), Head(n, kinds), Head(n, kinds)])
+        self.scene = nn.Linear(config.widths[3] * 2, kinds)
+        centres, steps = cell_centres(config.image_size)
+        self.register_buffer("centres", centres, persistent=False)
+        self.register_buffer("steps", steps, persistent=False)
+        self.centres: Tensor
+        self.steps: Tensor
+
+    def forward(self, pixels: Tensor) -> RawPrediction:
+        """Look at normalised pixels (batch, 3, size, size)."""
+        *levels, deep = self.pyramid(pixels)
+        raw = torch.cat(
+            [head(level) for head, level in zip(self.heads, levels, strict=True)], dim=1
+        ).float()
+        kinds, reach = raw[..., : len(KINDS)], raw[..., len(KINDS) :]
+        reach = reach.clamp(max=MAX_LOG_REACH).exp() * self.steps[:, None]  # left, up, right, down
+        boxes = torch.cat([self.centres - reach[..., :2], self.centres + reach[..., 2:]], dim=-1)
+        pooled = torch.cat([deep.mean(dim=(2, 3)), deep.amax(dim=(2, 3))], dim=1)
+        return RawPrediction(kinds, boxes, self.scene(pooled).float())
+
+    def scores(self, raw: RawPrediction) -> Tensor:
+        """Turn logits into final scores (batch, cells, kinds), the whole picture included."""
+        weight = self.config.scene_weight
+        scene = raw.scene_logits.sigmoid()[:, None] ** weight
+        return raw.kind_logits.sigmoid() ** (1 - weight) * scene
+
+    @torch.inference_mode()
+    def propose(
+        self, rgb: NDArray[np.uint8], *, threshold: float | dict[str, float] | None = None
+    ) -> list[Proposal]:
+        """Propose boxes in a picture (height, width, 3), best first.
+
+        `threshold` is one score for every kind, one per kind, or None for the calibrated ones.
+        The model must be in eval mode, as load_detector() leaves it.
+        """
+        limits = self.config.thresholds if threshold is None else threshold
+        square, view = fit_square(rgb, self.config.image_size)
+        pixels = normalise(torch.from_numpy(square[None]).to(self.centres.device))
+        raw = self(pixels)
+        scores, boxes = self.scores(raw)[0], raw.boxes[0]
+        found: list[Proposal] = []
+        for index, kind in enumerate(KINDS):
+            limit = limits[kind] if isinstance(limits, dict) else limits
+            chosen = torch.nonzero(scores[:, index] >= limit).flatten()
+            ranked = chosen[scores[chosen, index].argsort(descending=True)][:400]
+            kept = ranked[suppress(boxes[ranked])][:MAX_PROPOSALS].cpu()
+            places = boxes[kept].cpu().numpy().astype(float)
+            for place, score in zip(places, scores[kept, index].tolist(), strict=True):
+                box = view.to_picture((place[0], place[1], place[2], place[3]))
+                if box is not None:
+                    found.append(Proposal(kind, box, min(1.0, float(score))))
+        return sorted(found, key=lambda proposal: -proposal.score)
+
+
+@dataclass(frozen=True)
+class SquareView:
+    """How a picture was padded and stretched; scales are its pixels per pixel of the square."""
+
+    width: int
+    height: int
+    scale_x: float
+    scale_y: float
+
+    def to_picture(
+        self, box: tuple[float, float, float, float]
+    ) -> tuple[float, float, float, float] | None:
+        """Map a box of the square into the picture, cut at its edges; None when nothing is left."""
+        x1, x2 = (min(max(x * self.scale_x, 0.0), float(self.width)) for x in (box[0], box[2]))
+        y1, y2 = (min(max(y * self.scale_y, 0.0), float(self.height)) for y in (box[1], box[3]))
+        return (x1, y1, x2, y2) if x2 - x1 >= 1 and y2 - y1 >= 1 else None
+
+
+def fit_square(rgb: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], SquareView]:
+    """Pad a picture longer than 2:1 at the right or bottom, then stretch it to size x size."""
+    height, width = rgb.shape[:2]
+    full_width = max(width, math.ceil(height / MAX_ASPECT))
+    full_height = max(height, math.ceil(width / MAX_ASPECT))
+    image = Image.fromarray(rgb)
+    if (full_width, full_height) != (width, height):
+        grey = round(PIXEL_MEAN)
+        padded = Image.new("RGB", (full_width, full_height), (grey, grey, grey))
+        padded.paste(image, (0, 0))
+        image = padded
+    square = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return np.array(square), SquareView(width, height, full_width / size, full_height / size)
+
+
+def normalise(pictures: Tensor) -> Tensor:
+    """Turn (batch, height, width, 3) of 0..255 into centred (batch, 3, height, width) floats."""
+    pixels = (pictures.permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_SPREAD
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def cell_centres(size: int) -> tuple[Tensor, Tensor]:
+    """List the centres (cells, 2) and strides (cells,) of all cells, finest level first."""
+    centres, steps = [], []
+    for stride in STRIDES:
+        middle = (torch.arange(size // stride) + 0.5) * stride
+        y, x = torch.meshgrid(middle, middle, indexing="ij")
+        centres.append(torch.stack([x.flatten(), y.flatten()], dim=-1))
+        steps.append(torch.full((x.numel(),), float(stride)))
+    return torch.cat(centres), torch.cat(steps)
+
+
+def box_overlap(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union of (..., n, 4) with (..., m, 4): (..., n, m)."""
+    low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
+    high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
+    both = (high - low).clamp(min=0).prod(dim=-1)
+    areas = [(b[..., 2:] - b[..., :2]).clamp(min=0).prod(dim=-1) for b in (first, second)]
+    return both / (areas[0][..., :, None] + areas[1][..., None, :] - both).clamp(min=1e-6)
+
+
+def suppress(boxes: Tensor) -> Tensor:
+    """Choose, among boxes (n, 4) ranked best first, those not overlapped by a better one."""
+    overlap = box_overlap(boxes, boxes).cpu().numpy()
+    kept: list[int] = []
+    for index in range(len(boxes)):
+        if all(overlap[index, other] <= OVERLAP_LIMIT for other in kept):
+            kept.append(index)
+    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
+
+
+def save_detector(detector: Detector, folder: Path) -> None:
+    """Write config.json and half-precision model.safetensors; each file is replaced whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().cpu().half().contiguous()
+        if tensor.is_floating_point()
+        else tensor.cpu()
+        for name, tensor in detector.state_dict().items()
+    }
+    weights = folder / "model.safetensors.part"
+    save_file(state, weights, metadata={"format": "pt"})
+    weights.replace(folder / "model.safetensors")
+    config = {"model_type": MODEL_TYPE, "kinds": list(KINDS), **asdict(detector.config)}
+    draft = folder / "config.json.part"
+    draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    draft.replace(folder / "config.json")
+
+
+def _read_config(content: dict[str, Any]) -> DetectorConfig:
+    """Make a config from config.json, taking the fields it declares and no others."""
+    known: dict[str, Any] = {
+        each.name: tuple(content[each.name]) if each.name in PER_STAGE else content[each.name]
+        for each in fields(DetectorConfig)
+        if each.name in content
+    }
+    missing = [each.name for each in fields(DetectorConfig) if each.name not in known]
+    if missing:
+        raise ConfigError(f"The detector's config.json has no {', '.join(missing)}.")
+    return DetectorConfig(**known)
+
+
+def load_detector(folder: Path, *, device: str | torch.device = "cpu") -> Detector:
+    """Read a detector saved by save_detector(), ready to propose, in single precision.
+
+    Raises:
+        CheckpointError: a file is missing or its tensors do not fit the config.
+        ConfigError: config.json describes no detector of ours.
+    """
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        state = load_file(folder / "model.safetensors")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"No detector can be read from {folder.name}: {error}") from error
+    if content.get("model_type") != MODEL_TYPE or tuple(content.get("kinds", ())) != KINDS:
+        raise ConfigError(
+            f"config.json is of type '{content.get('model_type')}'; expected '{MODEL_TYPE}' with "
+            f"the kinds {', '.join(KINDS)}."
+        )
+    detector = Detector(_read_config(content))
+    try:
+        detector.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"The detector's tensors do not fit its config: {error}") from error
+    return detector.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,1 @@
+"""Training of the bundled models: drawn scenes, labelled photos, detector, judge."""

@@ -1,0 +1,37 @@
+"""The state of an interrupted training in its run folder: written whole, read checked."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qianyan.errors import CheckpointError
+
+STATE_FILE = "last.pt"
+
+
+def write_run_state(run_dir: Path, state: dict[str, Any]) -> None:
+    """Write tensors, numbers and plain containers; the file before is replaced only when done."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    draft = run_dir / f"{STATE_FILE}.part"
+    torch.save(state, draft)
+    draft.replace(run_dir / STATE_FILE)
+
+
+def read_run_state(run_dir: Path) -> dict[str, Any]:
+    """Read what write_run_state() wrote.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = run_dir / STATE_FILE
+    if not path.exists():
+        raise CheckpointError(
+            f"The run folder '{run_dir.name}' has no {STATE_FILE}; there is nothing to resume. "
+            "Start without resuming."
+        )
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{STATE_FILE} in '{run_dir.name}' is damaged: {error}") from error
+    return state

@@ -1,0 +1,238 @@
+"""Training of the small detector on labelled photos and drawn scenes; can be interrupted.
+
+A run folder holds the drawn scenes, `last.pt` (weights, their moving average, optimizer, counts)
+and what was exported. The learning rate falls as the wanted minutes pass, so a run uses the
+time it was given; every batch depends on seed and step alone.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qianyan.models.detector import Detector, DetectorConfig, Proposal, save_detector
+from qianyan.train.checkpoint import read_run_state, write_run_state
+from qianyan.train.detector_loss import Targets, detector_loss
+from qianyan.train.detector_scores import score_photos, score_scenes
+from qianyan.train.photos import LabelledPhoto, read_photos, split_held_out
+from qianyan.train.samples import SampleSource
+from qianyan.train.scene_store import CHUNK, draw_chunk
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorRecipe:
+    """What a training does; `steps`, when given, ends it instead of the clock."""
+
+    minutes: float
+    seed: int = 0
+    steps: int | None = None
+    batch: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.03
+    warm_up_steps: int = 150
+    drawn_share: float = 0.33
+    drawn_scenes: int = 5000
+    plain_from: float = 0.85  # share of the run after which pictures are no longer joined or pasted
+    save_every_s: float = 240.0
+    report_every_s: float = 600.0
+    config: DetectorConfig = field(default_factory=DetectorConfig)
+
+
+@dataclass
+class Progress:
+    """How far a run has come; kept in its checkpoint."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+
+    def share(self, recipe: DetectorRecipe) -> float:
+        """Give the share of the run that is done, 0..1."""
+        if recipe.steps is not None:
+            return min(1.0, self.step / recipe.steps)
+        return min(1.0, self.elapsed_s / (60 * recipe.minutes))
+
+
+class DetectorTraining:
+    """A training under way: the model, its moving average, and the optimizer."""
+
+    def __init__(self, recipe: DetectorRecipe, source: SampleSource, run_dir: Path) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.source, self.run_dir = recipe, source, run_dir
+        self.detector = Detector(recipe.config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = deepcopy(self.detector).eval().requires_grad_(requires_grad=False)
+        decayed = [p for p in self.detector.parameters() if p.ndim > 1]
+        others = [p for p in self.detector.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=decay)
+        self.progress = Progress()
+
+    def resume(self) -> None:
+        """Continue from the run folder's last checkpoint.
+
+        Raises:
+            CheckpointError: there is none, or it is of another shape.
+        """
+        state = read_run_state(self.run_dir)
+        self.detector.load_state_dict(state["detector"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+    def save(self) -> None:
+        """Write the checkpoint; a run that is killed meanwhile keeps the one before."""
+        state = {
+            "detector": self.detector.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": vars(self.progress),
+        }
+        write_run_state(self.run_dir, state)
+
+    def step(self, pictures: Tensor, targets: Targets) -> float:
+        """Learn from one batch; returns the loss."""
+        self._set_rate()
+        device_type = pictures.device.type
+        with torch.autocast(device_type, torch.bfloat16):
+            raw = self.detector(pictures)
+        loss = detector_loss(raw, targets, self.detector.centres)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.detector.parameters(), 8.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+        self._follow()
+        return loss.item()
+
+    def _set_rate(self) -> None:
+        recipe, done = self.recipe, self.progress.share(self.recipe)
+        warm = min(1.0, (self.progress.step + 1) / recipe.warm_up_steps)
+        rate = recipe.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the current weights."""
+        keep = min(0.9985, (1 + self.progress.step) / (20 + self.progress.step))
+        current = self.detector.state_dict()
+        for name, value in self.average.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(current[name], 1 - keep)
+            else:
+                value.copy_(current[name])
+
+    def batches(self) -> Iterator[tuple[Tensor, Targets]]:
+        """Make batches one step ahead, in a thread: resizing pictures leaves Python's lock."""
+        with ThreadPoolExecutor(1) as pool:
+            ready = pool.submit(self._make_batch, self.progress.step)
+            while True:
+                upcoming = pool.submit(self._make_batch, self.progress.step + 1)
+                yield ready.result()
+                ready = upcoming
+
+    def _make_batch(self, step: int) -> tuple[Tensor, Targets]:
+        recipe = self.recipe
+        rng = np.random.default_rng([recipe.seed, step])
+        plain = self.progress.share(recipe) >= recipe.plain_from
+        return self.source.batch(rng, recipe.batch, recipe.config.image_size, plain=plain)
+
+    def run(
+        self, report: Callable[["DetectorTraining"], str], *, on_save: Callable[[], None]
+    ) -> None:
+        """Train until the minutes or steps are used up; log progress, save regularly."""
+        recipe, losses = self.recipe, list[float]()
+        started = time.monotonic() - self.progress.elapsed_s
+        saved = reported = logged = time.monotonic()
+        self.detector.train()
+        for pictures, targets in self.batches():
+            if self.progress.share(recipe) >= 1:
+                break
+            losses.append(self.step(pictures, targets))
+            now = time.monotonic()
+            self.progress.elapsed_s = now - started
+            if now - logged >= 60:
+                log.info("%s loss=%.3f", self._where(), float(np.mean(losses)))
+                losses, logged = [], now
+            if now - reported >= recipe.report_every_s:
+                log.info("%s %s", self._where(), report(self))
+                self.source.refresh_scenes()
+                reported = time.monotonic()
+            if now - saved >= recipe.save_every_s:
+                self.save()
+                on_save()
+                saved = time.monotonic()
+        self.save()
+
+    def _where(self) -> str:
+        minutes, step = self.progress.elapsed_s / 60, self.progress.step
+        return f"minutes={minutes:.1f} step={step} samples={step * self.recipe.batch}"
+
+
+def prepare_scenes(folder: Path, count: int, *, seed: int) -> None:
+    """Draw the training scenes that are missing in `folder`."""
+    chunks = max(1, count // CHUNK)
+    for chunk in range(chunks):
+        draw_chunk(folder, chunk, seed=seed)
+
+
+def propose_all(
+    detector: Detector, photos: list[LabelledPhoto], *, threshold: float
+) -> Iterator[tuple[LabelledPhoto, list[Proposal]]]:
+    """Yield each photo with the detector's proposals; false ones are what a judge must learn."""
+    for photo in photos:
+        yield photo, detector.propose(photo.read(), threshold=threshold)
+
+
+def train_detector(
+    photos_dir: Path | None,
+    run_dir: Path,
+    *,
+    minutes: float,
+    resume: bool = False,
+    seed: int = 0,
+    export_dir: Path | None = None,
+) -> Path:
+    """Train a detector for `minutes` and export it; returns the folder of the exported model.
+
+    Without `photos_dir` it learns from drawn scenes alone. `run_dir` keeps everything needed to
+    continue with `resume`.
+
+    Raises:
+        ConfigError: the photos' annotations cannot be read.
+        CheckpointError: `resume` was asked for and the run folder has no checkpoint.
+    """
+    recipe = DetectorRecipe(minutes=minutes, seed=seed)
+    scene_folder, target = run_dir / "scenes", export_dir or run_dir / "export"
+    prepare_scenes(scene_folder, recipe.drawn_scenes, seed=seed)
+    photos = read_photos(photos_dir, "train") if photos_dir else []
+    checked = read_photos(photos_dir, "val")[::2] if photos_dir else []
+    kept, _ = split_held_out(photos)
+    source = SampleSource(kept, scene_folder, drawn_share=recipe.drawn_share)
+    training = DetectorTraining(recipe, source, run_dir)
+    if resume:
+        training.resume()
+    log.info("photos=%d scenes=%d parameters=%d", len(kept), CHUNK * len(source.scenes),
+             sum(p.numel() for p in training.detector.parameters()))  # fmt: skip
+
+    def report(state: DetectorTraining) -> str:
+        return f"{score_photos(state.average, checked)} {score_scenes(state.average, 100)}"
+
+    training.run(report, on_save=lambda: save_detector(training.average, target))
+    log.info("finished %s", report(training))
+    save_detector(training.average, target)
+    return target

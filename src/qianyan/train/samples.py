@@ -1,0 +1,153 @@
+"""From labelled pictures to training batches: choosing, joining, and the padded labels.
+
+Batch number `step` is a function of the seed and the step alone, so a training that is resumed
+sees what it would have seen.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qianyan.models.detector import KINDS, Kind, normalise
+from qianyan.train.augment import (
+    MIN_PIXELS,
+    Pixels,
+    Sample,
+    box_size,
+    crop,
+    cut_out,
+    paste_fire,
+    paste_head,
+    recolour,
+    shift_box,
+    stretch,
+)
+from qianyan.train.detector_loss import Targets
+from qianyan.train.photos import LabelledBox, LabelledPhoto
+from qianyan.train.scene_store import StoredScenes, read_chunk, whole_chunks
+
+PASTE_FIRE, PASTE_HEAD, MOSAIC, CROP = 0.15, 0.18, 0.2, 0.85
+
+
+class SampleSource:
+    """All labelled pictures of a training, photos in memory and drawn scenes on disk."""
+
+    def __init__(
+        self, photos: list[LabelledPhoto], scene_folder: Path, *, drawn_share: float
+    ) -> None:
+        self.photos = [Sample(p.read(), p.boxes, p.labelled) for p in photos]
+        self.drawn_share = drawn_share if photos else 1.0
+        self.scene_folder = scene_folder
+        self.scenes: list[StoredScenes] = []
+        self.refresh_scenes()
+        weights = np.array([_weight(sample) for sample in self.photos])
+        self.chances = weights / weights.sum() if photos else weights
+        self.bank: dict[Kind, list[Pixels]] = {"fire": [], "head": []}
+        for sample in self.photos:
+            for box in sample.boxes:
+                if box.kind in self.bank and min(box_size(box.box)) >= 18:
+                    self.bank[box.kind].append(cut_out(sample.rgb, box.box))
+        self.groups: dict[frozenset[Kind], list[int]] = {}
+        for index, sample in enumerate(self.photos):
+            self.groups.setdefault(sample.labelled, []).append(index)
+
+    def refresh_scenes(self) -> None:
+        """Take in chunks that were drawn since the last look."""
+        chunks = whole_chunks(self.scene_folder)
+        for chunk in chunks[len(self.scenes) :]:
+            self.scenes.append(read_chunk(self.scene_folder, chunk))
+
+    def batch(
+        self, rng: np.random.Generator, count: int, size: int, *, plain: bool = False
+    ) -> tuple[Tensor, Targets]:
+        """Make `count` augmented pictures (count, 3, size, size) and their targets.
+
+        `plain` leaves out joined and pasted pictures: the last part of a training should see
+        pictures as they are met.
+        """
+        samples = [self._draw(rng, size, is_plain=plain) for _ in range(count)]
+        pictures = normalise(torch.from_numpy(np.stack([s.rgb for s in samples])))
+        return recolour(rng, pictures), make_targets(samples)
+
+    def _draw(self, rng: np.random.Generator, size: int, *, is_plain: bool) -> Sample:
+        if rng.random() < self.drawn_share:
+            scenes = self.scenes[int(rng.integers(len(self.scenes)))]
+            index = int(rng.integers(len(scenes.boxes)))
+            sample = Sample(
+                np.asarray(scenes.pictures[index]), scenes.boxes[index], frozenset(KINDS)
+            )
+        else:
+            sample = self._draw_photo(rng)
+            if not is_plain and rng.random() < MOSAIC:
+                return self._join(rng, sample, size)
+            if not is_plain:
+                sample = self._paste(rng, sample)
+        return crop(rng, sample, size, chance=CROP * (0.7 if is_plain else 1.0))
+
+    def _draw_photo(self, rng: np.random.Generator) -> Sample:
+        return self.photos[int(rng.choice(len(self.photos), p=self.chances))]
+
+    def _join(self, rng: np.random.Generator, first: Sample, size: int) -> Sample:
+        """Put four photos that were labelled for the same kinds into one picture."""
+        group = self.groups[first.labelled]
+        others = [self.photos[group[int(rng.integers(len(group)))]] for _ in range(3)]
+        x, y = (int(v) for v in rng.uniform(0.3, 0.7, 2) * size)
+        corners = ((0, 0, x, y), (x, 0, size, y), (0, y, x, size), (x, y, size, size))
+        canvas = np.empty((size, size, 3), dtype=np.uint8)
+        boxes: list[LabelledBox] = []
+        doubtful: frozenset[Kind] = frozenset()
+        for sample, (x1, y1, x2, y2) in zip([first, *others], corners, strict=True):
+            part = crop(rng, sample, max(x2 - x1, y2 - y1), chance=0.5)
+            stretched = stretch(part, x2 - x1, y2 - y1)
+            canvas[y1:y2, x1:x2] = stretched.rgb
+            boxes += [
+                replace(b, box=shift_box(b.box, x1, y1))
+                for b in stretched.boxes
+                if min(box_size(b.box)) >= MIN_PIXELS
+            ]
+            doubtful |= part.doubtful
+        return Sample(canvas, tuple(boxes), first.labelled, doubtful)
+
+    def _paste(self, rng: np.random.Generator, sample: Sample) -> Sample:
+        """By chance add a flame to a photo without one, or bare a head that wore a helmet."""
+        has_fire = any(box.kind == "fire" for box in sample.boxes)
+        if (
+            self.bank["fire"]
+            and "fire" in sample.labelled
+            and not has_fire
+            and rng.random() < PASTE_FIRE
+        ):
+            return paste_fire(
+                rng, sample, self.bank["fire"][int(rng.integers(len(self.bank["fire"])))]
+            )
+        if self.bank["head"] and rng.random() < PASTE_HEAD:
+            return paste_head(rng, sample, self.bank["head"])
+        return sample
+
+
+def _weight(sample: Sample) -> float:
+    """Show rare things more often: bare heads above all, then smoke."""
+    kinds = {box.kind for box in sample.boxes}
+    return 1.0 + 3.0 * ("head" in kinds) + 0.4 * ("smoke" in kinds) + 0.2 * (not kinds)
+
+
+def make_targets(samples: list[Sample]) -> Targets:
+    """Pad the labels of a batch."""
+    most = max(1, *(len(s.boxes) for s in samples))
+    boxes = torch.zeros(len(samples), most, 4)
+    kinds = torch.full((len(samples), most), -1, dtype=torch.long)
+    labelled, scene = torch.zeros(len(samples), len(KINDS)), torch.zeros(len(samples), len(KINDS))
+    known = torch.zeros(len(samples), len(KINDS))
+    for row, sample in enumerate(samples):
+        for column, each in enumerate(sample.boxes):
+            boxes[row, column] = torch.tensor(each.box)
+            kinds[row, column] = KINDS.index(each.kind)
+            scene[row, KINDS.index(each.kind)] = 1
+        for index, kind in enumerate(KINDS):
+            labelled[row, index] = float(kind in sample.labelled)
+            is_certain = scene[row, index] > 0 or kind not in sample.doubtful
+            known[row, index] = float(kind in sample.labelled and is_certain)
+    return Targets(boxes, kinds, labelled, scene, known)
