@@ -143,8 +143,10 @@ class JudgeTrainer:
         self.photos.rng = self.scenes.rng = self.rng
         crops = self._draw_crops(progress)
         self.answers = answering = progress >= ANSWER_FROM
-        lessons = self._lessons(crops) if answering else []
-        pictures = [lesson.pixels for lesson in lessons] or [crop.pixels for crop in crops]
+        # The decoder is asked about every other crop; the readouts see them all.
+        lessons = self._lessons(crops[::2]) if answering else []
+        extra = [lesson.pixels for lesson in lessons[len(crops[::2]) :]]
+        pictures = [crop.pixels for crop in crops] + [each for each in extra if each is not None]
         shown = self._jittered(pictures)
         grids = [self.packer.pixels.grid((each.shape[1], each.shape[0])) for each in shown]
         self._set_rates(progress)
@@ -153,9 +155,12 @@ class JudgeTrainer:
             torch.autocast("cpu", torch.bfloat16),
         ):
             features = self.model.encode_images(self.packer.patches(shown), grids)
-            losses = {"see": self.readouts(features[: len(crops) * CELLS**2], crops)}
+            of_crops, of_others = features.tensor_split([len(crops) * CELLS**2])
+            losses = {"see": self.readouts(of_crops, crops)}
             if answering:
-                joined = features if progress >= JOIN_FROM else features.detach()
+                asked = of_crops.view(len(crops), CELLS**2, -1)[::2].flatten(0, 1)
+                joined = torch.cat([asked, of_others])
+                joined = joined if progress >= JOIN_FROM else joined.detach()
                 losses["say"] = self._answer_loss(lessons, joined)
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -250,10 +255,9 @@ class JudgeTrainer:
             lessons.append(Lesson(picture, words, DECLINED[language]))
         return lessons
 
-    def _jittered(self, pictures: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    def _jittered(self, shown: Sequence[Bytes]) -> list[Bytes]:
         """Change the colours of all pictures, sizes apart, in their order."""
-        shown = [picture for picture in pictures if picture is not None]
-        changed: list[np.ndarray] = list(shown)
+        changed = list(shown)
         for shape in dict.fromkeys(picture.shape for picture in shown):
             rows = [row for row, picture in enumerate(shown) if picture.shape == shape]
             batch = colour_jitter(np.stack([shown[row] for row in rows]), self.rng)

@@ -57,7 +57,7 @@ def test_the_decoder_starts_late_and_reaches_the_tower_later(
 
 def test_the_readouts_learn_from_drawn_crops(pictures: list[LabelledPicture]) -> None:
     judge = trainer(pictures)
-    losses = [judge.step(0.0)["see"] for _ in range(25)]
+    losses = [judge.step(0.0)["see"] for _ in range(40)]
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
