@@ -4,6 +4,7 @@ The oracle is told which tokens are pictures (`mm_token_type_ids`) or gets expli
 to itself it silently falls back to one-dimensional ones.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +16,10 @@ import torch
 from torch.testing import assert_close
 
 from qianyan.models.attention import NoCache
-from qianyan.models.qwen2_5_vl import Grid, Qwen2_5_VLForConditionalGeneration
+from qianyan.models.positions import Grid
+from qianyan.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from qianyan.models.registry import load_model
+from qianyan.models.weights import save_checkpoint
 
 assert_features_equal = partial(assert_close, rtol=0, atol=1e-5)
 assert_logits_equal = partial(assert_close, rtol=0, atol=1e-4)
@@ -252,6 +255,42 @@ def test_the_flat_and_the_nested_config_are_the_same_model(
     prompt = make_prompt(tiny_tokens, *IMAGE_CASES["one image"])
     assert flat.config == ours.config
     assert torch.equal(our_logits(flat, prompt), our_logits(ours, prompt))
+
+
+def test_shards_written_by_transformers_are_joined(ours: Any, theirs: Any, tmp_path: Path) -> None:
+    theirs.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    state = load_model(tmp_path).state_dict()
+    assert state.keys() == ours.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+@torch.inference_mode()
+def test_what_we_save_under_a_flat_config_loads_in_transformers(
+    ours: Any,
+    hub_checkpoint: Path,
+    load_oracle: Callable[[Path], Any],
+    tiny_tokens: dict[str, int],
+    tmp_path: Path,
+) -> None:
+    save_checkpoint(ours, tmp_path)
+    shutil.copy(hub_checkpoint / "config.json", tmp_path)
+    prompt = make_prompt(tiny_tokens, *IMAGE_CASES["mixed turns"])
+    assert_logits_equal(our_logits(ours, prompt), oracle_logits(load_oracle(tmp_path), prompt))
+
+
+@torch.inference_mode()
+def test_bfloat16_strays_from_float32_no_further_than_the_oracle_does(
+    official_checkpoint: Path,
+    ours: Any,
+    load_oracle: Callable[[Path], Any],
+    tiny_tokens: dict[str, int],
+) -> None:
+    prompt = make_prompt(tiny_tokens, *IMAGE_CASES["several images"])
+    exact = our_logits(ours, prompt)
+    half = our_logits(load_model(official_checkpoint, dtype="bfloat16"), prompt)
+    oracle = oracle_logits(load_oracle(official_checkpoint).bfloat16(), prompt).float()
+    assert (half - exact).abs().mean() < 1.2 * (oracle - exact).abs().mean()
 
 
 @torch.inference_mode()

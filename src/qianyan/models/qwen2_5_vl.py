@@ -27,10 +27,9 @@ from qianyan.models.config import (
     require_silu,
 )
 from qianyan.models.layers import MLP, RMSNorm
+from qianyan.models.positions import Grid, multimodal_position_ids, require_grid
 from qianyan.models.rope import Rope, axial_rope, rotate
 from qianyan.models.text import TextConfig, TextModel
-
-Grid = tuple[int, int, int]  # t, h, w in patches
 
 VISION_NORM_EPS = 1e-6  # fixed in the tower's code; no config.json states it
 
@@ -306,18 +305,8 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         """
         vision = self.config.vision
         grids = [(int(t), int(h), int(w)) for t, h, w in grid_thw]
-        for t, h, w in grids:
-            if (
-                t < 1
-                or h < 1
-                or w < 1
-                or h % vision.spatial_merge_size
-                or w % vision.spatial_merge_size
-            ):
-                raise InputError(
-                    f"Grid is {t} x {h} x {w} patches; expected a height and width that are "
-                    f"multiples of {vision.spatial_merge_size}."
-                )
+        for grid in grids:
+            require_grid(grid, merge=vision.spatial_merge_size)
         expected = (sum(t * h * w for t, h, w in grids), vision.patch_values)
         if not grids or tuple(pixel_values.shape) != expected:
             raise InputError(
@@ -363,71 +352,22 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
     ) -> Tensor:
         """Give (3, tokens): the time, height and width position of each token of one prompt.
 
-        The rule is M-RoPE's (Qwen2-VL, section 2.1; absolute time: Qwen2.5-VL, section 2.1.3).
-        Text counts up on all axes at once; a vision token adds its place in the grid to the
-        position at which the picture starts; what follows a picture or video starts 1 after the
-        largest position so far. `second_per_grid_ts` holds, for each video, the seconds between
-        two temporal patches.
-
-        Raises InputError when tokens, grids and times do not agree.
+        `second_per_grid_ts` holds, for each video, the seconds between two temporal patches: its
+        time counts `tokens_per_second`. Generated tokens continue at 1 + the largest position, on
+        all axes. Raises InputError when tokens, grids and times do not agree.
         """
         if len(second_per_grid_ts) != len(video_grid_thw):
             raise InputError(
                 f"second_per_grid_ts has {len(second_per_grid_ts)} entries; "
                 f"expected one for each of {len(video_grid_thw)} videos."
             )
-        config = self.config
-        images = iter([(grid, 0.0) for grid in image_grid_thw])
-        videos = iter(
-            [
-                (grid, config.vision.tokens_per_second * seconds)
-                for grid, seconds in zip(video_grid_thw, second_per_grid_ts, strict=True)
-            ]
-        )
-        waiting = {config.image_token_id: images, config.video_token_id: videos}
-        spans: list[Tensor] = []
-        index = start = 0  # token reached, position reached
-        while index < len(input_ids):
-            token_id = input_ids[index]
-            if token_id in waiting:
-                span = self._vision_span(token_id, next(waiting[token_id], None))
-                count = span.shape[1]
-                if any(other != token_id for other in input_ids[index : index + count]) or (
-                    index + count > len(input_ids)
-                ):
-                    raise InputError(
-                        f"The picture at token {index} needs {count} tokens of id {token_id}; "
-                        "expected them in one run."
-                    )
-            else:
-                count = next(
-                    (n for n, other in enumerate(input_ids[index:]) if other in waiting),
-                    len(input_ids) - index,
-                )
-                span = torch.arange(count).expand(3, -1)
-            spans.append(start + span)
-            start = int(spans[-1].max()) + 1
-            index += count
-        for token_id, rest in waiting.items():
-            if left := len(list(rest)):
-                raise InputError(
-                    f"{left} grids have no tokens in the prompt; expected a run of id {token_id} "
-                    "for each."
-                )
-        return torch.cat(spans, dim=1) if spans else torch.zeros(3, 0, dtype=torch.long)
-
-    def _vision_span(self, token_id: int, item: tuple[Grid, float] | None) -> Tensor:
-        """Give (3, merged_tokens) positions of one picture or video, counted from its start."""
-        if item is None:
-            raise InputError(
-                f"The prompt holds more pictures than grids were given (token id {token_id}); "
-                "expected one grid for each."
-            )
-        (t, h, w), time_step = item
-        merge = self.config.vision.spatial_merge_size
-        # The whole product is truncated, not its factors; float32 as in the released code.
-        times = (torch.arange(t) * time_step).long()
-        return torch.cartesian_prod(times, torch.arange(h // merge), torch.arange(w // merge)).T
+        vision = self.config.vision
+        steps = [vision.tokens_per_second * seconds for seconds in second_per_grid_ts]
+        pictures = {
+            self.config.image_token_id: [(grid, 0.0) for grid in image_grid_thw],
+            self.config.video_token_id: list(zip(video_grid_thw, steps, strict=True)),
+        }
+        return multimodal_position_ids(input_ids, pictures, merge=vision.spatial_merge_size)
 
     def forward(
         self,

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from qianyan.errors import InputError
 from qianyan.models.attention import NoCache
-from qianyan.models.qwen2_5_vl import Grid, lay_out
+from qianyan.models.positions import Grid
+from qianyan.models.qwen2_5_vl import lay_out
 from qianyan.models.registry import build_model, qwen2_5_vl_config
 
 IMAGE, VIDEO, START = 60, 61, 62
@@ -78,6 +79,8 @@ def test_time_is_truncated_after_the_whole_product(tiny_model: Any) -> None:
         ([1, 1], [(1, 2, 2)], [], [], "1 grids have no tokens"),
         ([VIDEO], [], [(1, 2, 2)], [], "second_per_grid_ts has 0 entries; expected one for each"),
         ([IMAGE], [], [(1, 2, 2)], [1.0], "more pictures than grids"),
+        ([IMAGE], [(1, 1, 1)], [], [], "Grid is 1 x 1 x 1 patches"),
+        ([IMAGE], [(0, 2, 2)], [], [], "Grid is 0 x 2 x 2 patches"),
     ],
 )
 def test_tokens_and_grids_that_disagree_are_refused(
