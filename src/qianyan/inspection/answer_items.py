@@ -29,6 +29,7 @@ _WRAPPERS = frozenset(
 _END_OF_THOUGHT = "</think>"
 _NUMBER = re.compile(r"[-+]?\d{1,9}(?:\.\d{1,20})?")
 MAX_NUMBER_TEXT_CHARS = 200
+_AROUND = " \t\r\n`.。"
 
 Numbers = tuple[float, float, float, float]
 
@@ -183,11 +184,12 @@ def _states_nothing(found: tuple[Found, ...], reply: str) -> bool:
 
     Brackets in the middle of a sentence ("I cannot say []") are no statement.
     """
-    return (
-        bool(found)
-        and all(_is_nothing(one.value) for one in found)
-        and any(_stands_alone(one, reply) for one in found)
-    )
+    if not found or not all(_is_nothing(one.value) for one in found):
+        return False
+    before = reply[: found[0].start].rpartition(_END_OF_THOUGHT)[2].strip(_AROUND).lower()
+    after = reply[found[-1].end :].strip(_AROUND)
+    lines = f"\n{reply}\n"
+    return before in {"", "json"} or not after or any(_has_own_line(one, lines) for one in found)
 
 
 def _is_nothing(value: Value) -> bool:
@@ -203,14 +205,12 @@ def _is_nothing(value: Value) -> bool:
     return False
 
 
-def _stands_alone(found: Found, reply: str) -> bool:
-    """Tell whether it begins or ends the answer, or has a line of its own."""
-    around = " \t`.。"
-    before = reply[: found.start].rpartition(_END_OF_THOUGHT)[2]
-    after = reply[found.end :]
-    fence = before.strip(around + "\n\r").lower()
-    return (
-        fence in {"", "json"}
-        or not after.strip(around + "\n\r")
-        or not (before.rpartition("\n")[2] + after.partition("\n")[0]).strip(around)
-    )
+def _has_own_line(found: Found, lines: str) -> bool:
+    """Tell whether nothing but white space and quotation marks shares its line.
+
+    `lines` is the answer between two line ends; a line is looked at for 20 characters to each side.
+    """
+    start, end = found.start + 1, found.end + 1
+    _, line_end, left = lines[max(start - 20, 0) : start].rpartition("\n")
+    right = lines[end : end + 20].partition("\n")[0]
+    return bool(line_end) and not left.strip(_AROUND) and not right.strip(_AROUND)

@@ -116,7 +116,14 @@ class _Reader:
             self.found.append(Found(done.value, done.start, end))
 
     def close_kind(self, kind: type, end: int) -> None:
-        """End up to the innermost container of `kind`; a bracket that opens nothing is ignored."""
+        """End up to the innermost container of `kind`; a bracket that opens nothing is ignored.
+
+        So is a list's bracket inside an object that goes on with its next key.
+        """
+        if kind is list and self.stack and isinstance(self.stack[-1].value, dict):
+            rest = self.text[end : end + 20].lstrip()
+            if rest[:1] in _SEPARATORS and rest[1:].lstrip()[:1] in _OPENING_QUOTES:
+                return
         if any(isinstance(one.value, kind) for one in self.stack):
             while not isinstance(self.stack[-1].value, kind):
                 self.close(end)

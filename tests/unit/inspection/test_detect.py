@@ -1,0 +1,354 @@
+"""Answers of models, good and damaged, become detections in photo pixels or a ReplyError."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from qianyan.errors import ReplyError
+from qianyan.inputs.grounding import Notation
+from qianyan.inputs.images import Photo
+from qianyan.inspection.detect import detect, parse_detections, score_of
+from qianyan.inspection.records import Detection, Hazard, SubLabel, Usage
+from qianyan.inspection.repetition import ends_in_loop, is_repeating
+from qianyan.inspection.vision import Answer, Ask, TokenScore
+
+CORPUS = json.loads((Path(__file__).parent / "malformed" / "answers.json").read_text("utf-8"))
+SEEN_WH = (1000, 500)
+PHOTO_WH = (2000, 1000)
+
+
+def parse(
+    reply: str, *, notation: Notation = Notation.RESIZED_PIXELS, max_objects: int = 10
+) -> tuple[tuple[Detection, ...], tuple[str, ...]]:
+    return parse_detections(
+        reply, notation=notation, seen_wh=SEEN_WH, photo_wh=PHOTO_WH, max_objects=max_objects
+    )
+
+
+def parse_fails(reply: str) -> bool:
+    try:
+        parse(reply)
+    except ReplyError:
+        return True
+    return False
+
+
+def shown(detections: Sequence[Detection]) -> list[str]:
+    return [
+        f"{one.label.value}/{one.sub_label.value} {','.join(map(str, one.box.as_list()))}"
+        for one in detections
+    ]
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=[case["name"] for case in CORPUS])
+def test_every_damaged_answer_is_read_as_written_down_in_the_corpus(case: dict) -> None:
+    limit = case.get("max_objects", 10)
+    if case["found"] is None:
+        with pytest.raises(ReplyError) as caught:
+            parse(case["reply"], max_objects=limit)
+        assert str(caught.value).endswith(".")
+        return
+    detections, notes = parse(case["reply"], max_objects=limit)
+    assert shown(detections) == case["found"]
+    if "notes" in case:
+        assert list(notes) == case["notes"]
+    assert all(one.score is None and one.score_kind is None for one in detections)
+
+
+def test_every_prefix_of_an_answer_gives_its_complete_objects_or_an_error() -> None:
+    boxes = [[100, 50, 200, 150], [300, 50, 400, 150], [500, 50, 600, 150]]
+    items = [{"bbox_2d": box, "label": "人员", "sub_label": "佩戴安全帽"} for box in boxes]
+    reply = json.dumps(items, ensure_ascii=False)
+    whole, _ = parse(reply)
+    most = 0
+    for size in range(len(reply)):
+        try:
+            detections, notes = parse(reply[:size])
+        except ReplyError:
+            assert most == 0
+            continue
+        assert len(detections) >= most
+        assert detections == whole[: len(detections)]
+        assert notes[0] == f"the answer was cut; {len(detections)} objects were read"
+        most = len(detections)
+    assert most == 3
+
+
+@pytest.mark.parametrize(
+    ("notation", "box"),
+    [
+        (Notation.RESIZED_PIXELS, [100, 50, 200, 150]),
+        (Notation.SENT_PIXELS, [100, 50, 200, 150]),
+        (Notation.RELATIVE_1000, [100, 100, 200, 300]),
+        (Notation.RELATIVE_1, [0.1, 0.1, 0.2, 0.3]),
+        (Notation.RELATIVE_1000_YX, [100, 100, 300, 200]),
+        (Notation.RESIZED_PIXELS_YX, [50, 100, 150, 200]),
+    ],
+)
+def test_the_same_place_is_found_in_every_notation(notation: Notation, box: list[float]) -> None:
+    reply = json.dumps([{"bbox_2d": box, "label": "fire", "sub_label": "minor"}])
+    detections, notes = parse(reply, notation=notation)
+    assert shown(detections) == ["fire/minor 200,100,400,300"]
+    assert notes == ()
+
+
+PIECES = st.sampled_from(
+    [
+        *"[]{}()\"',: \n\\“”：，",
+        *("\\u", "bbox_2d", '"bbox_2d": ', '"label": ', '"sub_label": ', '"火灾"', '"person"'),
+        *('"severe"', "null", "true", "NaN", "Infinity", "-1e999", "9" * 30, "12", "-7.5", "1e5"),
+        *('{"bbox_2d": [100, 50, 200, 150], "label": "fire"}', "<think>", "</think>", "```json\n"),
+        *("100, 50", "0", "\ud800", "\x00", "🔥", "no hazards", "[]", "[100, 50, 200, 150]"),
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    reply=st.one_of(
+        st.lists(PIECES, max_size=60).map("".join), st.text(max_size=200), st.binary().map(str)
+    ),
+    notation=st.sampled_from(list(Notation)),
+    sizes=st.tuples(*[st.integers(1, 5000)] * 4),
+    max_objects=st.integers(1, 12),
+)
+def test_any_text_is_an_error_or_boxes_inside_the_photo(
+    reply: str, notation: Notation, sizes: tuple[int, int, int, int], max_objects: int
+) -> None:
+    photo_wh = sizes[2:]
+    try:
+        detections, notes = parse_detections(
+            reply,
+            notation=notation,
+            seen_wh=sizes[:2],
+            photo_wh=photo_wh,
+            max_objects=max_objects,
+        )
+    except ReplyError:
+        return
+    assert len(detections) <= max_objects
+    assert all(isinstance(note, str) for note in notes)
+    for one in detections:
+        assert 0 <= one.box.x1 < one.box.x2 <= photo_wh[0]
+        assert 0 <= one.box.y1 < one.box.y2 <= photo_wh[1]
+    if not detections:
+        assert "[" in reply
+
+
+@settings(max_examples=200, deadline=None)
+@given(boxes=st.lists(st.tuples(*[st.integers(-3000, 3000)] * 4), min_size=1, max_size=15))
+def test_any_four_numbers_end_inside_the_photo_or_in_a_count(
+    boxes: list[tuple[int, int, int, int]],
+) -> None:
+    reply = json.dumps([{"bbox_2d": box, "label": "smoke", "sub_label": "minor"} for box in boxes])
+    try:
+        detections, notes = parse(reply, max_objects=100)
+    except ReplyError:
+        assert all(parse_fails(json.dumps([{"bbox_2d": box, "label": "fire"}])) for box in boxes)
+        return
+    left_out = sum(int(note.split()[0]) for note in notes if note.endswith("left out"))
+    assert len(detections) + left_out == len(boxes)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "[" * 150_000,
+        "{" * 150_000,
+        '{"a":' * 30_000,
+        '"' * 150_000,
+        "[" + "'" * 150_000,
+        '["\\' * 40_000,
+        "[1," * 1 + "9" * 150_000,
+        "[" + '{"bbox_2d": [1, 2, 3' * 8_000,
+        "( " * 75_000,
+        "[" + "a" * 150_000,
+        "```json\n" * 15_000,
+        "x []" * 37_500 + "x",
+    ],
+    ids=lambda reply: reply[:8],
+)
+def test_long_rubbish_is_refused_quickly(reply: str) -> None:
+    started = time.process_time()
+    with pytest.raises(ReplyError):
+        parse(reply)
+    assert time.process_time() - started < 5
+
+
+def test_a_long_answer_is_read_in_linear_time() -> None:
+    item = '{"bbox_2d": [100, 50, 200, 150], "label": "fire", "sub_label": "minor"}, '
+    detections, notes = parse("[" + item * 2_500)
+    assert shown(detections) == ["fire/minor 200,100,400,300"]
+    assert "2499 repeating another left out" in notes
+
+
+class Script:
+    """Answers prepared beforehand, for what no model can be made to say on demand."""
+
+    name = "script"
+    notation = Notation.RESIZED_PIXELS
+
+    def __init__(self, *answers: str, finish_reason: str = "stop") -> None:
+        self.answers = list(answers)
+        self.asks: list[Ask] = []
+        self.finish_reason = finish_reason
+
+    def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
+        return SEEN_WH
+
+    def ask(self, ask: Ask) -> Answer:
+        self.asks.append(ask)
+        return Answer(
+            text=self.answers.pop(0),
+            seen_wh=SEEN_WH,
+            usage=Usage(prompt_tokens=100, completion_tokens=10, forwarded_tokens=8),
+            finish_reason=self.finish_reason,
+        )
+
+    def ask_many(self, asks: Sequence[Ask]) -> list[Answer]:
+        return [self.ask(ask) for ask in asks]
+
+
+@pytest.fixture(scope="module")
+def photo() -> Photo:
+    return Photo(Image.new("RGB", PHOTO_WH, "grey"))
+
+
+GOOD = '[{"bbox_2d": [100, 50, 200, 150], "label": "fire", "sub_label": "severe"}]'
+LOOP = "[" + ", ".join(
+    json.dumps({"bbox_2d": [x, 50, x + 40, 150], "label": "person", "sub_label": "helmet"})
+    for x in range(100, 900, 50)
+)
+
+
+def test_a_look_asks_once_for_all_hazards_and_keeps_the_raw_answer(photo: Photo) -> None:
+    vision = Script(GOOD)
+    look = detect(photo, vision, lang="en", max_objects=7)
+    (ask,) = vision.asks
+    assert ask.image is photo.rgb
+    assert "at most 7 items" in ask.text
+    assert "1000 pixels wide and 500 pixels high" in ask.text
+    assert ask.schema is not None
+    assert ask.schema["maxItems"] == 7
+    assert ask.max_tokens == 7 * 60 + 100
+    assert ask.temperature == 0
+    assert shown(look.detections) == ["fire/severe 200,100,400,300"]
+    assert look.raw == GOOD
+    assert look.usage == Usage(100, 10, 8)
+    assert look.notes == ()
+
+
+def test_an_answer_in_a_loop_is_asked_for_once_more_and_warmer(photo: Photo) -> None:
+    vision = Script(LOOP, GOOD)
+    look = detect(photo, vision, lang="en")
+    first, second = vision.asks
+    assert (second.temperature, second.presence_penalty) == (0.5, 1.5)
+    assert first.text == second.text
+    assert shown(look.detections) == ["fire/severe 200,100,400,300"]
+    assert look.raw == GOOD
+    assert look.usage == Usage(200, 20, 16)
+    assert look.notes[-1] == "the answer ran in a loop; the model was asked once more"
+
+
+def test_the_first_answer_counts_when_the_second_is_no_better(photo: Photo) -> None:
+    for second in (LOOP, "no idea"):
+        look = detect(photo, Script(LOOP, second), lang="en")
+        assert len(look.detections) == 10
+        assert look.raw == LOOP
+        assert any(note.startswith("the answer was cut") for note in look.notes)
+
+
+def test_an_endless_unreadable_answer_is_asked_for_once_more(photo: Photo) -> None:
+    runaway = '[{"bbox_2d": [1' + "9" * 500
+    look = detect(photo, Script(runaway, GOOD, finish_reason="length"), lang="en")
+    assert shown(look.detections) == ["fire/severe 200,100,400,300"]
+    with pytest.raises(ReplyError) as caught:
+        detect(photo, Script(runaway, runaway, finish_reason="length"), lang="en")
+    assert caught.value.raw == runaway
+
+
+def test_an_unreadable_answer_is_an_error_that_keeps_the_answer_for_the_record(
+    photo: Photo,
+) -> None:
+    vision = Script("There are no hazards.")
+    with pytest.raises(ReplyError) as caught:
+        detect(photo, vision, lang="en")
+    assert caught.value.raw == "There are no hazards."
+    assert len(vision.asks) == 1
+
+
+def test_an_answer_that_hit_its_length_limit_says_so(photo: Photo) -> None:
+    look = detect(photo, Script(GOOD.strip("[]") + "\n", finish_reason="length"), lang="en")
+    assert look.notes == ("the answer was cut; 1 objects were read",)
+
+
+def test_loops_are_told_from_crowds() -> None:
+    same = [("person", (10.0, 10.0, 20.0, 20.0))] * 4
+    near = [("person", (10.0 + step, 10.0, 20.0, 20.0)) for step in (0, 1, 0, 2)]
+    group = [("fire", (1.0, 2.0, 3.0, 4.0)), ("smoke", (50.0, 60.0, 70.0, 80.0))]
+    crowd = [("person", (x, 10.0 + x % 7, x + 20.0, 60.0)) for x in (0.0, 31.0, 58.0, 93.0, 119.0)]
+    assert is_repeating(same)
+    assert is_repeating(near)
+    assert is_repeating(group * 3)
+    assert is_repeating([("person", (9.0 * k, 5.0, 9.0 * k + 8, 20.0)) for k in range(6)])
+    assert not is_repeating(same[:3])
+    assert not is_repeating(group * 2)
+    assert not is_repeating(crowd)
+    assert not is_repeating([])
+    assert ends_in_loop("x" * 100)
+    assert ends_in_loop("begin " + '{"bbox_2d": [1, 2, 3, 4]}, ' * 4)
+    assert not ends_in_loop("x" * 20)
+    assert not ends_in_loop(GOOD * 2)
+
+
+def spell(*pieces: tuple[str | bytes, float]) -> tuple[TokenScore, ...]:
+    tokens = []
+    for piece, probability in pieces:
+        data = piece if isinstance(piece, bytes) else piece.encode()
+        text = data.decode(errors="replace")
+        logprob = math.log(probability)
+        tokens.append(TokenScore(text, logprob, {text: logprob, "else": -9.0}, data))
+    return tuple(tokens)
+
+
+def test_the_score_is_the_geometric_mean_over_label_and_sub_label() -> None:
+    fire, severe = "火灾".encode(), "严重".encode()
+    tokens = spell(
+        ('[{"bbox_2d": [100, 50, 200, 150], "label": "', 0.5),
+        (fire[:2], 0.9),  # a character may be spread over tokens
+        (fire[2:], 0.8),
+        ('", "sub_label": "', 0.1),
+        (severe, 0.6),
+        ('"}]', 0.1),
+        ("<|im_end|>", 0.99),
+    )
+    reply = '[{"bbox_2d": [100, 50, 200, 150], "label": "火灾", "sub_label": "严重"}]'
+    (found,), _ = parse_detections(
+        reply,
+        notation=Notation.RESIZED_PIXELS,
+        seen_wh=SEEN_WH,
+        photo_wh=PHOTO_WH,
+        tokens=tokens,
+    )
+    assert (found.label, found.sub_label) == (Hazard.FIRE, SubLabel.SEVERE)
+    assert found.score == pytest.approx((0.9 * 0.8 * 0.6) ** (1 / 3))
+    assert found.score_kind == "logprob"
+
+
+def test_forced_tokens_do_not_raise_the_score_and_other_texts_give_none() -> None:
+    reply = '"fire"'
+    free = TokenScore("fi", math.log(0.25), {"fi": math.log(0.25), "sm": -1.0}, b"fi")
+    forced = TokenScore("re", 0.0, {"re": 0.0}, b"re")
+    quotation = TokenScore('"', 0.0, {'"': 0.0}, b'"')
+    tokens = (quotation, free, forced, quotation)
+    assert score_of([(1, 5)], reply, tokens) == pytest.approx(0.25)
+    assert score_of([(1, 5)], reply, (quotation, forced)) is None
+    assert score_of([(1, 3)], '"re"', (quotation, forced, quotation)) is None
+    assert score_of([], reply, tokens) is None
