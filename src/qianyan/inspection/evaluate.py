@@ -184,6 +184,34 @@ def rate_record(rate: Rate) -> dict[str, Any]:
     }
 
 
+def evaluation_table(result: Evaluation) -> str:
+    """Set an evaluation as lines of text: share, counts and 95 % interval."""
+    lines = [f"{result.photos} photos, {result.failed} failed"]
+    for hazard, image in result.images.items():
+        f1 = result.boxes[hazard].f1
+        lines.append(_row(f"{hazard.value}: photos found", image.recall))
+        lines.append(_row(f"{hazard.value}: false alarms", image.false_alarms))
+        lines.append(f"{f'{hazard.value}: box F1 at IoU {BOX_IOU}':32}{_percent(f1)}")
+        if result.boxes[hazard].sub_label.total:
+            lines.append(_row(f"{hazard.value}: sub-label right", result.boxes[hazard].sub_label))
+    lines.append(_row("heads: person reported", result.heads.found))
+    lines.append(_row("heads: right of those", result.heads.right))
+    lines.append(_row("heads: uncertain of those", result.heads.uncertain))
+    lines.append(_row("bare heads: right of found", result.heads.bare_right))
+    lines.append(_row("bare heads: right of all", result.heads.bare_recall))
+    return "\n".join(lines)
+
+
+def _row(name: str, rate: Rate) -> str:
+    interval = rate.interval
+    spread = f"  ({_percent(interval[0])} – {_percent(interval[1])})" if interval else ""
+    return f"{name:32}{_percent(rate.value)}  {rate.hits}/{rate.total}{spread}"
+
+
+def _percent(share: float | None) -> str:
+    return "   none" if share is None else f"{share * 100:6.1f}%"
+
+
 def iou(first: Corners, second: Corners) -> float:
     """Intersection over union of two boxes in the same pixels, 0..1."""
     width = min(first[2], second[2]) - max(first[0], second[0])

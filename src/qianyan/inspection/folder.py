@@ -20,8 +20,10 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from qianyan.errors import ConfigError, quote
-from qianyan.inspection.fonts import lay_out_fonts
+from qianyan.inspection.fonts import lay_out_fonts, user_fonts
 from qianyan.inspection.records import Inspection
+from qianyan.inspection.report import render_report
+from qianyan.inspection.report_content import ReportData, ReportPicture
 from qianyan.inspection.results import RunFacts, from_record, run_record, to_record
 from qianyan.inspection.sources import PICTURE_SUFFIXES, Source
 from qianyan.inspection.words import Lang
@@ -109,9 +111,35 @@ class ResultsFolder:
         )
 
     def finish(self, facts: RunFacts, inspections: Sequence[Inspection]) -> None:
-        """Write results.json."""
+        """Write results.json and report.pdf."""
         text = json.dumps(run_record(facts, inspections), ensure_ascii=False, indent=1)
         replace_file(self.path / "results.json", text.encode())
+        write_report(self.path, facts, inspections)
+
+
+def write_report(path: Path, facts: RunFacts, inspections: Sequence[Inspection]) -> None:
+    """Set report.pdf in a results folder, with the settings the run was started with."""
+    state = _read_state(path) or {"settings": {}}
+    pictures = tuple(
+        ReportPicture(
+            one,
+            path / one.file if one.file else None,
+            path / one.marked_file if one.marked_file else None,
+        )
+        for one in inspections
+    )
+    data = ReportData(
+        run_id=facts.id,
+        started_at=datetime.fromisoformat(facts.started_at).astimezone(),
+        finished_at=datetime.fromisoformat(facts.finished_at).astimezone(),
+        model=facts.model,
+        lang=facts.lang,
+        version=facts.version,
+        pictures=pictures,
+        settings={k: str(v) for k, v in state["settings"].items() if v is not None},
+        fonts=user_fonts(path / "fonts"),
+    )
+    render_report(data, path / "report.pdf")
 
 
 def open_folder(

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from qianyan import __version__
 from qianyan.engine.engine import Engine
 from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.inputs.fetch import FetchLimits
@@ -87,6 +88,20 @@ class LookSettings:
     def fetch_limits(self) -> FetchLimits:
         """What fetching a picture may cost and where it may lead."""
         return FetchLimits(allow_private=self.allow_hosts)
+
+    def for_resume(self) -> dict[str, str | int | None]:
+        """Name the settings on which verdicts depend; a run is resumed with the same ones."""
+        return {
+            "model": self.model,
+            "base_url": self.base_url,
+            "look": self.look,
+            "lang": self.lang,
+            "dtype": self.dtype,
+            "quantize": self.quantize,
+            "max_objects": self.max_objects,
+            "max_pixels": self.max_pixels,
+            "version": __version__,
+        }
 
     @property
     def is_remote(self) -> bool:

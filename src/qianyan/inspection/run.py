@@ -111,8 +111,7 @@ class Run:
 
     def finish(self, facts: RunFacts) -> None:
         """Write results.json and report.pdf of a run that has been through every picture."""
-        inspections = self.inspections
-        self.folder.finish(facts, inspections)
+        self.folder.finish(facts, self.inspections)
 
     def _look_at_all(self) -> Iterator[tuple[Source, _Looked | None]]:
         """Look at pending sources, `workers` at a time; None stands for a picture seen before."""

@@ -8,12 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
 
-from qianyan.errors import InputError, MediaError, QianyanError, quote
+from qianyan.errors import InputError, MediaError, QianyanError, ReplyError, quote
 from qianyan.inputs.fetch import FetchLimits, fetch
 from qianyan.inputs.images import ImageLimits, Photo, read_image
 from qianyan.inspection.inspector import LookSettings, open_look
 from qianyan.inspection.records import Failure, Hazard, Inspection, Look
-from qianyan.inspection.sources import Source, is_url, list_sources
+from qianyan.inspection.sources import is_url, list_sources
 
 LookAt = Callable[[Photo], Look]
 
@@ -68,7 +68,8 @@ def inspect_photo(source: str, data: bytes, look: LookAt) -> Seen:
 
 def failed(source: str, error: QianyanError) -> Inspection:
     """Write down why there is no verdict on a picture."""
-    return without_verdict(source, Failure(error.code, str(error)))
+    verdict = without_verdict(source, Failure(error.code, str(error)))
+    return replace(verdict, raw=error.raw) if isinstance(error, ReplyError) else verdict
 
 
 def without_verdict(source: str, failure: Failure) -> Inspection:
@@ -79,6 +80,15 @@ def without_verdict(source: str, failure: Failure) -> Inspection:
 def read_source(source: str, limits: FetchLimits) -> bytes:
     """Bring a picture's bytes from a file or URL."""
     return fetch(source if is_url(source) else Path(source), limits=limits, allow_files=True).data
+
+
+def inspect_source(source: str, look: LookAt, limits: FetchLimits) -> Inspection:
+    """Fetch one picture and inspect it, keeping nothing but the verdict."""
+    try:
+        data = read_source(source, limits)
+    except MediaError as error:
+        return failed(source, error)
+    return inspect_photo(source, data, look).inspection
 
 
 @overload
@@ -114,7 +124,12 @@ def inspect(
             f"{quote(source)} stands for {len(entries)} pictures; put it in a list to get a list."
         )
     look = _kept_look(chosen)
-    verdicts = [_inspect_entry(entry, look, chosen.fetch_limits) for entry in entries]
+    verdicts = [
+        without_verdict(entry.name, entry.failure)
+        if entry.failure is not None
+        else inspect_source(entry.name, look, chosen.fetch_limits)
+        for entry in entries
+    ]
     return verdicts[0] if is_single else verdicts
 
 
@@ -122,13 +137,3 @@ def inspect(
 def _kept_look(settings: LookSettings) -> LookAt:
     """Keep the last model loaded: it takes far longer to open than to use."""
     return open_look(settings).look
-
-
-def _inspect_entry(entry: Source, look: LookAt, limits: FetchLimits) -> Inspection:
-    if entry.failure is not None:
-        return without_verdict(entry.name, entry.failure)
-    try:
-        data = read_source(entry.name, limits)
-    except MediaError as error:
-        return failed(entry.name, error)
-    return inspect_photo(entry.name, data, look).inspection

@@ -1,0 +1,396 @@
+"""The command line: parse, call, print.
+
+Rooms are imported by the verb that needs them, so that `qianyan --help` answers at once.
+Exit codes: 0 done, 1 findings at or above --fail-on, 2 wrong usage or settings, 3 model or
+endpoint not usable, 4 done in part, 128 + n stopped by signal n.
+"""
+
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from json import dumps
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from qianyan import __version__
+from qianyan.errors import CheckpointError, ConfigError, EndpointError, QianyanError, quote
+from qianyan.settings import check_environment, read_config, variable_name
+
+if TYPE_CHECKING:
+    from qianyan.inspection.inspector import LookSettings
+    from qianyan.inspection.records import Inspection
+    from qianyan.inspection.run import Run
+    from qianyan.inspection.sources import SourceList
+    from qianyan.terminal import RunDisplay
+
+DONE, FINDINGS, WRONG_USAGE, UNUSABLE, IN_PART = 0, 1, 2, 3, 4
+
+Start = Literal["new", "resume", "overwrite"]
+Lang = Literal["zh", "en"]
+Way = Literal["auto", "list", "cascade", "detector"]
+Quantize = Literal["int8", "int4", "none"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _option(name: str, text: str, **more: Any) -> Any:
+    """Declare an option that QIANYAN_… and a --config file can set as well."""
+    return typer.Option(name, help=text, envvar=variable_name(name), show_envvar=False, **more)
+
+
+def _use_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take what a TOML file says as defaults of this command."""
+    if path is not None:
+        context.default_map = read_config(path, _all_options())
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    _option("--config", "TOML file of options, e.g. max-objects = 5", callback=_use_config,
+            is_eager=True),
+]  # fmt: skip
+Model = Annotated[
+    str,
+    _option("--model", "bundled, a checkpoint folder, a hub id, or a model name at --base-url"),
+]
+BaseUrl = Annotated[
+    str | None, _option("--base-url", "an OpenAI-compatible endpoint, e.g. http://host:8000/v1")
+]
+ApiKey = Annotated[str | None, _option("--api-key", "the endpoint's key")]
+Device = Annotated[str, _option("--device", "where models run: cpu, cuda, cuda:1, mps …")]
+DtypeOption = Annotated[Dtype, _option("--dtype", "number format of a local checkpoint")]
+QuantizeOption = Annotated[Quantize, _option("--quantize", "store a local checkpoint smaller")]
+LangOption = Annotated[Lang, _option("--lang", "language of labels, report and questions")]
+Look = Annotated[
+    Way,
+    _option("--look", "list: the model names boxes; cascade: the detector proposes, the model "
+            "judges; detector: no second look; auto: cascade for the bundled pair, else list"),
+]  # fmt: skip
+MaxObjects = Annotated[int, _option("--max-objects", "detections kept for each picture")]
+MaxPixels = Annotated[
+    int | None, _option("--max-pixels", "largest size at which a model looks at a picture")
+]
+Workers = Annotated[int, _option("--workers", "pictures asked about at once at an endpoint")]
+AllowHost = Annotated[
+    list[str] | None,
+    _option("--allow-host", "private HOST[:PORT] that picture URLs may lead to", hidden=True),
+]
+Rules = Annotated[Path | None, _option("--rules", "not in this version", hidden=True)]
+Out = Annotated[Path, _option("--out", "results folder")]
+Quiet = Annotated[bool, _option("--quiet", "print nothing but errors")]
+Json = Annotated[bool, _option("--json", "one JSON line per picture on standard output")]
+
+app = typer.Typer(
+    name="qianyan",
+    help="Look for fire, smoke and missing hard hats in photos; mark them and write a report.\n\n"
+    "Every option can also be set as QIANYAN_OPTION_NAME or in a --config file.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"qianyan {__version__}")
+        raise typer.Exit
+
+
+def _use_debug(wanted: bool) -> bool:
+    if wanted:
+        logging.basicConfig(level=logging.DEBUG)
+    return wanted
+
+
+Debug = Annotated[
+    bool,
+    _option("--debug", "log everything and show tracebacks", callback=_use_debug, is_eager=True),
+]
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="print the version", callback=_show_version, is_eager=True)
+]
+
+
+@app.callback()
+def check(
+    version: Version = False,
+) -> None:
+    """Look for fire, smoke and missing hard hats in photos; mark them and write a report.
+
+    Every option can also be set as QIANYAN_OPTION_NAME or in a --config file.
+    """
+    check_environment(_all_options())
+
+
+def _all_options() -> set[str]:
+    """Name every option of every verb, as Python does."""
+    group = typer.main.get_command(app)
+    verbs = [group]
+    names: set[str] = set()
+    while verbs:
+        verb = verbs.pop()
+        names |= {one.name for one in verb.params if one.name and one.envvar}
+        verbs += getattr(verb, "commands", {}).values()
+    return names
+
+
+def _look_settings(context: typer.Context) -> "LookSettings":
+    """Take those options of a verb that say which model looks, and how."""
+    from qianyan.inspection.inspector import LookSettings
+
+    known = {one.name for one in fields(LookSettings)}
+    given = {k: v for k, v in context.params.items() if k in known and v is not None}
+    return LookSettings.from_options(
+        {**given, "allow_hosts": context.params.get("allow_host") or ()}
+    )
+
+
+@app.command()
+def inspect(
+    context: typer.Context,
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...")],
+    out: Out = Path("qianyan-out"),
+    model: Model = "bundled",
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    look: Look = "auto",
+    lang: LangOption = "zh",
+    max_objects: MaxObjects = 10,
+    max_pixels: MaxPixels = None,
+    device: Device = "cpu",
+    dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = "none",
+    workers: Workers = 4,
+    fail_on: Annotated[
+        str | None,
+        _option(
+            "--fail-on", "exit with 1 at such findings: minor, moderate, severe, no_helmet, any"
+        ),
+    ] = None,
+    resume: Annotated[bool, _option("--resume", "go on with an interrupted run")] = False,
+    overwrite: Annotated[bool, _option("--overwrite", "replace the run in --out")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    rules: Rules = None,
+    allow_host: AllowHost = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Look for hazards in files, folders, globs and URLs; - reads a list from standard input.
+
+    Example: qianyan inspect site/ "more/*.jpg" --out monday --lang en
+    """
+    from qianyan.inspection.gate import parse_fail_on
+    from qianyan.inspection.sources import list_sources
+
+    if rules is not None:
+        raise ConfigError(
+            f"--rules is {quote(rules)}; rules come with a later version. Leave it out."
+        )
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite are both given; expected one of them.")
+    settings = _look_settings(context)
+    gate = parse_fail_on(fail_on) if fail_on else frozenset()
+    listed = list_sources(sources, standard_input=sys.stdin)
+    start: Start = "resume" if resume else "overwrite" if overwrite else "new"
+    raise typer.Exit(
+        _go_round(listed, settings, Sitting(out, start, gate, is_quiet=quiet, is_json=json))
+    )
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """Where a run writes, how it starts, what fails it and how it shows itself."""
+
+    out: Path
+    start: Start
+    gate: frozenset[str] = frozenset()
+    is_quiet: bool = False
+    is_json: bool = False
+
+
+def _go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) -> int:
+    """Inspect a list of sources, show how it goes, and give the exit code."""
+    from qianyan.inspection.folder import open_folder
+    from qianyan.inspection.gate import fails
+    from qianyan.inspection.inspector import open_look
+    from qianyan.inspection.run import Run
+    from qianyan.terminal import RunDisplay
+
+    opened = open_look(settings)
+    folder = open_folder(
+        sitting.out, settings=settings.for_resume(), lang=settings.lang, start=sitting.start
+    )
+    run = Run(
+        listed,
+        opened.look,
+        folder,
+        limits=settings.fetch_limits,
+        workers=settings.workers if settings.is_remote else 1,
+    )
+    total = len(listed.entries)
+    display = RunDisplay(
+        total=total,
+        done=total - run.num_pending,
+        lang=settings.lang,
+        is_quiet=sitting.is_quiet,
+        is_json=sitting.is_json,
+    )
+    with _stopping(run, display) as signals, display:
+        for inspection in run.inspect():
+            display.show(inspection, num_done=total - run.num_pending)
+    if run.num_pending:
+        display.say("stopped", n=run.num_pending)
+        return 128 + signals[0]
+    run.finish(folder.facts(model=opened.model, version=__version__))
+    inspections = run.inspections
+    display.close(inspections, sitting.out, num_repeated=run.num_repeated)
+    return _exit_code(inspections, has_findings=fails(inspections, sitting.gate))
+
+
+def _exit_code(inspections: "Sequence[Inspection]", *, has_findings: bool) -> int:
+    """Findings that were asked for weigh more than failed pictures; the summary names both."""
+    errors = [one.error for one in inspections if one.error is not None]
+    if has_findings:
+        return FINDINGS
+    if errors and all(error.code == EndpointError.code for error in errors):
+        return UNUSABLE if len(errors) == len(inspections) else IN_PART
+    return IN_PART if errors else DONE
+
+
+@contextmanager
+def _stopping(run: "Run", display: "RunDisplay") -> Iterator[list[int]]:
+    """Let the first Ctrl-C or SIGTERM end the run in order and the second one at once."""
+    caught: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        run.stop()
+        display.say("stopping")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    out: Out = Path("demo"),
+    model: Model = "bundled",
+    lang: LangOption = "zh",
+    device: Device = "cpu",
+    quiet: Quiet = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Inspect drawn example pictures with the bundled models, offline.
+
+    Example: qianyan demo --lang en
+    """
+    from qianyan.inspection.sources import list_sources
+    from qianyan.train.scenes import draw_examples
+
+    settings = _look_settings(context)
+    drawn = draw_examples(out / "drawn")
+    listed = list_sources([str(path) for path in drawn])
+    raise typer.Exit(_go_round(listed, settings, Sitting(out, "overwrite", is_quiet=quiet)))
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="results folder of a finished run")
+    ],
+    lang: Annotated[
+        Lang | None, _option("--lang", "language of the report; else the run's")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Set report.pdf anew from results.json, in either language.
+
+    Example: qianyan report monday --lang en
+    """
+    from qianyan.inspection.folder import write_report
+    from qianyan.inspection.results import read_run
+
+    facts, inspections = read_run(folder / "results.json")
+    write_report(folder, replace(facts, lang=lang or facts.lang), inspections)
+    print(folder / "report.pdf")
+
+
+@app.command(name="eval")
+def evaluate(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="folder of labelled photos")],
+    annotations: Annotated[
+        Path, _option("--annotations", "COCO-like labels: fire, smoke, person, helmet, head")
+    ],
+    model: Model = "bundled",
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    look: Look = "auto",
+    lang: LangOption = "zh",
+    max_objects: MaxObjects = 10,
+    max_pixels: MaxPixels = None,
+    device: Device = "cpu",
+    dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = "none",
+    json: Json = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Measure recall, false alarms and F1 of a model against labelled photos.
+
+    Example: qianyan eval photos/images --annotations photos/annotations_val.json
+    """
+    from qianyan.inspection.evaluate import evaluate as score
+    from qianyan.inspection.evaluate import evaluation_table, read_coco
+    from qianyan.inspection.inspector import open_look
+    from qianyan.inspection.service import inspect_source
+
+    settings = _look_settings(context)
+    photos = read_coco(annotations)
+    opened = open_look(settings)
+    result = score(
+        (photo, inspect_source(str(folder / photo.file), opened.look, settings.fetch_limits))
+        for photo in photos
+    )
+    print(dumps(result.as_record(), indent=1) if json else evaluation_table(result))
+    raise typer.Exit(IN_PART if result.failed else DONE)
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; say in one sentence what went wrong, and give the exit code."""
+    try:
+        code = app(arguments, prog_name="qianyan", standalone_mode=False)
+    except TyperException as error:
+        print(f"qianyan: {error.format_message()} See qianyan --help.", file=sys.stderr)
+        return WRONG_USAGE
+    except (QianyanError, OSError) as error:
+        if logging.getLogger("qianyan").isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
+        print(f"qianyan: {error}", file=sys.stderr)
+        return UNUSABLE if isinstance(error, CheckpointError | EndpointError) else WRONG_USAGE
+    return code if isinstance(code, int) else DONE

@@ -1,0 +1,129 @@
+"""What people and programs see while pictures are inspected.
+
+On a terminal: a progress bar with findings, rate and time left. Where standard output goes to a
+program: one JSON line per picture there, and the words for people on standard error.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from qianyan.inspection.records import Detection, Inspection, SubLabel
+from qianyan.inspection.results import to_record
+from qianyan.inspection.verdict import give_verdict, is_hazard
+from qianyan.inspection.words import Lang, sub_label_word
+
+WORDS: dict[Lang, dict[str, str]] = {
+    "zh": {
+        "findings": "{n} 处隐患",
+        "severe": "（{n} 处{severe}）",
+        "rate": "{rate:.1f} 张/秒",
+        "failed": "{n} 张未能检查：",
+        "repeated": "有 {n} 张重复，只检查一次。",
+        "report": "报告：{path}",
+        "marked": "标注图：{path}",
+        "data": "数据：{path}",
+        "stopped": "已停止：还有 {n} 张未检查。加上 --resume 再次运行同一命令即可继续。",
+        "stopping": "正在完成手头的图片后停止；再按一次立即停止。",
+    },
+    "en": {
+        "findings": "{n} hazards",
+        "severe": " ({n} {severe})",
+        "rate": "{rate:.1f} img/s",
+        "failed": "{n} not inspected:",
+        "repeated": "{n} given more than once; each was inspected once.",
+        "report": "Report: {path}",
+        "marked": "Marked pictures: {path}",
+        "data": "Data: {path}",
+        "stopped": "Stopped with {n} pictures to go. Run the same command with --resume to go on.",
+        "stopping": "Stopping after the pictures in hand; press again to stop at once.",
+    },
+}
+MOST_FAILURES_SHOWN = 20
+
+
+class RunDisplay:
+    """Shows a run as it goes: a bar on a terminal, JSON lines for a program, or nothing."""
+
+    def __init__(self, *, total: int, done: int, lang: Lang, is_quiet: bool, is_json: bool) -> None:
+        self.lang = lang
+        self.is_json = is_json or not (is_quiet or sys.stdout.isatty())
+        self._console = Console(stderr=True, quiet=is_quiet, highlight=False)
+        self._started = time.monotonic()
+        self._seen, self._hazards, self._severe = 0, 0, 0
+        self._bar = Progress(
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("· {task.fields[words]} ·"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, words="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, inspection: Inspection, *, num_done: int) -> None:
+        """Take one more picture into account."""
+        found = [one for one in inspection.detections or () if is_hazard(one)]
+        self._seen += 1
+        self._hazards += len(found)
+        self._severe += sum(map(_is_severe, found))
+        if self.is_json:
+            sys.stdout.write(
+                json.dumps(to_record(inspection, self.lang), ensure_ascii=False) + "\n"
+            )
+            sys.stdout.flush()
+        self._bar.update(self._task, completed=num_done, words=self._words())
+
+    def say(self, key: str, **gaps: object) -> None:
+        """Tell the user something in their language, beside the bar."""
+        self._console.print(WORDS[self.lang][key].format(**gaps), markup=False, soft_wrap=True)
+
+    def _words(self) -> str:
+        words = WORDS[self.lang]
+        severe = sub_label_word(SubLabel.SEVERE, self.lang)
+        parts = words["findings"].format(n=self._hazards)
+        if self._severe:
+            parts += words["severe"].format(n=self._severe, severe=severe)
+        rate = self._seen / max(time.monotonic() - self._started, 1e-3)
+        return f"{parts} · {words['rate'].format(rate=rate)}"
+
+    def close(self, inspections: Sequence[Inspection], out: Path, *, num_repeated: int) -> None:
+        """Say what was found, what failed and where the report is."""
+        self._console.print(str(give_verdict(inspections, self.lang)), markup=False, soft_wrap=True)
+        failed = [one for one in inspections if one.error is not None]
+        if failed:
+            self.say("failed", n=len(failed))
+        for one in failed[:MOST_FAILURES_SHOWN]:
+            reason = one.error.message if one.error else ""
+            self._console.print(f"  {one.source}: {reason}", markup=False, soft_wrap=True)
+        if len(failed) > MOST_FAILURES_SHOWN:
+            self._console.print(f"  … +{len(failed) - MOST_FAILURES_SHOWN}", markup=False)
+        if num_repeated:
+            self.say("repeated", n=num_repeated)
+        self.say("report", path=out / "report.pdf")
+        self.say("marked", path=out / "marked_images")
+        self.say("data", path=out / "results.json")
+
+
+def _is_severe(found: Detection) -> bool:
+    return found.sub_label is SubLabel.SEVERE
