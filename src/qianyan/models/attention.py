@@ -57,16 +57,28 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, offset: int) 
         value: as `key`.
         offset: number of tokens before the first new one; new token i sees keys 0 … offset + i.
     """
-    new, total = len(query), len(key)
-    assert total >= offset + new, f"{total} keys for {offset} past and {new} new tokens"
+    new, heads, head_dim = query.shape
+    assert len(key) >= offset + new, f"{len(key)} keys for {offset} past and {new} new tokens"
     key, value = key[: offset + new], value[: offset + new]
-    if new == 1:  # sees everything
-        return _attend_batch(query[None], key[None], value[None], is_causal=False)[0]
     if offset == 0:
         return _attend_batch(query[None], key[None], value[None], is_causal=True)[0]
-    rows = torch.arange(offset, offset + new, device=query.device).unsqueeze(1)
-    visible = torch.arange(offset + new, device=query.device) <= rows  # (q_tokens, kv_tokens)
-    return _attend_batch(query[None], key[None], value[None], is_causal=False, mask=visible)[0]
+    # The heads that share a key become rows of one call. Letting torch group them is up to 15
+    # times slower for a few new tokens in bfloat16 on a CPU (measured with torch 2.13).
+    rows = query.unflatten(1, (key.shape[1], -1)).permute(1, 2, 0, 3)  # (kv_heads, group, new, …)
+    group = rows.shape[1]
+    mask = None  # a single token sees everything
+    if new > 1:
+        reach = torch.arange(offset, offset + new, device=query.device).unsqueeze(1)
+        visible = torch.arange(offset + new, device=query.device) <= reach  # (new, kv_tokens)
+        mask = visible.repeat(group, 1)  # (group*new, kv_tokens)
+    attended = scaled_dot_product_attention(
+        rows.flatten(1, 2).unsqueeze(0),  # (1, kv_heads, group*new, head_dim)
+        key.transpose(0, 1).unsqueeze(0),
+        value.transpose(0, 1).unsqueeze(0),
+        attn_mask=mask,
+    )
+    attended = attended.view(-1, group, new, head_dim).permute(2, 0, 1, 3)
+    return attended.reshape(new, heads, head_dim)
 
 
 def _attend_within(
@@ -86,11 +98,10 @@ def _attend_within(
     return torch.cat(attended)[inverse]
 
 
-def _attend_batch(
-    query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, mask: Tensor | None = None
-) -> Tensor:
+def _attend_batch(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
     """Attend over (batch, seq, heads, head_dim) with grouped key-value heads."""
-    if query.requires_grad and query.device.type == "cpu" and query.dtype != torch.float32:
+    is_half = query.dtype in (torch.bfloat16, torch.float16)
+    if is_half and query.requires_grad and query.device.type == "cpu":
         # The CPU's half-precision backward kernel is about six times slower than the float32 one.
         with torch.autocast("cpu", enabled=False):
             heads = (query.float(), key.float(), value.float())
@@ -99,7 +110,6 @@ def _attend_batch(
         query.transpose(1, 2),  # (batch, heads, seq, head_dim)
         key.transpose(1, 2),
         value.transpose(1, 2),
-        attn_mask=mask,
         is_causal=is_causal,
         enable_gqa=query.shape[2] != key.shape[2],
     )
