@@ -64,7 +64,9 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, offset: int) 
         return _attend_batch(query[None], key[None], value[None], is_causal=True)[0]
     # The heads that share a key become rows of one call. Letting torch group them is up to 15
     # times slower for a few new tokens in bfloat16 on a CPU (measured with torch 2.13).
-    rows = query.unflatten(1, (key.shape[1], -1)).permute(1, 2, 0, 3)  # (kv_heads, group, new, …)
+    rows = query.reshape(new, key.shape[1], -1, head_dim).permute(
+        1, 2, 0, 3
+    )  # (kv_heads, group, new, …)
     group = rows.shape[1]
     mask = None  # a single token sees everything
     if new > 1:
@@ -105,7 +107,7 @@ def _attend_batch(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool)
         # The CPU's half-precision backward kernel is about six times slower than the float32 one.
         with torch.autocast("cpu", enabled=False):
             heads = (query.float(), key.float(), value.float())
-            return _attend_batch(*heads, is_causal=is_causal, mask=mask).to(query.dtype)
+            return _attend_batch(*heads, is_causal=is_causal).to(query.dtype)
     attended = scaled_dot_product_attention(
         query.transpose(1, 2),  # (batch, heads, seq, head_dim)
         key.transpose(1, 2),
