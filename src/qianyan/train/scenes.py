@@ -169,7 +169,7 @@ class _Painter:
         x = int(rng.uniform(-0.25 * wide, self.width - 0.75 * wide))
         foot = self.height * min(1.0, self.ground + (1.02 - self.ground) * (0.12 + near))
         if part < 1.0:
-            foot = self.height * float(rng.uniform(max(0.6, self.ground), 1.08))
+            foot = self.height * float(rng.uniform(0.98, 1.08))  # cut by the picture's edge
         y = round(foot + rng.normal() * 0.015 * self.height) - layer.shape[0]
         box = self._extent(layer, x, y, threshold=0.4)
         hx1, hy1, hx2, hy2 = figure.head_box
@@ -265,13 +265,13 @@ class ExampleRecipe:
 # Seeds this large are never used for training: see training_seed().
 EXAMPLES: tuple[ExampleRecipe, ...] = (
     ExampleRecipe("clean-site", 9_000_000_001, "clean", "site"),
-    ExampleRecipe("fire-hall", 9_000_000_002, "fire", "hall"),
-    ExampleRecipe("smoke-field", 9_000_000_003, "smoke", "field"),
-    ExampleRecipe("fire-and-smoke-site", 9_000_000_004, "fire_and_smoke", "site"),
+    ExampleRecipe("fire-hall", 9_000_000_101, "fire", "hall"),
+    ExampleRecipe("smoke-field", 9_000_000_103, "smoke", "field"),
+    ExampleRecipe("fire-and-smoke-site", 9_000_000_103, "fire_and_smoke", "site"),
     ExampleRecipe("helmets-on-site", 9_000_000_005, "helmets", "site"),
-    ExampleRecipe("helmets-off-hall", 9_000_000_006, "bare_heads", "hall"),
-    ExampleRecipe("lookalikes-street", 9_000_000_007, "lookalikes", "street"),
-    ExampleRecipe("night-street", 9_000_000_008, "night", "street"),
+    ExampleRecipe("helmets-off-hall", 9_000_000_104, "bare_heads", "hall"),
+    ExampleRecipe("lookalikes-street", 9_000_000_103, "lookalikes", "street"),
+    ExampleRecipe("night-street", 9_000_000_102, "night", "street"),
 )
 UNSEEN_FROM = 8_000_000_000  # seeds from here on are for examples and for measuring
 
