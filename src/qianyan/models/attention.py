@@ -64,9 +64,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, offset: int) 
         return _attend_batch(query[None], key[None], value[None], is_causal=True)[0]
     # The heads that share a key become rows of one call. Letting torch group them is up to 15
     # times slower for a few new tokens in bfloat16 on a CPU (measured with torch 2.13).
-    rows = query.reshape(new, key.shape[1], -1, head_dim).permute(
-        1, 2, 0, 3
-    )  # (kv_heads, group, new, …)
+    rows = query.reshape(new, key.shape[1], -1, head_dim)  # (new, kv_heads, group, head_dim)
+    rows = rows.permute(1, 2, 0, 3)  # (kv_heads, group, new, head_dim)
     group = rows.shape[1]
     mask = None  # a single token sees everything
     if new > 1:
