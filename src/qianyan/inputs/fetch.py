@@ -45,7 +45,7 @@ _UNSAFE_IN_URL = re.compile(r"[\x00-\x20\x7f\\]")
 _ENCODED_CONTROL = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WEB_PAGE = re.compile(rb"^(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html|head|body|script)", re.I)
-_CHUNK_BYTES = 1 << 16
+_SNIFFED_BYTES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,8 @@ def fetch(
         if name == "data":
             return _read_data_uri(source, limits)
         if "://" in source:
-            raise _bad_url(f"has the scheme {quote(name)}; expected http or https", source)
+            instead = "http, https or a plain path" if allow_files else "http or https"
+            raise _bad_url(f"has the scheme {quote(name)}; expected {instead}", source)
     if not allow_files:
         raise MediaError(
             "The picture is neither an http(s) URL nor a data: URI; local paths are not "
@@ -298,13 +299,13 @@ class _Download:
             body += chunk
             if len(body) > self._limits.max_bytes:
                 raise _too_large(shown, self._limits.max_bytes)
-            if len(body) <= _CHUNK_BYTES and _WEB_PAGE.match(body):
-                raise MediaError(
-                    f"{shown} is a web page, not a picture; expected the picture's own URL.",
-                    code="not_a_picture",
-                )
         if not body:
             raise MediaError(f"{shown} answered with nothing (0 bytes).", code="empty_file")
+        if _WEB_PAGE.match(body[:_SNIFFED_BYTES]):
+            raise MediaError(
+                f"{shown} is a web page, not a picture; expected the picture's own URL.",
+                code="not_a_picture",
+            )
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         return Fetched(bytes(body), media_type or None, _name(target.url))
 
@@ -338,7 +339,8 @@ def _check(url: httpx2.URL, limits: FetchLimits) -> tuple[str, int]:
     host = url.raw_host.decode("ascii").lower().removeprefix("[").removesuffix("]")
     if find_literal(host) is None and not is_hostname(host):
         raise _bad_url("has no valid host name or address", str(url))
-    port = url.port or (443 if url.scheme == "https" else 80)
+    usual_port = 443 if url.scheme == "https" else 80
+    port = usual_port if url.port is None else url.port
     if port not in limits.ports and f"{host}:{port}" not in limits.allow_private:
         allowed = ", ".join(map(str, sorted(limits.ports)))
         raise _bad_url(f"names port {port}; expected one of {allowed}", str(url))
