@@ -36,6 +36,7 @@ CROP_SIDE = 112  # 8 x 8 patches, 4 x 4 tokens: one window of the vision tower
 SEVERITY_SHARES = (0.10, 0.30)
 _READABLE_PX = 14  # crops are blurred down to this; below _UNREADABLE_PX nobody could tell
 _UNREADABLE_PX = 5
+_DECOY_SHARE = 0.5  # of the crops without the subject, where false proposals are known
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,9 @@ class CropBook:
         self.rng = rng
         self.spoil = spoil
         self.places: dict[Kind, list[tuple[int, Box]]] = {kind: [] for kind in KINDS}
-        self.decoys: list[tuple[int, Box]] = []
         for index, picture in enumerate(pictures):
             for labelled in picture.boxes:
                 self.places[labelled.kind].append((index, labelled.box))
-            self.decoys += [(index, box) for box in picture.decoys]
         self.free_of_hazard = _having(pictures, "fire", "smoke")
         self.free_of_people = [
             index
@@ -81,6 +80,10 @@ class CropBook:
             if "person" in pictures[index].looked_for or not pictures[index].boxes
         ]
         self.clear = [i for i in self.free_of_hazard if not boxes_of(pictures[i], "fire", "smoke")]
+        self.described = [i for i, each in enumerate(pictures) if contents_of(each) is not None]
+        self.clear_described = sorted({*self.described} & {*self.clear})
+        self.hazard_decoys = self._decoys(self.free_of_hazard)
+        self.people_decoys = self._decoys(self.free_of_people)
 
     def hazard(self, meaning: str) -> Crop:
         """Draw a crop whose answer to "hazard" is `meaning`, or the nearest that was found."""
@@ -142,21 +145,17 @@ class CropBook:
 
     def whole(self, wh: tuple[int, int]) -> tuple[Bytes, Contents]:
         """Draw a whole picture, squeezed to `wh` pixels, with what its labels say."""
-        for _ in range(50):
-            picture = self.pictures[int(self.rng.integers(len(self.pictures)))]
-            if self.clear and self.rng.random() < 0.25:
-                picture = self.pictures[self.clear[self.rng.integers(len(self.clear))]]
-            contents = contents_of(picture)
-            if contents is not None:
-                break
-        else:
-            contents, picture = (
-                Contents(fire=None, smoke=None, helmets=None, bare_heads=None),
-                self.pictures[0],
-            )
+        pool = self.clear_described if self.rng.random() < 0.25 else self.described
+        index = (pool or self.described)[int(self.rng.integers(len(pool or self.described)))]
+        picture, contents = self.pictures[index], contents_of(self.pictures[index])
+        if contents is None:
+            raise ValueError(f"picture {index} is among the described ones without contents")
         image = picture.image.resize(wh, Image.Resampling.BICUBIC)
         pixels = np.asarray(image)
         return (pixels[:, ::-1] if self.rng.random() < 0.5 else pixels), contents
+
+    def _decoys(self, allowed: Sequence[int]) -> list[tuple[int, Box]]:
+        return [(index, box) for index in allowed for box in self.pictures[index].decoys]
 
     def _around(self, box: Box, photo_wh: tuple[int, int], *, spread: float) -> Region:
         """Place a region around a box as an inexact detector would."""
@@ -173,13 +172,14 @@ class CropBook:
     def _background(self, *, hazard: bool) -> tuple[LabelledPicture, Region]:
         """Find a region without the question's subject, tempting ones preferred."""
         kinds: tuple[Kind, ...] = ("fire", "smoke") if hazard else ("person", "helmet", "head")
-        if self.decoys and self.rng.random() < 0.35:
-            index, box = self.decoys[self.rng.integers(len(self.decoys))]
+        allowed = self.free_of_hazard if hazard else self.free_of_people
+        decoys = self.hazard_decoys if hazard else self.people_decoys
+        if decoys and self.rng.random() < _DECOY_SHARE:
+            index, box = decoys[int(self.rng.integers(len(decoys)))]
             picture = self.pictures[index]
-            region = self._around(box, picture.image.size, spread=0.25)
-            if index in self._allowed(hazard=hazard) and not touches(picture, kinds, region):
+            region = self._around(box, picture.image.size, spread=0.15)
+            if not touches(picture, kinds, region):
                 return picture, region
-        allowed = self._allowed(hazard=hazard)
         clear = hazard and bool(self.clear) and self.rng.random() < 0.5
         pool = self.clear if clear else allowed
         best: tuple[float, LabelledPicture, Region] | None = None
@@ -198,9 +198,6 @@ class CropBook:
             picture = self.pictures[pool[0]]
             return picture, (0, 0, min(32, picture.image.width), min(32, picture.image.height))
         return best[1], best[2]
-
-    def _allowed(self, *, hazard: bool) -> list[int]:
-        return self.free_of_hazard if hazard else self.free_of_people
 
     def _anywhere(self, picture: LabelledPicture, *, hazard: bool) -> Region:
         """Place a region of a real box's size anywhere; for hazards often on a person."""

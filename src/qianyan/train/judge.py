@@ -6,7 +6,6 @@ disturbing it; at the end the answers' loss reaches the tower as well. One clock
 from 0 to 1, drives it all, so that a run can be interrupted and resumed at any step.
 """
 
-import json
 import logging
 import math
 import time
@@ -27,6 +26,7 @@ from qianyan.models.registry import build_model, qwen2_5_vl_config
 from qianyan.models.weights import initialise
 from qianyan.train.checkpoint import read_run_state, write_run_state
 from qianyan.train.crops import Bytes, Crop, CropBook, colour_jitter
+from qianyan.train.decoys import read_decoys, scene_name
 from qianyan.train.judge_folder import judge_config, patch_config, write_judge
 from qianyan.train.judge_measure import measure_judge, measuring_crops
 from qianyan.train.labelled import CELLS, photo_pictures, scene_pictures
@@ -325,8 +325,8 @@ def train_judge(
 ) -> None:
     """Train the judge for `minutes` of this machine's time and write its folder.
 
-    With `resume` a run in `run_dir` goes on where it was saved last; its minutes count. Boxes of
-    a detector's false proposals are read from `run_dir`/decoys.json where that file exists.
+    With `resume` a run in `run_dir` goes on where it was saved last; its minutes count. What
+    mine_decoys() left in the run folder takes part.
     """
     trainer = prepare_trainer(photos_dir, run_dir, seed=seed)
     if resume:
@@ -356,12 +356,13 @@ def train_judge(
 def prepare_trainer(photos_dir: Path, run_dir: Path, *, seed: int) -> JudgeTrainer:
     """Read the photos, draw the scenes that are not drawn yet, and set up a fresh judge."""
     kept, _ = split_held_out(read_photos(photos_dir, "train"))
-    decoys_file = run_dir / "decoys.json"
-    decoys = json.loads(decoys_file.read_text()) if decoys_file.is_file() else {}
+    decoys = read_decoys(run_dir)
     scenes = []
     for chunk in range(SCENE_CHUNKS):
         draw_chunk(run_dir / "scenes", chunk, seed=seed)
-        scenes += scene_pictures(read_chunk(run_dir / "scenes", chunk))
+        stored = read_chunk(run_dir / "scenes", chunk)
+        false = [decoys.get(scene_name(chunk, index), ()) for index in range(len(stored.boxes))]
+        scenes += scene_pictures(stored, decoys=false)
     rng = np.random.default_rng(seed)
     photos = CropBook(photo_pictures(kept, decoys=decoys), rng)
     return JudgeTrainer(photos, CropBook(scenes, rng), seed=seed)

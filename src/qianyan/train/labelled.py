@@ -32,7 +32,7 @@ _SHARES: dict[Kind, float] = {"fire": 0.05, "smoke": 0.12}
 class LabelledPicture:
     """A picture with boxes in its pixels, and the kinds that were looked for in it.
 
-    `decoys` are boxes of drawn look-alikes, or of false proposals of a detector.
+    `decoys` are boxes of a detector's false proposals.
     """
 
     image: Image.Image
@@ -44,7 +44,7 @@ class LabelledPicture:
 def photo_pictures(
     photos: Sequence[LabelledPhoto], *, decoys: Mapping[str, tuple[Box, ...]] | None = None
 ) -> list[LabelledPicture]:
-    """Read photos into memory; `decoys` are boxes of false proposals by file name."""
+    """Read photos into memory; `decoys` are by file name."""
     return [
         LabelledPicture(
             Image.fromarray(photo.read()),
@@ -56,11 +56,14 @@ def photo_pictures(
     ]
 
 
-def scene_pictures(scenes: StoredScenes) -> list[LabelledPicture]:
-    """Take drawn scenes, in which everything is labelled."""
+def scene_pictures(
+    scenes: StoredScenes, *, decoys: Sequence[tuple[Box, ...]] | None = None
+) -> list[LabelledPicture]:
+    """Take drawn scenes, in which everything is labelled; `decoys` are in their order."""
+    rows = zip(scenes.pictures, scenes.boxes, decoys or [()] * len(scenes.boxes), strict=True)
     return [
-        LabelledPicture(Image.fromarray(picture), boxes, frozenset(KINDS))
-        for picture, boxes in zip(scenes.pictures, scenes.boxes, strict=True)
+        LabelledPicture(Image.fromarray(picture), boxes, frozenset(KINDS), false)
+        for picture, boxes, false in rows
     ]
 
 
