@@ -7,10 +7,10 @@ private; the API key appears in no message and no log.
 
 import json
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx2
 import stamina
@@ -86,21 +86,8 @@ class ChatEndpoint:
             timeout=httpx2.Timeout(self._patience.timeout_s, connect=10.0, pool=None),
             limits=httpx2.Limits(max_connections=concurrency),
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        self._client.close()
+        # Owners come and go with the settings of a run; connections end with the last of them.
+        weakref.finalize(self, self._client.close)
 
     def models(self) -> list[str]:
         """List the models the endpoint offers; raises EndpointError when it does not say."""

@@ -130,7 +130,7 @@ class SimulatedEndpoint:
             min_pixels=3136,
             max_pixels=does.max_pixels,
         )[::-1]
-        pixels = np.asarray(picture, dtype=int)
+        pixels = np.asarray(picture, dtype=np.int16)
         items = []
         for colour, rgb in COLOURS.items():
             rows, columns = np.nonzero((abs(pixels - rgb).sum(axis=2)) < 90)
