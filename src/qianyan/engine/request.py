@@ -7,16 +7,14 @@ Knows no torch. The scheduler owns requests and is the only one that changes the
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from qianyan.engine.grammar import Grammar
 from qianyan.engine.options import Sampling
 from qianyan.errors import QianyanError
 from qianyan.inputs.processor import SeenImage
-
-if TYPE_CHECKING:
-    from qianyan.engine.grammar import Grammar
 
 FinishReason = Literal["stop", "length"]
 Logprobs = dict[int, float]
@@ -147,7 +145,7 @@ class Request:
         prompt_token_ids: list[int],
         sampling: Sampling,
         decoder: TextDecoder,
-        grammar: "Grammar | None" = None,
+        grammar: Grammar | None = None,
         images: tuple[SeenImage, ...] = (),
     ) -> None:
         self.request_id = request_id

@@ -87,9 +87,12 @@ def _index(token_ids: set[int], row: Tensor) -> Tensor:
 
 
 def _draw(row: Tensor, request: Request) -> int:
-    """Draw from the filtered distribution with the request's own next random number."""
+    """Draw from the filtered distribution with the request's own next random number.
+
+    On the CPU and in float64, so that every device draws alike.
+    """
     sampling = request.sampling
-    scores, token_ids = (row / sampling.temperature).sort(descending=True, stable=True)
+    scores, token_ids = (row.cpu() / sampling.temperature).sort(descending=True, stable=True)
     if sampling.top_k:
         # ties with the k-th score stay in, as in Hugging Face
         last = scores[min(sampling.top_k, len(scores)) - 1]

@@ -284,6 +284,18 @@ def test_a_format_that_cannot_be_used_is_refused(engine: Engine) -> None:
         engine.chat(ask("the"), response_format={"type": "regex", "pattern": "("})
 
 
+def test_a_format_that_grows_too_complex_ends_its_own_answer_only(engine: Engine) -> None:
+    form = {"type": "regex", "pattern": "(((([ab]{1,50}){1,50}){1,50}){1,50}){20,50}c"}
+    expected = engine.chat(ask("the box"), max_tokens=40)
+    other = engine.stream(ask("the box"), max_tokens=40)
+    next(other)
+    with pytest.raises(GrammarError, match="could not follow its format: 'lexer error"):
+        list(engine.stream(ask("the"), response_format=form))
+    *_, last = other
+    assert isinstance(last, Finished)
+    assert last.completion == expected
+
+
 def test_an_unknown_option_is_refused(engine: Engine) -> None:
     with pytest.raises(InputError, match=r"Did you mean max_tokens\?"):
         engine.chat(ask("the"), max_token=3)  # type: ignore[call-arg]
