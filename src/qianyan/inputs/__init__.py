@@ -1,1 +1,1 @@
-"""What a user sends becomes model inputs: fetched, decoded, templated, tokenised. Knows no model."""
+"""What a user sends becomes model inputs: fetched, decoded, templated, tokenised."""

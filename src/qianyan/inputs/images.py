@@ -9,8 +9,10 @@ code and one sentence of our own, never the decoder's text.
 
 import math
 import struct
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -98,23 +100,37 @@ def read_image(data: bytes, *, limits: ImageLimits | None = None) -> Photo:
         raise MediaError(
             f"The file is empty (0 bytes); expected a picture ({FORMATS}).", code="empty_file"
         )
-    image = _open(data)
-    _check_size(image.width, image.height, limits or ImageLimits())
-    notes = _notes(image)
-    try:
-        image.load()
-    except MemoryError as error:
-        raise MediaError(
-            f"The picture of {image.width}x{image.height} pixels does not fit in memory.",
-            code="too_large",
-        ) from error
-    except _DAMAGE as error:
-        raise _damaged() from error
-    return Photo(upright_rgb(image), notes)
+    with _quiet():
+        image = _open(data)
+        _check_size(image.width, image.height, limits or ImageLimits())
+        notes = _notes(image)
+        try:
+            image.load()
+        except MemoryError as error:
+            raise MediaError(
+                f"The picture of {image.width}x{image.height} pixels does not fit in memory.",
+                code="too_large",
+            ) from error
+        except _DAMAGE as error:
+            raise _damaged() from error
+        return Photo(_upright_rgb(image), notes)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Turn any decoded picture into 8-bit RGB: EXIF orientation applied, alpha over white."""
+    with _quiet():
+        return _upright_rgb(image)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the readers' warnings about odd metadata off the user's terminal."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DAMAGE:  # broken EXIF says nothing about the pixels: take them as they lie
