@@ -266,18 +266,26 @@ def file_names(sources: Sequence[Source], done: Iterable[Inspection]) -> dict[st
     `with_suffix`.
     """
     names = {one.source: PurePosixPath(one.file).name for one in done if one.file}
-    taken = {name.casefold() for name in names.values()}
+    taken = {alias for name in names.values() for alias in _aliases(name)}
     for source in sources:
         if source.failure is not None or source.name in names:
             continue
         name = first = _safe_name(source)
         number = 1
-        while name.casefold() in taken or Path(name).stem.casefold() in taken:
+        while taken & _aliases(name):
             number += 1
             name = f"{Path(first).stem}-{number}{Path(first).suffix}"
-        taken.add(name.casefold())
+        taken |= _aliases(name)
         names[source.name] = name
     return names
+
+
+def _aliases(name: str) -> set[str]:
+    """List the names that a file may end up with; one without a suffix gets it later."""
+    lower = name.casefold()
+    if Path(lower).suffix in PICTURE_SUFFIXES:
+        return {lower}
+    return {lower + suffix for suffix in PICTURE_SUFFIXES}
 
 
 def _safe_name(source: Source) -> str:

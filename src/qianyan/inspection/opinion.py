@@ -5,12 +5,14 @@ no option ("The", a space) are left out of the sum.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qianyan.inspection.prompts import ClosedQuestion
 from qianyan.inspection.vision import Answer
 
+LETTER = re.compile(r"\W*([A-Z])(?![A-Za-z])")  # "(B)", "**A** ...", never the C of "Certainly"
 TOP_LOGPROBS = 10  # enough to hold all five letters of a model that has understood the question
 
 
@@ -47,6 +49,7 @@ def read_opinion(answer: Answer, question: ClosedQuestion) -> Opinion:
     if total > 0:
         shares = {question.options[letter]: p / total for letter, p in weights.items()}
         return Opinion(shares, is_weighed=True, reply=answer.text)
-    letter = answer.text.strip()[:1]
-    named = {question.options[letter]: 1.0} if letter in question.options else {}
-    return Opinion(named, is_weighed=False, reply=answer.text)
+    named = LETTER.match(answer.text)
+    meaning = question.options.get(named[1]) if named else None
+    shares = {meaning: 1.0} if meaning is not None else {}
+    return Opinion(shares, is_weighed=False, reply=answer.text)

@@ -61,7 +61,8 @@ def list_sources(given: Sequence[str], *, standard_input: Iterable[str] = ()) ->
     num_repeated = 0
     for name in _names(given, standard_input):
         for source in _expand(name):
-            identity = source.name if source.is_url else str(Path(source.name).absolute().resolve())
+            is_path = source.failure is None and not source.is_url
+            identity = str(Path(source.name).resolve()) if is_path else source.name
             if identity in seen:
                 num_repeated += 1
                 continue
