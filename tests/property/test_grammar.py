@@ -6,7 +6,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -123,10 +122,8 @@ def accepts(begun: Grammar, token_ids: list[int]) -> bool:
 
 
 def allowed(begun: Grammar, num_tokens: int) -> list[int]:
-    bits = torch.zeros((num_tokens + 31) // 32, dtype=torch.int32)
-    begun.fill_mask(bits.data_ptr(), bits.nbytes)
-    words = bits.tolist()
-    return [i for i in range(num_tokens) if words[i // 32] >> (i % 32) & 1]
+    bits = int.from_bytes(begun.mask(), "little")
+    return [i for i in range(num_tokens) if bits >> i & 1]
 
 
 @settings(max_examples=60, deadline=None)

@@ -61,10 +61,11 @@ class Grammar:
         self._matcher.consume_token(token_id)
         self._check()
 
-    def fill_mask(self, pointer: int, size_bytes: int) -> None:
-        """Write one bit per token, 1 for allowed, to `size_bytes` bytes of memory at `pointer`."""
-        self._matcher.unsafe_compute_mask_ptr(pointer, size_bytes)
+    def mask(self) -> bytes:
+        """Return one bit per token, 1 for allowed, lowest bit first, in whole 4-byte words."""
+        mask = self._matcher.compute_bitmask()
         self._check()
+        return mask
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -19,21 +19,20 @@ def forbid(logits: Tensor, requests: Sequence[Request], num_tokens: int) -> None
     its `error` set and its row left as it is.
     """
     logits[:, num_tokens:] = -torch.inf
-    constrained = [i for i, request in enumerate(requests) if request.grammar is not None]
-    if not constrained:
+    masks: list[bytes] = []
+    constrained: list[int] = []
+    for index, request in enumerate(requests):
+        if request.grammar is not None:
+            try:
+                masks.append(request.grammar.mask())
+                constrained.append(index)
+            except GrammarError as error:
+                request.error = error
+    if not masks:
         return
-    bits = torch.empty(len(constrained), (num_tokens + BITS - 1) // BITS, dtype=torch.int32)
-    for row, index in enumerate(constrained):
-        request = requests[index]
-        assert request.grammar is not None
-        try:
-            words = bits[row]
-            request.grammar.fill_mask(words.data_ptr(), words.nbytes)
-        except GrammarError as error:
-            request.error = error
-            bits[row] = -1
-    shifts = torch.arange(BITS, dtype=torch.int32)
-    allowed = (bits[:, :, None] >> shifts) & 1  # (constrained, words, bits)
+    words = torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.int32)
+    words = words.view(len(masks), -1, 1)  # (constrained, words, 1)
+    allowed = (words >> torch.arange(BITS, dtype=torch.int32)) & 1  # (constrained, words, bits)
     forbidden = allowed.flatten(1)[:, :num_tokens] == 0  # (constrained, num_tokens)
     rows = torch.tensor(constrained, device=logits.device)
     masked = logits[rows, :num_tokens].masked_fill(forbidden.to(logits.device), -torch.inf)

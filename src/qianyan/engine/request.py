@@ -199,9 +199,9 @@ class Request:
             return
         wants_logprobs = self.sampling.logprobs is not None
         for token_id in self.grammar.forced():
+            self._append(token_id, {token_id: 0.0} if wants_logprobs else None)
             if self.is_finished:
                 return
-            self._append(token_id, {token_id: 0.0} if wants_logprobs else None)
 
     def completion(self) -> Completion:
         """Return the finished answer, or raise what ended it."""
