@@ -41,7 +41,9 @@ class EndpointProfile:
     that the server does not resize them and pixel coordinates are ours. `has_schema` and
     `has_logprobs` are None while unknown: then they are tried. `extra` are further fields of the
     request body that this endpoint wants, written by hand into the file.
-    `iou` and `next_iou` are the probe's measure of the notation and of the next best one.
+    What the probe measured: `iou` and `next_iou`, how well the notation and the next best one fit;
+    the largest picture whose boxes still fitted and the smallest one refused; the median time and
+    the tokens of one picture; how many of its questions got an unreadable answer.
     """
 
     base_url: str
@@ -56,10 +58,12 @@ class EndpointProfile:
     source: Literal["guessed", "probed"] = "guessed"
     iou: float | None = None
     next_iou: float | None = None
-    largest_seen_pixels: int | None = None
+    largest_fitting_pixels: int | None = None
     refused_pixels: int | None = None
     latency_s: float | None = None
     tokens_per_picture: int | None = None
+    num_asked: int = 0
+    num_unreadable: int = 0
     probed_at: str | None = None
 
     def __post_init__(self) -> None:

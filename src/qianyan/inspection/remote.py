@@ -6,6 +6,7 @@ private; the API key appears in no message and no log.
 """
 
 import json
+import logging
 import threading
 import weakref
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ import httpx2
 import stamina
 
 from qianyan.errors import EndpointError, quote
+
+# Its line per retry says too little for a terminal; who wants it configures logging.
+logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 MAX_NAMES_SHOWN = 8

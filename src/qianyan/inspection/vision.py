@@ -211,14 +211,7 @@ class RemoteVision:
 
     def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
         """Tell in which size a picture is sent."""
-        height, width = smart_resize(
-            photo_wh[1],
-            photo_wh[0],
-            factor=self.profile.factor,
-            min_pixels=self.profile.min_pixels,
-            max_pixels=self.profile.max_pixels,
-        )
-        return width, height
+        return pinned_size(self.profile, photo_wh)
 
     def ask(self, ask: Ask) -> Answer:
         """Answer one question."""
@@ -227,6 +220,11 @@ class RemoteVision:
         if sent.size != seen_wh:
             sent = sent.resize(seen_wh, Image.Resampling.BICUBIC)
         return to_answer(self._complete(ask, to_data_url(sent)), seen_wh, self.model)
+
+    def ask_unresized(self, ask: Ask) -> Answer:
+        """Answer one question about the picture exactly as it is, which the server may resize."""
+        url = to_data_url(ask.image.convert("RGB"), is_lossless=True)
+        return to_answer(self._complete(ask, url), ask.image.size, self.model)
 
     def ask_many(self, asks: Sequence[Ask]) -> list[Answer]:
         """Answer several questions, up to `concurrency` of them at once."""
@@ -253,6 +251,18 @@ class RemoteVision:
                         has_schema=narrower.has_schema and self.profile.has_schema,
                         has_logprobs=narrower.has_logprobs and self.profile.has_logprobs,
                     )
+
+
+def pinned_size(profile: EndpointProfile, photo_wh: tuple[int, int]) -> tuple[int, int]:
+    """Give the (width, height) to send a picture in, so that the server has nothing to resize."""
+    height, width = smart_resize(
+        photo_wh[1],
+        photo_wh[0],
+        factor=profile.factor,
+        min_pixels=profile.min_pixels,
+        max_pixels=profile.max_pixels,
+    )
+    return width, height
 
 
 def to_body(ask: Ask, picture_url: str, profile: EndpointProfile) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from qianyan.inputs.grounding import Notation, to_model_box
 from qianyan.inputs.images import smart_resize
 
 COLOURS = {"red": (230, 30, 30), "green": (20, 160, 60), "blue": (40, 80, 230)}
+IS_NEAR = [255 if distance < 25 else 0 for distance in range(256)]
 HAZARDS = {
     "red": ("火灾", "严重", "fire", "severe"),
     "green": ("人员", "未佩戴安全帽", "person", "no helmet"),
@@ -130,13 +130,12 @@ class SimulatedEndpoint:
             min_pixels=3136,
             max_pixels=does.max_pixels,
         )[::-1]
-        pixels = np.asarray(picture, dtype=np.int16)
         items = []
         for colour, rgb in COLOURS.items():
-            rows, columns = np.nonzero((abs(pixels - rgb).sum(axis=2)) < 90)
-            if not len(rows):
+            distance = ImageChops.difference(picture, Image.new("RGB", picture.size, rgb))
+            corners = distance.convert("L").point(IS_NEAR).getbbox()
+            if corners is None:
                 continue
-            corners = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             box = to_model_box(
                 tuple(map(float, corners)),
                 notation=does.notation,
