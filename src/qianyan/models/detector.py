@@ -31,7 +31,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 STRIDES = (8, 16, 32)
 MAX_ASPECT = 2.0
 PIXEL_MEAN, PIXEL_SPREAD = 112.0, 62.0
-MAX_PROPOSALS = 60
+MAX_PROPOSALS = 60  # of one kind
+MAX_RANKED = 400  # cells of one kind that are looked at, best first
 OVERLAP_LIMIT = 0.5  # boxes of one kind that overlap more are the same thing
 MAX_LOG_REACH = 5.0
 MODEL_TYPE = "qianyan_detector"
@@ -208,18 +209,19 @@ class Detector(nn.Module):
         square, view = fit_square(rgb, self.config.image_size)
         pixels = normalise(torch.from_numpy(square[None]).to(self.centres.device))
         raw = self(pixels)
-        scores, boxes = self.scores(raw)[0], raw.boxes[0]
+        scores = self.scores(raw)[0]
+        boxes = view.to_picture(raw.boxes[0])
+        is_seen = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=-1)  # not all in the padding
         found: list[Proposal] = []
         for index, kind in enumerate(KINDS):
             limit = limits[kind] if isinstance(limits, dict) else limits
-            chosen = torch.nonzero(scores[:, index] >= limit).flatten()
-            ranked = chosen[scores[chosen, index].argsort(descending=True)][:400]
-            kept = ranked[suppress(boxes[ranked])][:MAX_PROPOSALS].cpu()
-            places = boxes[kept].cpu().numpy().astype(float)
-            for place, score in zip(places, scores[kept, index].tolist(), strict=True):
-                box = view.to_picture((place[0], place[1], place[2], place[3]))
-                if box is not None:
-                    found.append(Proposal(kind, box, min(1.0, float(score))))
+            chosen = torch.nonzero((scores[:, index] >= limit) & is_seen).flatten()
+            ranked = chosen[scores[chosen, index].argsort(descending=True)][:MAX_RANKED]
+            kept = ranked[suppress(boxes[ranked])][:MAX_PROPOSALS]
+            for (x1, y1, x2, y2), score in zip(
+                boxes[kept].tolist(), scores[kept, index].tolist(), strict=True
+            ):
+                found.append(Proposal(kind, (x1, y1, x2, y2), min(1.0, score)))
         return sorted(found, key=lambda proposal: -proposal.score)
 
 
@@ -232,13 +234,11 @@ class SquareView:
     scale_x: float
     scale_y: float
 
-    def to_picture(
-        self, box: tuple[float, float, float, float]
-    ) -> tuple[float, float, float, float] | None:
-        """Map a box of the square into the picture, cut at its edges; None when nothing is left."""
-        x1, x2 = (min(max(x * self.scale_x, 0.0), float(self.width)) for x in (box[0], box[2]))
-        y1, y2 = (min(max(y * self.scale_y, 0.0), float(self.height)) for y in (box[1], box[3]))
-        return (x1, y1, x2, y2) if x2 - x1 >= 1 and y2 - y1 >= 1 else None
+    def to_picture(self, boxes: Tensor) -> Tensor:
+        """Map boxes (n, 4) of the square into the picture, cut at its edges."""
+        scales = boxes.new_tensor([self.scale_x, self.scale_y] * 2)
+        edges = boxes.new_tensor([self.width, self.height] * 2)
+        return torch.minimum((boxes * scales).clamp(min=0), edges)
 
 
 def fit_square(rgb: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], SquareView]:

@@ -1,6 +1,7 @@
 """The state of an interrupted training in its run folder: written whole, read checked."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ def read_run_state(run_dir: Path) -> dict[str, Any]:
         )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{STATE_FILE} in '{run_dir.name}' is damaged: {error}") from error
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"{STATE_FILE} in '{run_dir.name}' is damaged or holds something else "
+            f"({type(error).__name__}). Delete it and start without resuming."
+        ) from error
     return state

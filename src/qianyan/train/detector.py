@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from qianyan.models.detector import Detector, DetectorConfig, Proposal, save_detector
 from qianyan.train.checkpoint import read_run_state, write_run_state
 from qianyan.train.detector_loss import Targets, detector_loss
-from qianyan.train.detector_scores import score_photos, score_scenes
+from qianyan.train.detector_scores import (
+    CALIBRATED_FROM,
+    choose_thresholds,
+    judge_photos,
+    judge_scenes,
+    score_photos,
+    score_scenes,
+)
 from qianyan.train.photos import LabelledPhoto, read_photos, split_held_out
 from qianyan.train.samples import SampleSource
 from qianyan.train.scene_store import CHUNK, draw_chunk
@@ -198,6 +205,16 @@ def propose_all(
         yield photo, detector.propose(photo.read(), threshold=threshold)
 
 
+def calibrate(detector: Detector, held_out: list[LabelledPhoto], *, scenes: int = 150) -> None:
+    """Choose the detector's thresholds on photos held out of training and fresh scenes, in place.
+
+    Without photos the scenes alone decide.
+    """
+    drawn = judge_scenes(detector, scenes, first=CALIBRATED_FROM)
+    thresholds = choose_thresholds(judge_photos(detector, held_out) or drawn, drawn)
+    detector.config = replace(detector.config, thresholds=thresholds)
+
+
 def train_detector(
     photos_dir: Path | None,
     run_dir: Path,
@@ -221,7 +238,7 @@ def train_detector(
     prepare_scenes(scene_folder, recipe.drawn_scenes, seed=seed)
     photos = read_photos(photos_dir, "train") if photos_dir else []
     checked = read_photos(photos_dir, "val")[::2] if photos_dir else []
-    kept, _ = split_held_out(photos)
+    kept, held_out = split_held_out(photos)
     source = SampleSource(kept, scene_folder, drawn_share=recipe.drawn_share)
     training = DetectorTraining(recipe, source, run_dir)
     if resume:
@@ -234,5 +251,6 @@ def train_detector(
 
     training.run(report, on_save=lambda: save_detector(training.average, target))
     log.info("finished %s", report(training))
+    calibrate(training.average, held_out)
     save_detector(training.average, target)
     return target

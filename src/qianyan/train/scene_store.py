@@ -45,14 +45,14 @@ def _paths(folder: Path, chunk: int) -> tuple[Path, Path]:
     return folder / f"{chunk:05d}.npy", folder / f"{chunk:05d}.json"
 
 
-def draw_chunk(folder: Path, chunk: int, *, seed: int = 0) -> None:
-    """Draw one chunk unless it is there already; the labels are written last and mark it whole."""
+def draw_chunk(folder: Path, chunk: int, *, seed: int = 0, count: int = CHUNK) -> None:
+    """Draw `count` scenes as one chunk unless it is there; labels are written last."""
     picture_path, label_path = _paths(folder, chunk)
     if label_path.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     height, width = SHAPES[chunk % len(SHAPES)]
-    seeds = [training_seed(chunk * CHUNK + index, seed=seed) for index in range(CHUNK)]
+    seeds = [training_seed(chunk * CHUNK + index, seed=seed) for index in range(count)]
     scenes = [draw_scene(each, width=width, height=height) for each in seeds]
     partial = picture_path.with_suffix(f".{os.getpid()}.npy")
     np.save(partial, np.stack([scene.rgb for scene in scenes]))
