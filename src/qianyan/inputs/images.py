@@ -329,6 +329,8 @@ def smart_resize(
     Returns (height, width). Python's rounding to even and float64 floors are part of the
     definition: 70 becomes 56, and 5000x5000 within 12 845 056 becomes 3556x3556.
     """
+    if min(height, width) < 1:
+        raise MediaError("The picture has no pixels.", code="too_small")
     check_ratio(width, height, max_ratio=MAX_RATIO)
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor

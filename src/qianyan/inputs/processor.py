@@ -190,7 +190,7 @@ class Processor:
             where = f"messages[{index}]"
             checked = _check_message(message, where)
             content = message.get("content")
-            if isinstance(content, list | tuple):
+            if isinstance(content, list | tuple) and content:
                 parts = [
                     self._plain_part(
                         part, pictures, f"{where}.content[{number}]", allow_files=allow_files
@@ -219,7 +219,7 @@ class Processor:
         """Check one content part; a picture joins `pictures` and leaves a placeholder."""
         if not isinstance(part, Mapping):
             raise InputError(f"{where} is {type(part).__name__}; expected an object with a type.")
-        kind = part.get("type")
+        kind = str(part.get("type"))
         if kind == "text":
             _only_keys(part, {"type", "text"}, where)
             return {"type": "text", "text": _text(part.get("text"), f"{where}.text")}
@@ -244,10 +244,7 @@ class Processor:
             raise InputError(f"{where} is a picture; this model reads text only.")
         if len(pictures.seen) >= MAX_IMAGES:
             raise CapacityError(f"The messages hold more than {MAX_IMAGES} pictures. Send fewer.")
-        patches = self.patches.within(
-            min_pixels=_area(part.get("min_pixels"), f"{where}.min_pixels"),
-            max_pixels=_area(part.get("max_pixels"), f"{where}.max_pixels"),
-        )
+        patches = _part_patches(part, self.patches, where)
         source = _picture_source(part, where)
         notes: tuple[str, ...] = ()
         if isinstance(source, Image.Image):
@@ -273,13 +270,9 @@ class Processor:
             arguments = function.get("arguments") or {}
             if isinstance(arguments, str) and not self.template.takes_arguments_as_text:
                 arguments = _parsed_arguments(arguments, at)
-            plain.append(
-                {
-                    "type": "function",
-                    "id": call.get("id"),
-                    "function": {"name": function["name"], "arguments": arguments},
-                }
-            )
+            named = {"name": function["name"], "arguments": arguments}
+            call_id = {"id": _text(call["id"], f"{at}.id")} if call.get("id") else {}
+            plain.append({"type": "function", **call_id, "function": named})
         return plain
 
 
@@ -326,12 +319,20 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _area(value: Any, where: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise InputError(f"{where} is {quote(value)}; expected a number of pixels above 0.")
-    return value
+def _part_patches(part: Mapping[str, Any], patches: PatchConfig, where: str) -> PatchConfig:
+    """Apply a part's own limits; it may ask for less than the settings allow, never for more."""
+    most = patches.max_pixels
+    stated: dict[str, int] = {}
+    for name in ("max_pixels", "min_pixels"):
+        value = part.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise InputError(
+                f"{where}.{name} is {quote(value)}; expected a number of pixels up to {most}."
+            )
+        stated[name] = most = value
+    return patches.within(**stated)
 
 
 def _picture_source(part: Mapping[str, Any], where: str) -> str | Path | Image.Image:
