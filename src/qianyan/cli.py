@@ -376,6 +376,93 @@ def evaluate(
     raise typer.Exit(IN_PART if result.failed else DONE)
 
 
+@app.command()
+def doctor(
+    context: typer.Context,
+    model: Model = "bundled",
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    device: Device = "cpu",
+    dtype: DtypeOption = "auto",
+    lang: LangOption = "zh",
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Find out how an endpoint's model counts coordinates and save it; or try a local model.
+
+    Example: qianyan doctor --base-url http://127.0.0.1:8000/v1
+    """
+    from qianyan.inspection.endpoint import probe
+    from qianyan.inspection.inspector import try_look
+    from qianyan.inspection.profile import save_profile
+    from qianyan.terminal import profile_lines
+
+    if base_url is None:
+        print(try_look(_look_settings(context)))
+        return
+    profile = probe(base_url, None if model == "bundled" else model, api_key)
+    print("\n".join(profile_lines(profile)))
+    print(f"saved to {save_profile(profile)}")
+    if not profile.can_place_boxes:
+        raise typer.Exit(UNUSABLE)
+
+
+train = typer.Typer(
+    help="Repeat how the bundled models were made; every run can be resumed.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(train, name="train")
+Photos = Annotated[Path, _option("--photos", "folder of images/ and annotations_train/val.json")]
+RunDir = Annotated[Path, _option("--run", "folder that keeps what is needed to go on")]
+Minutes = Annotated[float, _option("--minutes", "how long to train, earlier sittings included")]
+Seed = Annotated[int, _option("--seed", "seed of everything drawn at random")]
+Resume = Annotated[bool, _option("--resume", "go on where the run stopped")]
+Export = Annotated[Path, _option("--out", "folder of the finished model")]
+
+
+@train.command(name="detector")
+def train_the_detector(
+    photos: Photos,
+    out: Export = Path("trained/detector"),
+    run: RunDir = Path("runs/detector"),
+    minutes: Minutes = 90,
+    seed: Seed = 0,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Train the small detector on labelled photos and drawn scenes.
+
+    Example: qianyan train detector --photos data/dev --minutes 90
+    """
+    from qianyan.train.detector import train_detector
+
+    logging.basicConfig(level=logging.INFO)
+    train_detector(photos, run, minutes=minutes, resume=resume, seed=seed, export_dir=out)
+    print(out)
+
+
+@train.command(name="judge")
+def train_the_judge(
+    photos: Photos,
+    out: Export = Path("trained/judge"),
+    run: RunDir = Path("runs/judge"),
+    minutes: Minutes = 90,
+    seed: Seed = 0,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Train the small Qwen2.5-VL that judges crops.
+
+    Example: qianyan train judge --photos data/dev --minutes 90
+    """
+    from qianyan.train.judge import train_judge
+
+    logging.basicConfig(level=logging.INFO)
+    train_judge(photos, run, minutes=minutes, resume=resume, seed=seed, export_dir=out)
+    print(out)
+
+
 def main() -> NoReturn:
     """Run the command line and end the process with its exit code."""
     sys.exit(run(sys.argv[1:]))

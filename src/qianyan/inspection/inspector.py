@@ -1,5 +1,6 @@
 """Open a way to look: the bundled pair, a local checkpoint, or a model behind an endpoint."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
@@ -13,6 +14,7 @@ from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.images import Photo
 from qianyan.inspection.cascade import Cascade
 from qianyan.inspection.detect import detect
+from qianyan.inspection.endpoint import draw_test_picture
 from qianyan.inspection.prompts import MAX_OBJECTS
 from qianyan.inspection.records import Look
 from qianyan.inspection.vision import LocalVision, RemoteVision, Vision
@@ -143,6 +145,18 @@ def open_look(settings: LookSettings) -> OpenLook:
         engine = Engine(pair / "judge", dtype=_pair_dtype(settings), device=settings.device)
         return _cascade(detector, LocalVision(engine), settings, crop_side=None)
     return _cascade(detector, _vision(settings), settings, crop_side=CROP_SIDE)
+
+
+def try_look(settings: LookSettings) -> str:
+    """Load a model, show it a drawn picture, and say in one sentence that it works."""
+    started = time.monotonic()
+    opened = open_look(settings)
+    loaded = time.monotonic()
+    opened.look(Photo(draw_test_picture(644, 448)))
+    return (
+        f"{opened.model} works on {settings.device}: loaded in {loaded - started:.1f} s, looked at "
+        f"a picture in {time.monotonic() - loaded:.1f} s."
+    )
 
 
 def find_pair(model: str) -> Path | None:
