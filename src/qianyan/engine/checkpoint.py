@@ -5,7 +5,12 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from qianyan.errors import CheckpointError, quote
 
@@ -16,8 +21,8 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
 
 def find_checkpoint(model: str | Path) -> Path:
     """Return a checkpoint's folder, downloading `owner/name` from the Hub when it is no folder."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = Path(model)
+    if model and folder.is_dir():
         return folder
     if not isinstance(model, str) or not HUB_ID.fullmatch(model):
         raise CheckpointError(
@@ -28,6 +33,7 @@ def find_checkpoint(model: str | Path) -> Path:
         return Path(snapshot_download(model, allow_patterns=FILES))
     except (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         httpx2.HTTPError,
