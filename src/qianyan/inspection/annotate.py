@@ -34,7 +34,7 @@ WHITE: Colour = (255, 255, 255)
 TEXT_CONTRAST = 4.5  # WCAG 2.1, level AA, for text of normal size
 
 # Share of the picture's geometric mean side, and limits in pixels.
-LINE_SHARE, MIN_LINE, MAX_LINE = 0.0036, 1, 24
+LINE_SHARE, MIN_LINE, MAX_LINE = 0.005, 1, 32
 NUMBER_SHADE = 0.6  # how bright the field under a number is beside the rest of its tag
 
 
@@ -106,7 +106,7 @@ def _draw_frame(
     """
     box = detection.box
     x1, y1, x2, y2 = box.x1, box.y1, box.x2 - 1, box.y2 - 1  # the last pixels inside
-    halo = max(1, width // 4)
+    halo = max(1, width // 5)
     if min(box.width, box.height) < 6 * width:
         outside = width + halo
         x1, y1 = max(x1 - outside, 0), max(y1 - outside, 0)

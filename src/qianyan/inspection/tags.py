@@ -21,7 +21,7 @@ from qianyan.inspection.words import Lang, caption, name, short_caption
 log = logging.getLogger(__name__)
 
 # Share of the picture's geometric mean side, and limits in pixels.
-TEXT_SHARE, MIN_TEXT, MAX_TEXT = 0.021, 13, 150
+TEXT_SHARE, MIN_TEXT, MAX_TEXT = 0.024, 13, 170
 SMALLER = 0.75
 SMALLEST_TEXT = 8  # for a bare number where nothing else fits
 MAX_PICTURE_SHARE = 0.4  # of the picture, for the words of all tags together
