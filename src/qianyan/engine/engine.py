@@ -103,7 +103,7 @@ class Engine:
         rest = iter(conversations)
         try:
             while True:
-                running = [request for request in running if not request.is_finished]
+                running = self._unfinished(running)
                 for messages in itertools.islice(rest, self.config.max_num_requests - len(running)):
                     request, prompt = self._prepare(messages, options)
                     self._submit(request, prompt)
@@ -185,19 +185,24 @@ class Engine:
         try:
             self._submit(request, prompt)
             while True:
+                is_open = bool(self._unfinished([request]))
                 while request.events:
                     yield request.events.popleft()
-                if request.is_finished:
+                if not is_open:
                     yield Finished(completion=request.completion())
                     return
                 self.step()
         finally:
             self._forget([request])
 
+    def _unfinished(self, requests: list[Request]) -> list[Request]:
+        """Pick the requests to wait for; never between two changes by another thread's step."""
+        with self._lock:
+            return [request for request in requests if not request.is_finished]
+
     def _forget(self, requests: list[Request]) -> None:
         """Let go of requests whose caller no longer waits; finished ones are gone already."""
-        left = [request for request in requests if not request.is_finished]
-        if left:
-            with self._lock:
-                self._scheduler.drop(left)
-                self._runner.release(request.request_id for request in left)
+        with self._lock:
+            left = [request for request in requests if not request.is_finished]
+            self._scheduler.drop(left)
+            self._runner.release(request.request_id for request in left)

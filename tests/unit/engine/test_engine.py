@@ -164,7 +164,13 @@ def test_threads_share_an_engine(engine: Engine, questions: list[list[dict[str, 
     done: list[Completion | None] = [None] * len(questions)
 
     def work(index: int) -> None:
-        done[index] = engine.chat(questions[index], max_tokens=10)
+        if index % 2:
+            done[index] = engine.chat(questions[index], max_tokens=10)
+            return
+        *tokens, last = engine.stream(questions[index], max_tokens=10)
+        assert isinstance(last, Finished)
+        if [t.token_id for t in tokens if isinstance(t, TokenText)] == last.completion.token_ids:
+            done[index] = last.completion
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(questions))]
     for thread in threads:
