@@ -32,6 +32,17 @@ Messages = Sequence[dict[str, Any]]
 """OpenAI chat messages; pictures as http, data: or file references, or as Pillow images."""
 
 
+def check_device(device: str) -> None:
+    """Raise ConfigError when PyTorch cannot compute on a device here."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device is {quote(device)}; expected one that this PyTorch can use here, "
+            "such as cpu, cuda or mps."
+        ) from error
+
+
 class Engine:
     """A loaded model that answers conversations.
 
@@ -62,6 +73,7 @@ class Engine:
         """
         if quantize not in (None, "none"):
             raise ConfigError(f"quantize is {quote(quantize)}; expected none.")
+        check_device(device)
         folder = find_checkpoint(model)
         self.name = folder.resolve().name if Path(model).is_dir() else str(model)
         self.config = config or EngineConfig()

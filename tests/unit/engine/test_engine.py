@@ -310,6 +310,10 @@ def test_an_unknown_option_is_refused(engine: Engine) -> None:
 def test_settings_that_mean_nothing_here_are_refused(tiny_checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="quantize is 'int3'; expected none"):
         Engine(tiny_checkpoint, quantize="int3")
+    with pytest.raises(ConfigError, match="device is 'toaster'; expected one that"):
+        Engine(tiny_checkpoint, device="toaster")
+    with pytest.raises(ConfigError, match="device is 'meta'; expected one that"):
+        Engine(tiny_checkpoint, device="meta")
     with pytest.raises(CheckpointError, match="'nowhere' is not a folder"):
         Engine("nowhere")
 
@@ -335,3 +339,15 @@ def test_nothing_is_recorded_for_gradients(engine: Engine) -> None:
     engine.chat(ask("the"), max_tokens=2)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.gpu
+def test_an_accelerator_gives_the_same_answers(
+    tiny_checkpoint: Path, engine: Engine, questions: list[list[dict[str, Any]]]
+) -> None:
+    fast = Engine(tiny_checkpoint, device="cuda")
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0.8, "seed": 3}
+    expected = engine.chat_many(questions, **options)
+    done = fast.chat_many(questions, **options)
+    assert [each.token_ids for each in done] == [each.token_ids for each in expected]
+    assert fast.chat(ask("boxes"), max_tokens=99, response_format=BOXES).text.startswith("[")
