@@ -1,11 +1,11 @@
-"""Write the reference pages from the code itself; with --check, fail when a page has fallen behind."""
+"""Write the reference pages from the code; with --check, fail when one has fallen behind."""
 
 import ast
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 
 import qianyan
@@ -19,35 +19,27 @@ NOTE = (
 )
 
 
-def option_rows(command: click.Command) -> list[str]:
+def option_rows(command: Any) -> list[str]:
     """One table row per argument and option of a command."""
-    context = click.Context(command)
+    context = command.context_class(command)
     rows = []
     for parameter in command.params:
-        if getattr(parameter, "hidden", False):
-            continue
-        name = ", ".join(f"`{o}`" for o in [*parameter.opts, *parameter.secondary_opts])
-        if parameter.param_type_name == "argument":
-            name = f"`{parameter.make_metavar(context)}`"
-        elif not getattr(parameter, "is_flag", False):
-            name += f" {parameter.make_metavar(context)}"
-        default = parameter.default
-        shown = "" if default in (None, False) or callable(default) else f"`{default}`"
-        help_text = " ".join((getattr(parameter, "help", None) or "").split())
-        rows.append(f"| {name} | {shown} | {help_text} |".replace("||", "| |"))
+        record = None if getattr(parameter, "hidden", False) else parameter.get_help_record(context)
+        if record and "--help" not in parameter.opts:
+            words, meaning = (" ".join(text.split()).replace("|", "\\|") for text in record)
+            rows.append(f"| `{words}` | {meaning} |")
     return rows
 
 
-def command_section(path: str, command: click.Command) -> list[str]:
+def command_section(path: str, command: Any) -> list[str]:
     """A heading, the help text and the table of one command, then its sub-commands."""
     lines = [f"## `{path}`", "", (command.help or "").split("\f")[0].strip(), ""]
     rows = option_rows(command)
     if rows:
-        lines += ["| option | default | meaning |", "|---|---|---|", *rows, ""]
-    if isinstance(command, click.Group):
-        for name in sorted(command.commands):
-            if not command.commands[name].hidden:
-                lines += command_section(f"{path} {name}", command.commands[name])
+        lines += ["| option | meaning |", "|---|---|", *rows, ""]
+    for name, verb in sorted(getattr(command, "commands", {}).items()):
+        if not verb.hidden:
+            lines += command_section(f"{path} {name}", verb)
     return lines
 
 
@@ -61,6 +53,8 @@ def python_page() -> str:
     """The public Python names and the errors they raise."""
     lines = [NOTE, "# Python", "", "| name | what |", "|---|---|"]
     for name in qianyan.__all__:
+        if name == "__version__":
+            continue
         doc = (getattr(qianyan, name).__doc__ or "").strip().splitlines()
         lines.append(f"| `qianyan.{name}` | {doc[0] if doc else ''} |")
     tree = (errors.__doc__ or "").split("\n\n")[1]
