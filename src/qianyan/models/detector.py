@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qianyan.errors import CheckpointError, ConfigError
+from qianyan.models.boxes import suppress
 
 Kind = Literal["fire", "smoke", "person", "helmet", "head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -33,7 +34,13 @@ MAX_ASPECT = 2.0
 PIXEL_MEAN, PIXEL_SPREAD = 112.0, 62.0
 MAX_PROPOSALS = 60  # of one kind
 MAX_RANKED = 400  # cells of one kind that are looked at, best first
-OVERLAP_LIMIT = 0.5  # boxes of one kind that overlap more are the same thing
+# A box of which more lies in a better one (or the other way round) is a part of the same flame,
+# plume or head. Persons may well stand in front of each other.
+COVER_LIMITS: dict[Kind, float] = {
+    "fire": 0.7, "smoke": 0.7, "person": math.inf, "helmet": 0.7, "head": 0.7,
+}  # fmt: skip
+SHAPELESS: tuple[Kind, ...] = ("fire", "smoke")
+RELATIVE_FLOOR = 0.6  # beside a sure flame or plume, weak ones are its edges and reflections
 MAX_LOG_REACH = 5.0
 MODEL_TYPE = "qianyan_detector"
 PER_STAGE = ("widths", "depths")  # config fields with one number per stage of the backbone
@@ -215,9 +222,11 @@ class Detector(nn.Module):
         found: list[Proposal] = []
         for index, kind in enumerate(KINDS):
             limit = limits[kind] if isinstance(limits, dict) else limits
+            if kind in SHAPELESS:
+                limit = max(limit, RELATIVE_FLOOR * float(scores[:, index].max()))
             chosen = torch.nonzero((scores[:, index] >= limit) & is_seen).flatten()
             ranked = chosen[scores[chosen, index].argsort(descending=True)][:MAX_RANKED]
-            kept = ranked[suppress(boxes[ranked])][:MAX_PROPOSALS]
+            kept = ranked[suppress(boxes[ranked], cover_limit=COVER_LIMITS[kind])][:MAX_PROPOSALS]
             for (x1, y1, x2, y2), score in zip(
                 boxes[kept].tolist(), scores[kept, index].tolist(), strict=True
             ):
@@ -271,25 +280,6 @@ def cell_centres(size: int) -> tuple[Tensor, Tensor]:
         centres.append(torch.stack([x.flatten(), y.flatten()], dim=-1))
         steps.append(torch.full((x.numel(),), float(stride)))
     return torch.cat(centres), torch.cat(steps)
-
-
-def box_overlap(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of (..., n, 4) with (..., m, 4): (..., n, m)."""
-    low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
-    high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
-    both = (high - low).clamp(min=0).prod(dim=-1)
-    areas = [(b[..., 2:] - b[..., :2]).clamp(min=0).prod(dim=-1) for b in (first, second)]
-    return both / (areas[0][..., :, None] + areas[1][..., None, :] - both).clamp(min=1e-6)
-
-
-def suppress(boxes: Tensor) -> Tensor:
-    """Choose, among boxes (n, 4) ranked best first, those not overlapped by a better one."""
-    overlap = box_overlap(boxes, boxes).cpu().numpy()
-    kept: list[int] = []
-    for index in range(len(boxes)):
-        if all(overlap[index, other] <= OVERLAP_LIMIT for other in kept):
-            kept.append(index)
-    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
 
 
 def save_detector(detector: Detector, folder: Path) -> None:

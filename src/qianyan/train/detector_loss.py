@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qianyan.models.detector import RawPrediction, box_overlap
+from qianyan.models.boxes import box_overlap
+from qianyan.models.detector import RawPrediction
 
 OWNERS = 10  # cells that may own one box
 SCORE_POWER, FIT_POWER = 0.5, 4.0

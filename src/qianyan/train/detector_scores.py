@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qianyan.models.detector import KINDS, Detector, Kind, Proposal, box_overlap
+from qianyan.models.boxes import box_overlap
+from qianyan.models.detector import KINDS, Detector, Kind, Proposal
 from qianyan.train.photos import LabelledBox, LabelledPhoto
 from qianyan.train.scene_store import scene_boxes
 from qianyan.train.scenes import UNSEEN_FROM, draw_scene

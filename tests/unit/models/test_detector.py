@@ -8,17 +8,16 @@ import torch
 from torch import nn
 
 from qianyan.errors import CheckpointError, ConfigError
+from qianyan.models.boxes import box_overlap, suppress
 from qianyan.models.detector import (
     KINDS,
     Detector,
     DetectorConfig,
-    box_overlap,
     cell_centres,
     fit_square,
     load_detector,
     normalise,
     save_detector,
-    suppress,
 )
 
 TINY = DetectorConfig(image_size=64, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), neck_width=24)
@@ -138,6 +137,17 @@ def test_suppression_keeps_the_best_of_each_heap():
     boxes = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10], [30, 30, 40, 40], [0, 0, 10, 9.0]])
     assert suppress(boxes).tolist() == [0, 2]
     assert suppress(torch.zeros(0, 4)).tolist() == []
+
+
+def test_a_part_of_the_same_flame_is_suppressed_but_not_a_person_before_another():
+    boxes = torch.tensor([[0, 0, 20, 20], [2, 2, 8, 8.0]])
+    assert suppress(boxes, cover_limit=0.7).tolist() == [0]
+    assert suppress(boxes).tolist() == [0, 1]
+
+
+def test_weak_flames_beside_a_sure_one_are_left_out(detector: Detector, picture: np.ndarray):
+    scores = [p.score for p in detector.propose(picture, threshold=0.0) if p.kind == "fire"]
+    assert min(scores) >= 0.6 * max(scores)
 
 
 def test_a_size_that_the_network_cannot_halve_is_refused():
