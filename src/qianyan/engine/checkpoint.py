@@ -1,6 +1,7 @@
-"""Where a model's files are: a folder, or a repository of the Hugging Face Hub."""
+"""Where a model's files are: a folder, the package itself, or a repository of the Hub."""
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import httpx2
@@ -15,12 +16,20 @@ from huggingface_hub.errors import (
 from qianyan.errors import CheckpointError, quote
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+BUNDLED = "bundled"
+BUNDLED_FOLDER = Path(str(files("qianyan"))) / "assets" / "bundled"
+"""The models that come with the package, `detector/` and `judge/`; the judge answers chats."""
 FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
 """What is downloaded: never pickled weights, never code."""
 
 
 def find_checkpoint(model: str | Path) -> Path:
-    """Return a checkpoint's folder, downloading `owner/name` from the Hub when it is no folder."""
+    """Return a checkpoint's folder, downloading `owner/name` from the Hub when it is no folder.
+
+    The name "bundled" stands for the small model that comes with the package.
+    """
+    if model == BUNDLED:
+        return BUNDLED_FOLDER / "judge"
     folder = Path(model)
     if model and folder.is_dir():
         return folder
