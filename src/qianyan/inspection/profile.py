@@ -38,9 +38,9 @@ class EndpointProfile:
     """How to talk to one model at one address.
 
     Pictures are sent in multiples of `factor` with an area of `min_pixels` to `max_pixels`, so
-    that the server does not resize them and pixel coordinates are ours. `has_schema` and
-    `has_logprobs` are None while unknown: then they are tried. `extra` are further fields of the
-    request body that this endpoint wants, written by hand into the file.
+    that the server does not resize them and pixel coordinates are ours. `has_schema`,
+    `has_logprobs` and `has_penalty` are None while unknown: then they are tried. `extra` are
+    further fields of the request body that this endpoint wants, written by hand into the file.
     What the probe measured: `iou` and `next_iou`, how well the notation and the next best one fit;
     the largest picture whose boxes still fitted and the smallest one refused; the median time and
     the tokens of one picture; how many of its questions got an unreadable answer.
@@ -54,6 +54,7 @@ class EndpointProfile:
     max_pixels: int = MAX_PIXELS
     has_schema: bool | None = None
     has_logprobs: bool | None = None
+    has_penalty: bool | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     source: Literal["guessed", "probed"] = "guessed"
     iou: float | None = None
@@ -83,6 +84,11 @@ class EndpointProfile:
     def within(self, max_pixels: int) -> "EndpointProfile":
         """Make a profile that sends pictures of at most `max_pixels`."""
         return replace(self, max_pixels=max_pixels, min_pixels=min(self.min_pixels, max_pixels))
+
+    def without(self, *options: str) -> "EndpointProfile":
+        """Make a profile that no longer asks for these options, such as "has_schema"."""
+        changes: dict[str, Any] = dict.fromkeys(options, False)
+        return replace(self, **changes)
 
     @property
     def can_place_boxes(self) -> bool:

@@ -234,23 +234,26 @@ class RemoteVision:
             return list(pool.map(self.ask, asks))
 
     def _complete(self, ask: Ask, picture_url: str) -> dict[str, Any]:
-        """Send a question; leave out what the endpoint turns out not to know, and send again."""
+        """Send a question; leave out what the endpoint refuses, and remember what that was.
+
+        A refusal that stays has another reason: then nothing is remembered.
+        """
+        profile = self.profile
+        left_out: list[str] = []
         while True:
-            profile = self.profile
             try:
-                return self.endpoint.chat(to_body(ask, picture_url, profile))
+                reply = self.endpoint.chat(to_body(ask, picture_url, profile))
             except RefusedError as error:
-                if error.status not in _BAD_REQUEST_STATUS:
+                option = _refused_option(ask, profile, error.said)
+                if error.status not in _BAD_REQUEST_STATUS or option is None:
                     raise
-                narrower = _narrower(profile, ask, error.said)
-                if narrower is None:
-                    raise
-                with self._lock:  # another thread may have found out as well
-                    self.profile = replace(
-                        self.profile,
-                        has_schema=narrower.has_schema and self.profile.has_schema,
-                        has_logprobs=narrower.has_logprobs and self.profile.has_logprobs,
-                    )
+                left_out.append(option)
+                profile = profile.without(option)
+                continue
+            if left_out:
+                with self._lock:  # another thread may have found out something else
+                    self.profile = self.profile.without(*left_out)
+            return reply
 
 
 def pinned_size(profile: EndpointProfile, photo_wh: tuple[int, int]) -> tuple[int, int]:
@@ -281,13 +284,14 @@ def to_body(ask: Ask, picture_url: str, profile: EndpointProfile) -> dict[str, A
         "max_tokens": ask.max_tokens,
         "temperature": ask.temperature,
     }
-    if ask.presence_penalty:
+    sent = _options_sent(ask, profile)
+    if "has_penalty" in sent:
         body["presence_penalty"] = ask.presence_penalty
     if ask.seed is not None:
         body["seed"] = ask.seed
-    if _wants_schema(ask, profile):
+    if "has_schema" in sent:
         body["response_format"] = _response_format(ask)
-    if _wants_logprobs(ask, profile):
+    if "has_logprobs" in sent:
         body["logprobs"] = True
         if ask.logprobs:
             body["top_logprobs"] = ask.logprobs
@@ -362,25 +366,25 @@ def _token_score(tokenizer: Tokenizer, token_id: int, step: Logprobs) -> TokenSc
     )
 
 
-def _wants_schema(ask: Ask, profile: EndpointProfile) -> bool:
-    return ask.schema is not None and profile.has_schema is not False
+def _options_sent(ask: Ask, profile: EndpointProfile) -> dict[str, tuple[str, ...]]:
+    """Name what goes beyond the plainest request, with words by which a refusal may blame it."""
+    wanted = {
+        "has_schema": (ask.schema is not None, ("response_format", "schema", "grammar")),
+        "has_penalty": (ask.presence_penalty != 0, ("presence_penalty",)),
+        "has_logprobs": (ask.logprobs is not None, ("logprob",)),
+    }
+    return {
+        name: words
+        for name, (is_wanted, words) in wanted.items()
+        if is_wanted and getattr(profile, name) is not False
+    }
 
 
-def _wants_logprobs(ask: Ask, profile: EndpointProfile) -> bool:
-    return ask.logprobs is not None and profile.has_logprobs is not False
-
-
-def _narrower(profile: EndpointProfile, ask: Ask, said: str) -> EndpointProfile | None:
-    """Rule out one optional field after a refusal: the one blamed, else the schema first.
-
-    None when no optional field was sent, so that the refusal must have another reason.
-    """
-    has_both = _wants_schema(ask, profile) and _wants_logprobs(ask, profile)
-    if _wants_logprobs(ask, profile) and (not has_both or "logprob" in said.lower()):
-        return replace(profile, has_logprobs=False)
-    if _wants_schema(ask, profile):
-        return replace(profile, has_schema=False)
-    return None
+def _refused_option(ask: Ask, profile: EndpointProfile, said: str) -> str | None:
+    """Pick what to leave out after a refusal: the option blamed, else the first; None if none."""
+    sent = _options_sent(ask, profile)
+    blamed = [name for name, words in sent.items() if any(word in said.lower() for word in words)]
+    return next(iter([*blamed, *sent]), None)
 
 
 def _content_text(content: Any) -> str:

@@ -41,6 +41,7 @@ class Behaviour:
     api_key: str | None = None
     schema: str = "kept"  # kept, ignored, refused
     logprobs: str = "given"  # given, ignored, refused
+    penalty: str = "taken"  # taken, refused
     form: str = "{}"
     reply: str | None = None
     finish_reason: str = "stop"
@@ -95,6 +96,8 @@ class SimulatedEndpoint:
             return 400, {"error": {"message": "response_format json_schema is not supported"}}
         if body.get("logprobs") and does.logprobs == "refused":
             return 400, {"error": {"message": "logprobs are not supported with this model"}}
+        if "presence_penalty" in body and does.penalty == "refused":
+            return 422, {"detail": "Unexpected fields in the request: {'presence_penalty'}"}
         return self._answer(body)
 
     def _answer(self, body: dict[str, Any]) -> tuple[int, Any]:

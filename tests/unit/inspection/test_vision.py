@@ -169,6 +169,32 @@ def test_only_the_refused_field_is_left_out(start_endpoint: Start) -> None:
     assert vision.profile.has_schema is None
 
 
+def test_a_second_try_does_without_a_penalty_that_is_refused(start_endpoint: Start) -> None:
+    loop = '[{"bbox_2d": [1' + "9" * 500
+    endpoint = start_endpoint(reply=loop, finish_reason="length", penalty="refused")
+    with pytest.raises(ReplyError):
+        detect(draw(640, 480), RemoteVision(endpoint.base_url, patience=HASTY), lang="en")
+    first, refused, second = endpoint.requests
+    assert "presence_penalty" not in first
+    assert refused["presence_penalty"] == 1.5
+    assert "presence_penalty" not in second
+    assert second["temperature"] == 0.5
+    assert "response_format" in second
+
+
+def test_a_refusal_for_another_reason_takes_nothing_away(start_endpoint: Start) -> None:
+    endpoint = start_endpoint(most_accepted_pixels=300_000)
+    vision = RemoteVision(endpoint.base_url, patience=HASTY)
+    with pytest.raises(EndpointError, match="too many tokens"):
+        vision.ask(Ask(image=draw(1920, 1080).rgb, text="?", schema={"type": "array"}, logprobs=5))
+    assert (vision.profile.has_schema, vision.profile.has_logprobs) == (None, None)
+    answer = vision.ask(
+        Ask(image=draw(560, 500).rgb, text="?", schema={"type": "array"}, logprobs=5)
+    )
+    assert answer.tokens is not None
+    assert "response_format" in endpoint.requests[-1]
+
+
 def test_a_refusal_for_another_reason_is_said_once(start_endpoint: Start) -> None:
     endpoint = start_endpoint(most_accepted_pixels=1000)
     vision = RemoteVision(endpoint.base_url, patience=HASTY)
