@@ -81,8 +81,9 @@ MaxPixels = Annotated[
 Workers = Annotated[int, _option("--workers", "pictures asked about at once at an endpoint")]
 AllowHost = Annotated[
     list[str] | None,
-    _option("--allow-host", "private HOST[:PORT] that picture URLs may lead to", hidden=True),
+    _option("--allow-host", "private HOST[:PORT] that picture URLs may lead to; can be repeated"),
 ]
+FetchTimeout = Annotated[float, _option("--fetch-timeout", "seconds that a download may take")]
 Rules = Annotated[Path | None, _option("--rules", "not in this version", hidden=True)]
 Out = Annotated[Path, _option("--out", "results folder")]
 Quiet = Annotated[bool, _option("--quiet", "print nothing but errors")]
@@ -145,14 +146,17 @@ def _all_options() -> set[str]:
     return names
 
 
+OTHER_NAMES = {"allow_host": "allow_hosts", "fetch_timeout": "fetch_timeout_s"}
+
+
 def _look_settings(context: typer.Context) -> "LookSettings":
     """Take those options of a verb that say which model looks, and how."""
     from qianyan.inspection.inspector import LookSettings
 
     known = {one.name for one in fields(LookSettings)}
-    given = {k: v for k, v in context.params.items() if k in known and v is not None}
+    params = {OTHER_NAMES.get(name, name): value for name, value in context.params.items()}
     return LookSettings.from_options(
-        {**given, "allow_hosts": context.params.get("allow_host") or ()}
+        {name: value for name, value in params.items() if name in known and value is not None}
     )
 
 
@@ -184,6 +188,7 @@ def inspect(
     json: Json = False,
     rules: Rules = None,
     allow_host: AllowHost = None,
+    fetch_timeout: FetchTimeout = 20.0,
     config: Config = None,
     debug: Debug = False,
 ) -> None:

@@ -53,6 +53,7 @@ class LookSettings:
     max_pixels: int | None = None
     workers: int = 4
     allow_hosts: frozenset[str] = frozenset()
+    fetch_timeout_s: float = FetchLimits.timeout_s
 
     def __post_init__(self) -> None:
         for name, allowed in (("lang", get_args(Lang)), ("look", get_args(Way))):
@@ -64,6 +65,7 @@ class LookSettings:
             ("max_objects", 1, MOST_OBJECTS),
             ("workers", 1, 64),
             ("max_pixels", 28**2, 10**8),
+            ("fetch_timeout_s", 0.1, 3600),
         )
         for name, low, high in limits:
             value = getattr(self, name)
@@ -89,7 +91,7 @@ class LookSettings:
     @property
     def fetch_limits(self) -> FetchLimits:
         """What fetching a picture may cost and where it may lead."""
-        return FetchLimits(allow_private=self.allow_hosts)
+        return FetchLimits(allow_private=self.allow_hosts, timeout_s=self.fetch_timeout_s)
 
     def for_resume(self) -> dict[str, str | int | None]:
         """Name the settings on which verdicts depend; a run is resumed with the same ones."""
