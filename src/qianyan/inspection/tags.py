@@ -224,7 +224,15 @@ def _places(
     centre = (box.x1 + box.x2 - width) // 2
     next_to_tags = [x for tag in tags for x in (tag.x2, tag.x1 - width)]
     beside = product(
-        (box.y1 - height, box.y2, box.y1, box.y2 - height),
+        # Inside, the foot first: a tag must not hide the head it speaks of.
+        (
+            box.y1 - height,
+            box.y2,
+            box.y1 - 2 * height,
+            box.y2 + height,
+            box.y2 - height,
+            box.y1,
+        ),
         (box.x1, box.x2 - width, centre, box.x2, box.x1 - width, *next_to_tags),
     )
     steps = range(GRID)
