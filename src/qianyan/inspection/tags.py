@@ -25,7 +25,7 @@ TEXT_SHARE, MIN_TEXT, MAX_TEXT = 0.024, 13, 170
 SMALLER = 0.75
 SMALLEST_TEXT = 8  # for a bare number where nothing else fits
 MAX_PICTURE_SHARE = 0.4  # of the picture, for the words of all tags together
-MAX_HIDDEN = 0.2  # of another finding, before fewer words are tried
+GOOD_ENOUGH = 1.0  # cost of a place above which fewer words are tried
 GRID = 9  # places tried along each axis when there is no room beside the box
 HEIGHT_PROBE = "国9%"
 
@@ -172,12 +172,12 @@ def _best_tag(
         if not _fits(wording, photo_wh, num_tags=len(boxes) + 1):
             continue
         for area in _places(detection.box, wording, photo_wh, tags):
-            cost = _cost(area, detection.box, photo_wh, tags=tags, boxes=boxes)
+            cost = _cost(area, detection.box, tags=tags, boxes=boxes)
             if best is None or cost < best[0]:
                 best = (cost, wording, area)
             if cost == 0:
                 break
-        if best is not None and best[0] < 5 * MAX_HIDDEN:
+        if best is not None and best[0] < GOOD_ENOUGH:
             break
     if best is None:
         return None
@@ -185,27 +185,21 @@ def _best_tag(
     return Tag(wording.number, wording.words, wording.size, wording.font, detection, area)
 
 
-def _cost(
-    area: Box,
-    own: Box,
-    photo_wh: tuple[int, int],
-    *,
-    tags: Sequence[Box],
-    boxes: Sequence[Box],
-) -> float:
+def _cost(area: Box, own: Box, *, tags: Sequence[Box], boxes: Sequence[Box]) -> float:
     """Weigh a place, 0 for the best: lying on tags, hiding findings, hiding its own, standing off.
 
-    The weights are an order: no gain of a later one outweighs the one before it.
+    One alone makes a place bad (GOOD_ENOUGH): touching a tag, hiding a fifth of another finding or
+    all of its own, standing two and a half of its heights away.
     """
     on_tags = sum(area.overlap(tag) for tag in tags) / area.area
     hidden = max((area.overlap(box) / box.area for box in boxes), default=0.0)
     hides_own = area.overlap(own) / own.area
     across = max(area.x1 - own.x2, own.x1 - area.x2, 0)
     down = max(area.y1 - own.y2, own.y1 - area.y2, 0)
-    away = math.hypot(across, down) / math.hypot(*photo_wh)
+    away = math.hypot(across, down) / area.height
     beside = max(min(area.x2, own.x2) - max(area.x1, own.x1), 0)
     aslant = 1 - beside / min(area.width, own.width)
-    return 100 * on_tags + 5 * hidden + hides_own + 3 * away + 0.3 * aslant
+    return 100 * on_tags + 5 * hidden + hides_own + 0.4 * away + 0.3 * aslant
 
 
 def _fits(wording: Wording, photo_wh: tuple[int, int], *, num_tags: int) -> bool:
