@@ -24,7 +24,8 @@ from qianyan.train.photos import read_photos, split_held_out
 from qianyan.train.scene_store import read_chunk, whole_chunks
 
 DECOYS_FILE = "decoys.json"
-MINING_THRESHOLD = 0.08
+MINING_THRESHOLD = 0.15
+SCENE_CHUNKS_MINED = 5  # drawn look-alikes repeat themselves; photos do not
 PER_PICTURE = 8
 _HAZARDS: tuple[Kind, ...] = ("fire", "smoke")
 _PEOPLE: tuple[Kind, ...] = ("person", "helmet", "head")
@@ -63,7 +64,7 @@ def mine_decoys(photos_dir: Path, detector_dir: Path, run_dir: Path) -> int:
     decoys: Decoys = {}
     for photo in photos:
         decoys[photo.path.name] = find_decoys(photo_pictures([photo])[0], propose)
-    for chunk in whole_chunks(run_dir / "scenes"):
+    for chunk in whole_chunks(run_dir / "scenes")[:SCENE_CHUNKS_MINED]:
         for index, picture in enumerate(scene_pictures(read_chunk(run_dir / "scenes", chunk))):
             decoys[scene_name(chunk, index)] = find_decoys(picture, propose)
     text = json.dumps({name: boxes for name, boxes in decoys.items() if boxes})

@@ -54,7 +54,7 @@ SAVE_EVERY_S, MEASURE_EVERY_S = 120.0, 240.0
 
 HAZARDS = {"fire": 0.24, "smoke": 0.22, "both": 0.12, "look_alike": 0.36, "uncertain": 0.06}
 HEADS = {"helmet": 0.30, "no_helmet": 0.28, "not_a_person": 0.34, "uncertain": 0.08}
-CROPS_PER_QUESTION, SEVERITIES, WHOLES, OTHERS = 20, 3, 4, 3
+CROPS_PER_QUESTION, SEVERITIES, WHOLES, OTHERS = 12, 2, 3, 2
 # What inspection shows of whole pictures: 4:3, 3:4, square, 16:9 (width, height in pixels).
 WHOLE_SIZES = ((112, 84), (84, 112), (112, 112), (140, 84))
 
