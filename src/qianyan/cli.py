@@ -400,13 +400,13 @@ def doctor(
     from qianyan.inspection.endpoint import probe
     from qianyan.inspection.inspector import try_look
     from qianyan.inspection.profile import save_profile
-    from qianyan.terminal import profile_lines
+    from qianyan.inspection.profile_words import profile_lines
 
     if base_url is None:
         print(try_look(_look_settings(context)))
         return
     profile = probe(base_url, None if model == "bundled" else model, api_key)
-    print("\n".join(profile_lines(profile)))
+    print("\n".join(profile_lines(profile, lang)))
     print(f"saved to {save_profile(profile)}")
     if not profile.can_place_boxes:
         raise typer.Exit(UNUSABLE)

@@ -15,7 +15,6 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qianyan.inspection.profile import EndpointProfile
 from qianyan.inspection.records import Detection, Inspection, SubLabel
 from qianyan.inspection.results import to_record
 from qianyan.inspection.verdict import give_verdict, is_hazard
@@ -35,7 +34,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "stopping": "正在完成手头的图片后停止；再按一次立即停止。",
     },
     "en": {
-        "findings": "{n} hazards",
+        "findings": "{n} hazard{s}",
         "severe": " ({n} {severe})",
         "rate": "{rate:.1f} img/s",
         "failed": "{n} not inspected:",
@@ -102,7 +101,7 @@ class RunDisplay:
     def _words(self) -> str:
         words = WORDS[self.lang]
         severe = sub_label_word(SubLabel.SEVERE, self.lang)
-        parts = words["findings"].format(n=self._hazards)
+        parts = words["findings"].format(n=self._hazards, s="" if self._hazards == 1 else "s")
         if self._severe:
             parts += words["severe"].format(n=self._severe, severe=severe)
         rate = self._seen / max(time.monotonic() - self._started, 1e-3)
@@ -124,32 +123,6 @@ class RunDisplay:
         self.say("report", path=out / "report.pdf")
         self.say("marked", path=out / "marked_images")
         self.say("data", path=out / "results.json")
-
-
-def profile_lines(profile: EndpointProfile) -> list[str]:
-    """Say what the doctor found out about an endpoint, one finding a line."""
-    known = {True: "yes", False: "no", None: "not known"}
-    fit = "" if profile.iou is None else f"IoU {profile.iou:.2f}"
-    if profile.next_iou is not None:
-        fit += f", next best {profile.next_iou:.2f}"
-    tokens = profile.tokens_per_picture
-    lines = [
-        f"endpoint:     {profile.base_url} answers in {profile.latency_s or 0:.2f} s",
-        f"model:        {profile.model}",
-        f"coordinates:  {profile.notation.value}, factor {profile.factor} ({fit})",
-        f"picture size: up to {profile.max_pixels} pixels"
-        + (f", {tokens} tokens for a picture" if tokens else ""),
-        f"logprobs:     {known[profile.has_logprobs]}",
-        f"JSON schema:  {known[profile.has_schema]}",
-    ]
-    if profile.refused_pixels is not None:
-        lines.append(f"refused:      a picture of {profile.refused_pixels} pixels")
-    if not profile.can_place_boxes:
-        lines.append(
-            "verdict:      its boxes cannot be placed; no reading of its coordinates fits. Use "
-            "another model."
-        )
-    return lines
 
 
 def _is_severe(found: Detection) -> bool:

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from importlib.resources import files
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from qianyan import __version__
+from qianyan.engine.checkpoint import BUNDLED, BUNDLED_FOLDER
 from qianyan.engine.engine import Engine
 from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.inputs.fetch import FetchLimits
@@ -23,8 +23,6 @@ from qianyan.models.detector import Detector, load_detector
 
 Way = Literal["auto", "list", "cascade", "detector"]
 
-BUNDLED = "bundled"
-BUNDLED_FOLDER = Path(str(files("qianyan"))) / "assets" / "bundled"
 MOST_OBJECTS = 100
 # General models see small crops badly; the bundled judge was trained on small ones.
 CROP_SIDE = 448
@@ -196,7 +194,7 @@ def _vision(settings: LookSettings) -> Vision:
         concurrency=settings.workers,
     )
     if settings.max_pixels is not None:
-        vision.profile = replace(vision.profile, max_pixels=settings.max_pixels)
+        vision.profile = vision.profile.within(settings.max_pixels)
     return vision
 
 

@@ -1,5 +1,8 @@
 """The probe finds out what endpoints of every kind mean by their numbers, over real sockets."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,3 +156,32 @@ def test_the_places_of_the_rectangles_cannot_be_mistaken_for_one_another() -> No
             if name != other_name
         )
         assert all(box.x1 >= 0 and box.x2 <= width and box.y2 <= height for box in boxes.values())
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "line"),
+    [
+        (None, 0, "coordinates: relative, 0 to 1000 (factor 28)  IoU 1.00"),
+        ("I see squares.", 3, "3 of 3 test answers had no readable boxes"),
+    ],
+)
+def test_the_doctor_prints_saves_and_says_by_its_exit_code_whether_boxes_can_be_drawn(
+    start_endpoint: Start, tmp_path: Path, reply: str | None, code: int, line: str
+) -> None:
+    endpoint = start_endpoint(notation=Notation.RELATIVE_1000, reply=reply)
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "qianyan", "doctor", "--base-url", endpoint.base_url]
+    done = subprocess.run(
+        [*command, "--lang", "en"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr
+    assert line in done.stdout
+    path = tmp_path / "qianyan" / "endpoints.json"
+    saved = find_profile(endpoint.base_url, "squares-vl", path=path)
+    assert saved is not None
+    assert saved.can_place_boxes is (code == 0)
