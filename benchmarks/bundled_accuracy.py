@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,7 +120,7 @@ def rows(measured: Measured) -> dict[str, Rate | float | None]:
     return named
 
 
-def show(title: str, columns: dict[str, Measured]) -> None:
+def show(title: str, columns: Mapping[Way, Measured]) -> None:
     """Print a table with one column for each way to look."""
     print(f"\n{title}: {next(iter(columns.values())).evaluation.photos} pictures")
     print(f"{'':30}{'without judge':>26}{'with judge':>26}")

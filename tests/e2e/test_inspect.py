@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qianyan.inspection.inspector import BUNDLED_FOLDER
+from qianyan.engine.checkpoint import BUNDLED_FOLDER
 
 NUM_PICTURES = 25
 
