@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qianyan import __version__
 from qianyan.engine.checkpoint import BUNDLED, BUNDLED_FOLDER
 from qianyan.engine.engine import Engine
@@ -15,15 +18,18 @@ from qianyan.inputs.images import Photo
 from qianyan.inspection.cascade import Cascade
 from qianyan.inspection.detect import detect
 from qianyan.inspection.endpoint import draw_test_picture
+from qianyan.inspection.profile import MAX_PIXELS
 from qianyan.inspection.prompts import MAX_OBJECTS
 from qianyan.inspection.records import Look
 from qianyan.inspection.vision import LocalVision, RemoteVision, Vision
 from qianyan.inspection.words import Lang
-from qianyan.models.detector import Detector, load_detector
+from qianyan.models.detector import Detector, Proposal, load_detector
 
 Way = Literal["auto", "list", "cascade", "detector"]
 
 MOST_OBJECTS = 100
+# Heads on proposed bodies are believed from this share of the detector's threshold for heads.
+HEADS, HEAD_HINT = ("helmet", "head"), 0.4
 # General models see small crops badly; the bundled judge was trained on small ones.
 CROP_SIDE = 448
 
@@ -184,7 +190,7 @@ def _vision(settings: LookSettings) -> Vision:
             dtype=settings.dtype,
             device=settings.device,
             quantize=settings.quantize,
-            max_pixels=settings.max_pixels,
+            max_pixels=settings.max_pixels or MAX_PIXELS,
         )
         return LocalVision(engine)
     vision = RemoteVision(
@@ -208,8 +214,15 @@ def _listing(vision: Vision, settings: LookSettings) -> OpenLook:
 def _cascade(
     detector: Detector, judge: Vision | None, settings: LookSettings, *, crop_side: int | None
 ) -> OpenLook:
+    limits = detector.config.thresholds
+    weaker = {kind: limit * (HEAD_HINT if kind in HEADS else 1) for kind, limit in limits.items()}
+
+    def propose(rgb: NDArray[np.uint8]) -> list[Proposal]:
+        return detector.propose(rgb, threshold=weaker)
+
     cascade = Cascade(
-        propose=detector.propose,
+        propose=propose,
+        alone=limits,
         judge=judge,
         lang=settings.lang,
         max_objects=settings.max_objects,
