@@ -15,8 +15,8 @@ Rules, in the order they are applied:
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -26,7 +26,7 @@ from PIL import Image
 from qianyan.errors import ReplyError, quote
 from qianyan.inputs.crops import square_crop
 from qianyan.inputs.images import Photo
-from qianyan.inspection.heads import Corners, Figure, find_figures
+from qianyan.inspection.heads import NO_LIMITS, Corners, Figure, find_figures
 from qianyan.inspection.opinion import TOP_LOGPROBS, Opinion, read_opinion
 from qianyan.inspection.prompts import MAX_OBJECTS, ClosedQuestion, load_questions
 from qianyan.inspection.records import (
@@ -95,7 +95,7 @@ class Cascade:
     """A way to look at photos; without a judge the detector's word stands.
 
     `crop_side` enlarges crops for judges that see small pictures badly; None leaves the size to
-    the judge.
+    the judge. `alone` is the score that a head needs to be a person where no body was proposed.
     """
 
     propose: Propose
@@ -103,12 +103,14 @@ class Cascade:
     lang: Lang
     max_objects: int = MAX_OBJECTS
     crop_side: int | None = None
+    alone: Mapping[str, float] = field(default_factory=dict)
 
     def look(self, photo: Photo) -> Look:
         """Find fire, smoke and persons in a photo."""
         photo_wh = (photo.width, photo.height)
         proposals = self.propose(np.asarray(photo.rgb))
-        candidates = choose(proposals, photo_wh, limit=CANDIDATES * self.max_objects)
+        limit = CANDIDATES * self.max_objects
+        candidates = choose(proposals, photo_wh, limit=limit, alone=self.alone)
         if self.judge is None:
             found = [propose_only(candidate, photo_wh) for candidate in candidates]
             kept, notes = most_urgent(found, self.max_objects)
@@ -161,7 +163,11 @@ class Cascade:
 
 
 def choose(
-    proposals: Sequence[Proposal], photo_wh: tuple[int, int], *, limit: int
+    proposals: Sequence[Proposal],
+    photo_wh: tuple[int, int],
+    *,
+    limit: int,
+    alone: Mapping[str, float] = NO_LIMITS,
 ) -> list[Candidate]:
     """Make candidates of proposals: for each subject the `limit` likeliest, fire first."""
     chosen: list[Candidate] = []
@@ -171,7 +177,7 @@ def choose(
         chosen += [Candidate(hazard, one.box, one.score, one.box) for one in mine[:limit]]
     return chosen + [
         Candidate(Hazard.PERSON, figure.box, figure.score, figure.head_region, figure)
-        for figure in find_figures(proposals, photo_wh)[:limit]
+        for figure in find_figures(proposals, photo_wh, alone=alone)[:limit]
     ]
 
 

@@ -4,8 +4,9 @@ Persons come first. A hard hat in a hand or on the ground lies where no head of 
 be, so it is not taken for one that is worn; and of two people side by side each keeps their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from qianyan.inputs.crops import upper_body
 from qianyan.models.detector import Proposal
@@ -16,6 +17,7 @@ Corners = tuple[float, float, float, float]
 # fills half of its box with the head, and reaches above because boxes often begin below the hat.
 HEAD_ZONE, ABOVE_ZONE, BESIDE_ZONE = 0.45, 0.12, 0.1
 SAME_HEAD_IOU = 0.4
+NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 # A person of whom only the head was proposed is framed as head and shoulders, in head sizes.
 SHOULDERS_WIDE, SHOULDERS_HIGH = 2.2, 2.6
 
@@ -33,6 +35,10 @@ class Head:
         """How sure the detector is that this is a head."""
         return max(self.helmet, self.bare)
 
+    def stands_alone(self, limits: Mapping[str, float]) -> bool:
+        """Say whether the head is certain enough to be a person without a body."""
+        return self.helmet >= limits.get("helmet", 0.0) or self.bare >= limits.get("head", 0.0)
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -48,11 +54,17 @@ class Figure:
         return self.head.box if self.head is not None else upper_body(self.box)
 
 
-def find_figures(proposals: Sequence[Proposal], photo_wh: tuple[int, int]) -> list[Figure]:
+def find_figures(
+    proposals: Sequence[Proposal],
+    photo_wh: tuple[int, int],
+    *,
+    alone: Mapping[str, float] = NO_LIMITS,
+) -> list[Figure]:
     """Make persons of person, helmet and head proposals, most certain first.
 
     Each head goes to at most one person. A head that belongs to nobody is a person of its own,
-    unless it is a hard hat lying inside somebody's box below the shoulders.
+    unless it is a hard hat lying inside somebody's box below the shoulders, or scores below
+    `alone` for its kind: where a body says that there is a head, a weaker one is believed.
     """
     bodies = [proposal for proposal in proposals if proposal.kind == "person"]
     heads = _merge_heads(proposals)
@@ -71,7 +83,8 @@ def find_figures(proposals: Sequence[Proposal], photo_wh: tuple[int, int]) -> li
         for body, person in enumerate(bodies)
     ]
     for head, seen in enumerate(heads):
-        if head not in owner.values() and not _is_carried(seen, bodies):
+        is_owned = head in owner.values() or _is_carried(seen, bodies)
+        if not is_owned and seen.stands_alone(alone):
             figures.append(Figure(_shoulders(seen.box, photo_wh), seen.score, seen))
     return sorted(figures, key=lambda figure: -figure.score)
 

@@ -87,3 +87,12 @@ def test_other_kinds_are_left_alone(kind: str) -> None:
 def test_the_most_certain_person_comes_first() -> None:
     figures = find_figures([person(0, 0, score=0.3), person(500, 0, score=0.9)], PHOTO_WH)
     assert [figure.score for figure in figures] == [0.9, 0.3]
+
+
+def test_a_weak_head_is_believed_on_a_body_but_not_alone() -> None:
+    limits = {"helmet": 0.3, "head": 0.3}
+    proposals = [person(100, 100), helmet(130, 95, score=0.15), helmet(700, 95, score=0.15)]
+    (figure,) = find_figures(proposals, PHOTO_WH, alone=limits)
+    assert figure.head is not None
+    assert figure.head.helmet == 0.15
+    assert len(find_figures([helmet(700, 95, score=0.35)], PHOTO_WH, alone=limits)) == 1
