@@ -20,7 +20,7 @@ lint: .venv/installed-dev  ## style, types, import contracts, dead code, documen
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/vulture src --min-confidence 80
+	.venv/bin/vulture
 	.venv/bin/python docs/generate.py --check
 
 fix: .venv/installed-dev  ## let ruff mend what it can

@@ -11,6 +11,7 @@ import qianyan
 def main(
     photo: str, question: str = "Describe this picture in one sentence.", model: str = "bundled"
 ) -> None:
+    """Print the answer piece by piece."""
     engine = qianyan.Engine(model)
     parts = [
         {"type": "image_url", "image_url": {"url": photo}},

@@ -10,6 +10,7 @@ import qianyan
 
 
 def main(folder: str, model: str = "bundled") -> None:
+    """Print one line for each finding, failure and clean picture."""
     for verdict in qianyan.inspect([folder], model=model, lang="en"):
         name = Path(verdict.source).name
         if verdict.detections is None:

@@ -20,6 +20,7 @@ SCHEMA = {
 
 
 def main(photo: str, model: str = "bundled") -> None:
+    """Print the answer as the Python value it parses to."""
     done = qianyan.Engine(model).chat(
         [
             {

@@ -4,10 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-
-from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCE = REPOSITORY / "src" / "qianyan"
@@ -33,12 +32,12 @@ def test_file_is_neither_empty_nor_a_catch_all_nor_too_long(file: Path) -> None:
 
 
 def functions_named(name: str) -> list[str]:
-    found = []
-    for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
-                found.append(str(file.relative_to(SOURCE)))
-    return found
+    return [
+        str(file.relative_to(SOURCE))
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
+    ]
 
 
 def test_smart_resize_is_defined_once() -> None:

@@ -136,7 +136,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The verdict on one photo; `detections` is None when there is none, and then `error` says why."""
+    """The verdict on one photo; `detections` is None where `error` says why there is none."""
 
     source: str
     detections: tuple[Detection, ...] | None
