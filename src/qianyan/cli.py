@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
 from types import FrameType
@@ -207,11 +208,18 @@ def inspect(
         raise ConfigError("--resume and --overwrite are both given; expected one of them.")
     settings = _look_settings(context)
     gate = parse_fail_on(fail_on) if fail_on else frozenset()
-    listed = list_sources(sources, standard_input=sys.stdin)
+    listed = list_sources(sources, standard_input=_names_on_standard_input())
     start: Start = "resume" if resume else "overwrite" if overwrite else "new"
     raise typer.Exit(
         _go_round(listed, settings, Sitting(out, start, gate, is_quiet=quiet, is_json=json))
     )
+
+
+def _names_on_standard_input() -> Iterator[str]:
+    """Read names as the system has them, whatever bytes they are."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    yield from sys.stdin
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ On a terminal: a progress bar with findings, rate and time left. Where standard 
 program: one JSON line per picture there, and the words for people on standard error.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qianyan.inspection.records import Detection, Inspection, SubLabel
-from qianyan.inspection.results import to_record
+from qianyan.inspection.results import to_json, to_record
 from qianyan.inspection.verdict import give_verdict, is_hazard
 from qianyan.inspection.words import Lang, sub_label_word
 
@@ -88,9 +87,7 @@ class RunDisplay:
         self._hazards += len(found)
         self._severe += sum(map(_is_severe, found))
         if self.is_json:
-            sys.stdout.write(
-                json.dumps(to_record(inspection, self.lang), ensure_ascii=False) + "\n"
-            )
+            sys.stdout.write(to_json(to_record(inspection, self.lang)) + "\n")
             sys.stdout.flush()
         self._bar.update(self._task, completed=num_done, words=self._words())
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -291,6 +292,28 @@ def test_a_stopped_run_ends_in_order_and_says_how_to_go_on(
     assert_each_once(out)
 
 
+def test_a_terminal_shows_a_bar_with_findings_and_no_json(many: Path, look: list[str]) -> None:
+    pty = pytest.importorskip("pty")
+    here, there = pty.openpty()
+    command = [sys.executable, "-m", "qianyan", "inspect", "many", *look]
+    process = subprocess.Popen(command, cwd=many, stdout=there, stderr=there)
+    os.close(there)
+    shown = b""
+    try:
+        while chunk := os.read(here, 65536):
+            shown += chunk
+    except OSError:
+        pass  # Linux's way of saying that the other end is closed
+    os.close(here)
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    assert f"/{NUM_PICTURES}" in text
+    assert re.search(r"\d+ hazards", text)
+    assert "img/s" in text
+    assert "Report: qianyan-out/report.pdf" in text
+    assert "bbox_2d" not in text
+
+
 class Endpoint(BaseHTTPRequestHandler):
     """A model that always sees the same worker, in thousandths of the picture."""
 
@@ -353,9 +376,10 @@ def test_an_endpoint_that_is_not_there_is_exit_code_three_and_leaves_nothing(man
     assert not (many / "qianyan-out").exists()
 
 
-@pytest.mark.skipif(
-    not (BUNDLED_FOLDER / "judge" / "config.json").is_file(), reason="no bundled models yet"
-)
+HAS_PAIR = all((BUNDLED_FOLDER / part / "config.json").is_file() for part in ("detector", "judge"))
+
+
+@pytest.mark.skipif(not HAS_PAIR, reason="no bundled models in this checkout")
 def test_the_demo_finds_what_was_drawn_and_writes_everything(tmp_path: Path) -> None:
     code, _, err = finish(start("demo", "--lang", "en", folder=tmp_path))
     assert code == 0, err

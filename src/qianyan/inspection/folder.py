@@ -24,7 +24,7 @@ from qianyan.inspection.fonts import lay_out_fonts, user_fonts
 from qianyan.inspection.records import Inspection
 from qianyan.inspection.report import render_report
 from qianyan.inspection.report_content import ReportData, ReportPicture
-from qianyan.inspection.results import RunFacts, from_record, run_record, to_record
+from qianyan.inspection.results import RunFacts, from_record, run_record, to_json, to_record
 from qianyan.inspection.sources import PICTURE_SUFFIXES, Source
 from qianyan.inspection.words import Lang
 
@@ -81,7 +81,7 @@ class ResultsFolder:
 
     def append(self, inspection: Inspection) -> None:
         """Add one picture's line and wait until the disk has it."""
-        line = json.dumps(to_record(inspection, self.lang), ensure_ascii=False) + "\n"
+        line = to_json(to_record(inspection, self.lang)) + "\n"
         with self.lines_file.open("a", encoding="utf-8") as lines:
             lines.write(line)
             lines.flush()
@@ -96,7 +96,7 @@ class ResultsFolder:
 
     def rewrite(self) -> None:
         """Write the lines anew from `done`, all at once."""
-        lines = (json.dumps(to_record(one, self.lang), ensure_ascii=False) for one in self.done)
+        lines = (to_json(to_record(one, self.lang)) for one in self.done)
         replace_file(self.lines_file, "".join(f"{line}\n" for line in lines).encode())
 
     def facts(self, *, model: str, version: str) -> RunFacts:
@@ -112,7 +112,7 @@ class ResultsFolder:
 
     def finish(self, facts: RunFacts, inspections: Sequence[Inspection]) -> None:
         """Write results.json and report.pdf."""
-        text = json.dumps(run_record(facts, inspections), ensure_ascii=False, indent=1)
+        text = to_json(run_record(facts, inspections), indent=1)
         replace_file(self.path / "results.json", text.encode())
         write_report(self.path, facts, inspections)
 
@@ -170,7 +170,7 @@ def open_folder(
     for name in ("results.json", "report.pdf"):  # of an earlier end; this run has not ended yet
         (path / name).unlink(missing_ok=True)
     lay_out_fonts(folder.fonts)
-    replace_file(path / ".run.json", json.dumps(state, ensure_ascii=False, indent=1).encode())
+    replace_file(path / ".run.json", to_json(state, indent=1).encode())
     folder.rewrite()
     return folder
 

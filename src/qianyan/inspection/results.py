@@ -123,6 +123,21 @@ def from_record(record: dict[str, Any]) -> Inspection:
         ) from error
 
 
+def to_json(record: dict[str, Any], *, indent: int | None = None) -> str:
+    """Write a record as JSON text that any UTF-8 file can hold.
+
+    Names of files need not be text: bytes that are not UTF-8 (old GBK names, say) are kept as the
+    escapes that Python reads back.
+    """
+    text = json.dumps(record, ensure_ascii=False, indent=indent)
+    return text if is_text(text) else json.dumps(record, indent=indent)
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a string can be written as UTF-8."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def summarise(inspections: Iterable[Inspection], lang: Lang) -> dict[str, Any]:
     """Count pictures, failures and detections by label and by sub-label."""
     pictures = failed = 0

@@ -1,6 +1,7 @@
 """Results files: there and back, in both languages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from qianyan.inspection.results import (
     read_run,
     run_record,
     summarise,
+    to_json,
     to_record,
 )
 from qianyan.inspection.words import Lang
@@ -97,6 +99,14 @@ def test_a_failed_picture_has_null_detections_and_a_sentence() -> None:
 def test_what_is_written_reads_back_the_same(inspection: Inspection, lang: Lang) -> None:
     line = json.dumps(to_record(inspection, lang), ensure_ascii=False)
     assert from_record(json.loads(line)) == inspection
+
+
+def test_a_name_that_is_no_text_survives_the_file() -> None:
+    source = b"\xb9\xa4\xb5\xd8.jpg".decode("utf-8", "surrogateescape")
+    inspection = replace(LOOKED, source=source)
+    written = to_json(to_record(inspection, "zh")).encode("utf-8")
+    assert from_record(json.loads(written)) == inspection
+    assert "火灾".encode() in to_json(to_record(LOOKED, "zh")).encode("utf-8")
 
 
 @pytest.mark.parametrize("damage", [{"detections": 3}, {"checked": ["gas"]}, {"timing": None}])
