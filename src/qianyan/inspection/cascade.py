@@ -6,18 +6,21 @@ probability is the score (template B and C of the prompting notes; Flash-Cascade
 
 Rules, in the order they are applied:
 
-* fire and smoke: a look-alike (or the other hazard) at VETO_SHARE or more is a veto. "Cannot
-  tell" makes the severity uncertain; otherwise the box's share of the picture decides it.
-* persons: not a person at VETO_SHARE or more is a veto. The judge decides between hard hat and
-  none, unless the detector said the opposite with DISSENT_SCORE or more and the judge is not
-  sure: then it is uncertain, and the score is the detector's for the person.
+* fire and smoke: a look-alike (or the other hazard) is a veto when the judge's share for it
+  reaches `veto_share`: the surer the detector, the surer the judge has to be. "Cannot tell" makes
+  the severity uncertain; otherwise the box's share of the picture decides it.
+* persons: not a person is a veto by the same rule. Between hard hat and none the two opinions
+  multiply; where they leave no clear answer, or the judge cannot tell, it is uncertain.
+
+The score is the judge's probability of what is said; where the judge did not say it (uncertain, or
+the detector carried the day), it is the detector's.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +48,13 @@ from qianyan.models.detector import Proposal
 
 Propose = Callable[[NDArray[np.uint8]], Sequence[Proposal]]
 
-VETO_SHARE = 0.5
-DISSENT_SCORE = 0.5
-SURE_SHARE = 0.9
+# At this detector score half a share for a look-alike is a veto; RESOLVE says how much surer the
+# judge must be above it. Chosen on labelled photos, see benchmarks/bundled_accuracy.py.
+EVEN_SCORE = {Hazard.FIRE: 0.35, Hazard.SMOKE: 0.35, Hazard.PERSON: 0.35}
+RESOLVE = 0.35
+# A class that the detector did not propose for a head still has this much of its belief.
+UNSEEN_SCORE = 0.04
+CLEAR_SHARE = 0.6
 # Severity by the box's share of the picture (a house rule; the judge only votes on what it is).
 MINOR_BELOW, MODERATE_UP_TO = 0.01, 0.10
 # Crops per subject that are put to the judge at most, for each object that may be reported.
@@ -96,6 +103,8 @@ class Cascade:
 
     `crop_side` enlarges crops for judges that see small pictures badly; None leaves the size to
     the judge. `alone` is the score that a head needs to be a person where no body was proposed.
+    `detector_weight` is how much the detector's certainty counts beside the judge's: 1 for judges
+    of the detector's own strength, less for those that see far better, 0 to believe them alone.
     """
 
     propose: Propose
@@ -104,6 +113,7 @@ class Cascade:
     max_objects: int = MAX_OBJECTS
     crop_side: int | None = None
     alone: Mapping[str, float] = field(default_factory=dict)
+    detector_weight: float = 1.0
 
     def look(self, photo: Photo) -> Look:
         """Find fire, smoke and persons in a photo."""
@@ -117,7 +127,9 @@ class Cascade:
             return Look(kept, raw=_raw(candidates, ()), notes=notes)
         opinions, usage = self._judge(photo.rgb, candidates, self.judge)
         verdicts = [
-            settle(candidate, opinion, photo_wh, self.lang)
+            settle(
+                candidate, opinion, photo_wh, lang=self.lang, detector_weight=self.detector_weight
+            )
             for candidate, opinion in zip(candidates, opinions, strict=True)
         ]
         found = [verdict for verdict in verdicts if isinstance(verdict, Detection)]
@@ -182,12 +194,17 @@ def choose(
 
 
 def settle(
-    candidate: Candidate, opinion: Opinion, photo_wh: tuple[int, int], lang: Lang
+    candidate: Candidate,
+    opinion: Opinion,
+    photo_wh: tuple[int, int],
+    *,
+    lang: Lang,
+    detector_weight: float = 1.0,
 ) -> Detection | Veto:
     """Decide on one candidate, given what the judge makes of it."""
     if candidate.subject is Hazard.PERSON:
-        against = ("not_a_person",)
-        sub_label = _head_state(candidate, opinion)
+        against: tuple[str, ...] = ("not_a_person",)
+        sub_label = _head_state(candidate, opinion, detector_weight)
         meanings: tuple[str, ...] = (sub_label.value,)
     else:
         other = Hazard.SMOKE if candidate.subject is Hazard.FIRE else Hazard.FIRE
@@ -195,14 +212,24 @@ def settle(
         is_unclear = opinion.best in (None, "uncertain")
         sub_label = SubLabel.UNCERTAIN if is_unclear else severity(candidate.box, photo_wh)
         meanings = (candidate.subject.value, "both")
-    if opinion.share(*against) >= VETO_SHARE:
+    if opinion.share(*against) >= veto_share(candidate, detector_weight):
         reason = REASONS[lang][max(against, key=opinion.share)]
         sure = f" ({round(opinion.share(*against) * 100)}%)" if opinion.is_weighed else ""
         return Veto(propose_only(candidate, photo_wh), reason + sure)
-    score, kind = candidate.score, "detector"
-    if opinion.is_weighed and sub_label is not SubLabel.UNCERTAIN:
-        score, kind = opinion.share(*meanings), "logprob"
-    return _detection(candidate, sub_label, photo_wh, score, cast("ScoreKind", kind))
+    if opinion.is_weighed and opinion.best in meanings:
+        return _detection(candidate, sub_label, photo_wh, opinion.share(*meanings), "logprob")
+    return _detection(candidate, sub_label, photo_wh, candidate.score, "detector")
+
+
+def veto_share(candidate: Candidate, detector_weight: float) -> float:
+    """Say which share against a candidate rejects it; more for what the detector is surer of."""
+    distance = _log_odds(candidate.score) - _log_odds(EVEN_SCORE[candidate.subject])
+    return 1 / (1 + math.exp(-detector_weight * distance / RESOLVE))
+
+
+def _log_odds(share: float) -> float:
+    share = min(max(share, 0.001), 0.999)
+    return math.log(share / (1 - share))
 
 
 def propose_only(candidate: Candidate, photo_wh: tuple[int, int]) -> Detection:
@@ -243,20 +270,17 @@ def _urgency(detection: Detection) -> tuple[int, int, float]:
     )
 
 
-def _head_state(candidate: Candidate, opinion: Opinion) -> SubLabel:
-    """Decide between hard hat and none; uncertain where judge and detector contradict."""
-    best = max(("helmet", "no_helmet", "uncertain"), key=opinion.share)
-    if best == "uncertain" or not opinion.shares:
+def _head_state(candidate: Candidate, opinion: Opinion, detector_weight: float) -> SubLabel:
+    """Decide between hard hat and none from what judge and detector believe together."""
+    if opinion.best in (None, "uncertain"):
         return SubLabel.UNCERTAIN
-    answer = SubLabel(best)
     head = candidate.figure.head if candidate.figure is not None else None
-    if head is not None and opinion.share(best) < SURE_SHARE:
-        mine, opposite = head.helmet, head.bare
-        if answer is SubLabel.NO_HELMET:
-            mine, opposite = opposite, mine
-        if opposite >= DISSENT_SCORE and opposite > mine:
-            return SubLabel.UNCERTAIN
-    return answer
+    seen = (head.helmet, head.bare) if head is not None else (0.0, 0.0)
+    helmet = opinion.share("helmet") * max(seen[0], UNSEEN_SCORE) ** detector_weight
+    bare = opinion.share("no_helmet") * max(seen[1], UNSEEN_SCORE) ** detector_weight
+    if max(helmet, bare) < CLEAR_SHARE * (helmet + bare) or helmet == bare:
+        return SubLabel.UNCERTAIN
+    return SubLabel.HELMET if helmet > bare else SubLabel.NO_HELMET
 
 
 def _proposed_head_state(candidate: Candidate) -> SubLabel:

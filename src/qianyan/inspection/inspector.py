@@ -32,6 +32,8 @@ MOST_OBJECTS = 100
 HEADS, HEAD_HINT = ("helmet", "head"), 0.4
 # General models see small crops badly; the bundled judge was trained on small ones.
 CROP_SIDE = 448
+# They also judge far better than the small detector proposes, so its certainty counts less.
+DETECTOR_WEIGHT = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +229,7 @@ def _cascade(
         lang=settings.lang,
         max_objects=settings.max_objects,
         crop_side=crop_side,
+        detector_weight=1.0 if crop_side is None else DETECTOR_WEIGHT,
     )
     name = settings.model if judge is None or not settings.is_remote else judge.name
     return OpenLook(name, cascade.look)

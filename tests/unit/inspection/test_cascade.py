@@ -144,21 +144,44 @@ def test_a_person_without_a_head_is_judged_by_the_upper_body() -> None:
 
 
 def test_what_is_not_a_person_is_vetoed() -> None:
-    found = look(worker(), lambda _: {"D": 0.9, "A": 0.1})
+    found = look(worker(), lambda _: {"D": 0.999, "A": 0.001})
     assert found.detections == ()
     assert "not a person" in found.vetoed[0].reason
 
 
 def test_judge_and_detector_that_contradict_make_a_head_uncertain() -> None:
-    found = look(worker(head="helmet", score=0.8), lambda _: {"B": 0.7, "A": 0.3})
+    found = look(worker(head="helmet", score=0.8), lambda _: {"B": 0.95, "A": 0.05})
     (person,) = found.detections
     assert person.sub_label is SubLabel.UNCERTAIN
     assert (person.score, person.score_kind) == (0.8, "detector")
 
 
 def test_a_sure_judge_overrules_the_detector() -> None:
-    (person,) = look(worker(score=0.8), lambda _: {"B": 0.96, "A": 0.04}).detections
+    (person,) = look(worker(score=0.8), lambda _: {"B": 0.99, "A": 0.01}).detections
     assert person.sub_label is SubLabel.NO_HELMET
+
+
+def test_a_doubtful_judge_leaves_it_to_the_detector() -> None:
+    (person,) = look(worker(score=0.8), lambda _: {"B": 0.6, "A": 0.4}).detections
+    assert person.sub_label is SubLabel.HELMET
+    assert person.score_kind == "detector"
+
+
+@pytest.mark.parametrize(("score", "is_vetoed"), [(0.3, True), (0.5, True), (0.7, False)])
+def test_the_surer_the_detector_the_surer_the_judge_has_to_be(
+    score: float, is_vetoed: bool
+) -> None:
+    found = look([flame(score=score)], lambda _: {"D": 0.9, "A": 0.1})
+    assert bool(found.vetoed) is is_vetoed
+    assert bool(found.detections) is not is_vetoed
+
+
+def test_a_model_that_sees_far_better_needs_no_such_certainty() -> None:
+    judge = FakeVision(lambda _: {"D": 0.9, "A": 0.1})
+    cascade = Cascade(
+        propose=lambda _: [flame(score=0.7)], judge=judge, lang="en", detector_weight=0.25
+    )
+    assert cascade.look(photo()).vetoed
 
 
 def test_without_a_judge_the_detector_is_taken_at_its_word() -> None:
