@@ -36,6 +36,7 @@ CROP_SIDE = 112  # 8 x 8 patches, 4 x 4 tokens: one window of the vision tower
 SEVERITY_SHARES = (0.10, 0.30)
 _READABLE_PX = 14  # crops are blurred down to this; below _UNREADABLE_PX nobody could tell
 _UNREADABLE_PX = 5
+_JITTERED = 0.5  # of the crops: colour tells a flame, so half of them keep theirs
 _DECOY_SHARE = 0.5  # of the crops without the subject, where false proposals are known
 
 
@@ -99,7 +100,7 @@ class CropBook:
         for _ in range(8):
             index, box = places[self.rng.integers(len(places))]
             picture = self.pictures[index]
-            region = self._around(box, picture.image.size, spread=0.25)
+            region = self._around(box, picture.image.size, spread=0.18)
             found = hazard_in(picture, region)
             if found == meaning:
                 break
@@ -235,7 +236,7 @@ class CropBook:
         image = picture.image.resize(
             (CROP_SIDE, CROP_SIDE), Image.Resampling.BICUBIC, box=region, reducing_gap=2.0
         )
-        if self.spoil and self.rng.random() < 0.3:
+        if self.spoil and self.rng.random() < 0.15:
             side = int(self.rng.integers(_READABLE_PX, 64))
             way = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)[self.rng.integers(2)]
             image = image.resize((side, side), way).resize(image.size, way)
@@ -246,7 +247,16 @@ class CropBook:
 
 
 def colour_jitter(pixels: Bytes, rng: np.random.Generator) -> Bytes:
-    """Change light, contrast, colour and noise of a batch (batch, height, width, 3), each alone."""
+    """Change light, contrast, colour and noise of half of a batch (batch, height, width, 3)."""
+    chosen = np.flatnonzero(rng.random(len(pixels)) < _JITTERED)
+    changed: Bytes = pixels.copy()
+    if chosen.size:
+        changed[chosen] = _jittered(pixels[chosen], rng)
+    return changed
+
+
+def _jittered(pixels: Bytes, rng: np.random.Generator) -> Bytes:
+    """Change every picture of a batch in its own way."""
     batch = len(pixels)
     values = pixels.astype(np.float32) / 255
     shape = (batch, 1, 1, 1)

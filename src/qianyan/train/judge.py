@@ -52,8 +52,8 @@ AVERAGE_DECAY = 0.998
 SCENE_CHUNKS = 15
 SAVE_EVERY_S, MEASURE_EVERY_S = 120.0, 240.0
 
-HAZARDS = {"fire": 0.24, "smoke": 0.22, "both": 0.12, "look_alike": 0.36, "uncertain": 0.06}
-HEADS = {"helmet": 0.30, "no_helmet": 0.28, "not_a_person": 0.34, "uncertain": 0.08}
+HAZARDS = {"fire": 0.27, "smoke": 0.24, "both": 0.06, "look_alike": 0.38, "uncertain": 0.05}
+HEADS = {"helmet": 0.30, "no_helmet": 0.28, "not_a_person": 0.36, "uncertain": 0.06}
 CROPS_PER_QUESTION, SEVERITIES, WHOLES, OTHERS = 12, 2, 3, 2
 # What inspection shows of whole pictures: 4:3, 3:4, square, 16:9 (width, height in pixels).
 WHOLE_SIZES = ((112, 84), (84, 112), (112, 112), (140, 84))
@@ -118,15 +118,7 @@ class JudgeTrainer:
         self.packer = Packer(self.model, self.tokenizer, patch_config())
         self.questions = load_questions()
         self.learner = nn.ModuleDict({"judge": self.model, "readouts": self.readouts})
-        tower = [*self.model.visual.parameters(), *self.readouts.parameters()]
-        decoder = [*self.model.model.parameters()]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": tower}, {"params": decoder}],
-            lr=LEARNING_RATE,
-            betas=(0.9, 0.98),
-            weight_decay=WEIGHT_DECAY,
-            fused=True,
-        )
+        self.optimizers = self._make_optimizers()
         self.average = {
             name: parameter.detach().clone() for name, parameter in self.learner.named_parameters()
         }
@@ -163,10 +155,11 @@ class JudgeTrainer:
                 joined = joined if progress >= JOIN_FROM else joined.detach()
                 losses["say"] = self._answer_loss(lessons, joined)
         total = torch.stack(list(losses.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.learner.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(self.learner.parameters(), CLIP)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.progress.step += 1
         self._update_average()
         return {name: float(loss.detach()) for name, loss in losses.items()}
@@ -177,7 +170,7 @@ class JudgeTrainer:
             "vocabulary": self.tokenizer.to_str(),
             "learner": self.learner.state_dict(),
             "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.progress.step,
             "elapsed_s": self.progress.elapsed_s,
         }
@@ -193,7 +186,8 @@ class JudgeTrainer:
             )
         self.learner.load_state_dict(state["learner"])
         self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.progress = Progress(step=state["step"], elapsed_s=state["elapsed_s"])
 
     @torch.no_grad()
@@ -277,13 +271,41 @@ class JudgeTrainer:
         losses = cross_entropy(logits, pack.targets, reduction="none")
         return (losses * pack.weights).sum() / len(lessons)
 
+    def _make_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """Make Muon for the matrices inside the blocks (arXiv 2502.16982), AdamW for the rest.
+
+        On so few steps Muon lowered the loss on unseen crops several times faster.
+        """
+        tower = [*self.model.visual.named_parameters(), *self.readouts.named_parameters()]
+        decoder = [*self.model.model.named_parameters()]
+        split = [
+            {
+                "params": [
+                    parameter
+                    for name, parameter in part
+                    if _is_block_matrix(name, parameter) == is_in
+                ],
+                "is_decoder": part is decoder,
+            }
+            for is_in in (True, False)
+            for part in (tower, decoder)
+        ]
+        muon = torch.optim.Muon(
+            split[:2], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
+        )
+        adam = torch.optim.AdamW(
+            split[2:], lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True
+        )
+        return muon, adam
+
     def _set_rates(self, progress: float) -> None:
         cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         warm = min(1.0, (self.progress.step + 1) / WARM_UP_STEPS)
-        tower, decoder = self.optimizer.param_groups
-        tower["lr"] = LEARNING_RATE * cosine * warm
         # The decoder starts late; its own warm-up takes 2 % of the run.
-        decoder["lr"] = LEARNING_RATE * cosine * min(1.0, max(0.0, progress - ANSWER_FROM) / 0.02)
+        late = min(1.0, max(0.0, progress - ANSWER_FROM) / 0.02)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * cosine * (late if group["is_decoder"] else warm)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -291,6 +313,10 @@ class JudgeTrainer:
         follow = 1 - min(AVERAGE_DECAY, (1 + self.progress.step) / (10 + self.progress.step))
         averages = [self.average[name] for name, _ in self.learner.named_parameters()]
         torch._foreach_lerp_(averages, list(self.learner.parameters()), follow)
+
+
+def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and name.startswith(("blocks.", "layers."))
 
 
 class AveragedWeights:
