@@ -29,7 +29,7 @@ from PIL import Image
 from qianyan.errors import ReplyError, quote
 from qianyan.inputs.crops import square_crop
 from qianyan.inputs.images import Photo
-from qianyan.inspection.heads import NO_LIMITS, Corners, Figure, find_figures
+from qianyan.inspection.heads import NO_LIMITS, Corners, Figure, find_figures, iou
 from qianyan.inspection.opinion import TOP_LOGPROBS, Opinion, read_opinion
 from qianyan.inspection.prompts import MAX_OBJECTS, ClosedQuestion, load_questions
 from qianyan.inspection.records import (
@@ -59,6 +59,8 @@ CLEAR_SHARE = 0.6
 MINOR_BELOW, MODERATE_UP_TO = 0.01, 0.10
 # Crops per subject that are put to the judge at most, for each object that may be reported.
 CANDIDATES = 2
+# Flames and smoke have no edges: boxes that overlap more than this mean the same thing.
+SAME_THING_IOU = 0.3
 
 # What a safety officer reads first.
 URGENCY = (
@@ -184,8 +186,12 @@ def choose(
     """Make candidates of proposals: for each subject the `limit` likeliest, fire first."""
     chosen: list[Candidate] = []
     for hazard in (Hazard.FIRE, Hazard.SMOKE):
-        mine = [proposal for proposal in proposals if proposal.kind == hazard.value]
-        mine.sort(key=lambda proposal: -proposal.score)
+        mine: list[Proposal] = []
+        for one in sorted(proposals, key=lambda proposal: -proposal.score):
+            if one.kind == hazard.value and all(
+                iou(one.box, b.box) <= SAME_THING_IOU for b in mine
+            ):
+                mine.append(one)
         chosen += [Candidate(hazard, one.box, one.score, one.box) for one in mine[:limit]]
     return chosen + [
         Candidate(Hazard.PERSON, figure.box, figure.score, figure.head_region, figure)

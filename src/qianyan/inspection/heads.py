@@ -17,6 +17,7 @@ Corners = tuple[float, float, float, float]
 # fills half of its box with the head, and reaches above because boxes often begin below the hat.
 HEAD_ZONE, ABOVE_ZONE, BESIDE_ZONE = 0.45, 0.12, 0.1
 SAME_HEAD_IOU = 0.4
+ECHO_SHARE = 0.6
 NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 # A person of whom only the head was proposed is framed as head and shoulders, in head sizes.
 SHOULDERS_WIDE, SHOULDERS_HIGH = 2.2, 2.6
@@ -86,7 +87,8 @@ def find_figures(
         is_owned = head in owner.values() or _is_carried(seen, bodies)
         if not is_owned and seen.stands_alone(alone):
             figures.append(Figure(_shoulders(seen.box, photo_wh), seen.score, seen))
-    return sorted(figures, key=lambda figure: -figure.score)
+    figures.sort(key=lambda figure: -figure.score)
+    return [figure for index, figure in enumerate(figures) if not _is_echo(figure, figures[:index])]
 
 
 def _merge_heads(proposals: Sequence[Proposal]) -> list[Head]:
@@ -98,7 +100,7 @@ def _merge_heads(proposals: Sequence[Proposal]) -> list[Head]:
             continue
         helmet = proposal.score if proposal.kind == "helmet" else 0.0
         bare = proposal.score if proposal.kind == "head" else 0.0
-        same = next((h for h in heads if _iou(h.box, proposal.box) >= SAME_HEAD_IOU), None)
+        same = next((h for h in heads if iou(h.box, proposal.box) >= SAME_HEAD_IOU), None)
         if same is None:
             heads.append(Head(proposal.box, helmet, bare))
         else:
@@ -129,6 +131,14 @@ def _is_carried(head: Head, bodies: Sequence[Proposal]) -> bool:
     )
 
 
+def _is_echo(figure: Figure, better: Sequence[Figure]) -> bool:
+    """Tell a body without a head of its own that lies on a more certain figure."""
+    return figure.head is None and any(
+        overlap(figure.box, other.box) > ECHO_SHARE * min(_area(figure.box), _area(other.box))
+        for other in better
+    )
+
+
 def _shoulders(head: Corners, photo_wh: tuple[int, int]) -> Corners:
     """Frame head and shoulders around a head, inside the photo."""
     width, height = head[2] - head[0], head[3] - head[1]
@@ -141,9 +151,18 @@ def _shoulders(head: Corners, photo_wh: tuple[int, int]) -> Corners:
     )
 
 
-def _iou(first: Corners, second: Corners) -> float:
+def overlap(first: Corners, second: Corners) -> float:
+    """Shared area of two boxes in the same pixels."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return shared / (sum(areas) - shared)
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def iou(first: Corners, second: Corners) -> float:
+    """Intersection over union of two boxes in the same pixels, 0..1."""
+    shared = overlap(first, second)
+    return shared / (_area(first) + _area(second) - shared)
+
+
+def _area(box: Corners) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])

@@ -239,9 +239,16 @@ def test_a_crowd_never_hides_a_fire() -> None:
     assert notes == ("11 more found: only 10 are kept",)
 
 
+def test_boxes_that_overlap_are_one_flame_the_likeliest_of_them() -> None:
+    near = [Proposal("fire", (x, 100, x + 60, 160), 0.5 + x / 1000) for x in (100, 120, 125)]
+    far = Proposal("fire", (250, 100, 310, 160), 0.4)
+    found = look([*near, far], lambda _: {"A": 1.0})
+    assert sorted(one.box.x1 for one in found.detections) == [125, 250]
+
+
 def test_more_proposals_than_can_be_reported_are_not_all_judged() -> None:
     judge = FakeVision(lambda _: {"A": 1.0})
-    many = [Proposal("fire", (i, i, i + 9, i + 9), 0.5) for i in range(90)]
+    many = [Proposal("fire", (i, i, i + 2, i + 2), 0.5) for i in range(0, 270, 3)]
     cascade = Cascade(propose=lambda _: many, judge=judge, lang="en", max_objects=3)
     assert len(cascade.look(photo()).detections) == 3
     assert len(judge.asked) == 6

@@ -54,7 +54,8 @@ def test_neighbours_keep_their_own_heads() -> None:
 
 
 def test_each_head_goes_to_one_person_only() -> None:
-    figures = find_figures([person(100, 100), person(110, 104), helmet(130, 98)], PHOTO_WH)
+    figures = find_figures([person(100, 100), person(150, 104), helmet(140, 98)], PHOTO_WH)
+    assert len(figures) == 2
     assert sum(figure.head is not None for figure in figures) == 1
 
 
@@ -96,3 +97,10 @@ def test_a_weak_head_is_believed_on_a_body_but_not_alone() -> None:
     assert figure.head is not None
     assert figure.head.helmet == 0.15
     assert len(find_figures([helmet(700, 95, score=0.35)], PHOTO_WH, alone=limits)) == 1
+
+
+def test_a_headless_body_on_a_more_certain_figure_is_its_echo() -> None:
+    proposals = [person(100, 100), helmet(130, 95), person(110, 200, high=180, score=0.4)]
+    assert len(find_figures(proposals, PHOTO_WH)) == 1
+    apart = [person(100, 100), helmet(130, 95), person(170, 100, score=0.4)]
+    assert len(find_figures(apart, PHOTO_WH)) == 2
