@@ -1,5 +1,8 @@
 """The words of reports, in Chinese and English: headings, sentences with gaps, lists of words."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from qianyan.inspection.records import Hazard
 from qianyan.inspection.words import LABELS, SUB_LABEL_WORDS, Lang
 
@@ -298,7 +301,12 @@ SENTENCES: dict[Lang, dict[str, str]] = {
 
 def bold_characters() -> str:
     """List every character of our own words, for the subset of the bold font."""
-    tables = [*REPORT_WORDS.values(), *SENTENCES.values(), *CHECK_WORDS.values(), *LABELS.values()]
+    tables: list[Mapping[Any, str]] = [
+        *REPORT_WORDS.values(),
+        *SENTENCES.values(),
+        *CHECK_WORDS.values(),
+        *LABELS.values(),
+    ]
     tables += [*SUB_LABEL_WORDS.values(), *SCORE_WORDS.values(), FAILURE_WORDS, NOTE_WORDS]
     words = [word for table in tables for word in table.values()]
     return "".join(

@@ -186,10 +186,10 @@ def read_run(path: Path) -> tuple[RunFacts, tuple[Inspection, ...]]:
         pictures = whole["pictures"]
     except OSError as error:
         raise ConfigError(
-            f"{quote(path)} cannot be opened; expected the results.json of a finished run."
+            f"{quote(path.name)} cannot be opened; expected the results.json of a finished run."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{quote(path)} is not a results file; expected JSON in the form {SCHEMA}."
+            f"{quote(path.name)} is not a results file; expected JSON in the form {SCHEMA}."
         ) from error
     return facts, tuple(from_record(record) for record in pictures)

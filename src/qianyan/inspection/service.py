@@ -117,7 +117,7 @@ def inspect(
     """
     chosen = LookSettings.from_options(settings)
     is_single = isinstance(source, str | Path)
-    given = [source] if is_single else list(source)
+    given = [source] if isinstance(source, str | Path) else list(source)
     entries = list_sources([str(one) for one in given]).entries
     if is_single and [entry.name for entry in entries] != [str(source)]:
         raise InputError(
