@@ -6,6 +6,7 @@ endpoint not usable, 4 done in part, 128 + n stopped by signal n.
 """
 
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -288,8 +289,9 @@ def _stopping(run: "Run", display: "RunDisplay") -> Iterator[list[int]]:
     caught: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
+        if caught:  # requests may still be waiting in threads; every line written is whole
+            display.__exit__(None, None, None)
+            os._exit(128 + number)
         caught.append(number)
         run.stop()
         display.say("stopping")

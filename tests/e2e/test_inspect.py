@@ -317,11 +317,14 @@ def test_a_terminal_shows_a_bar_with_findings_and_no_json(many: Path, look: list
 class Endpoint(BaseHTTPRequestHandler):
     """A model that always sees the same worker, in thousandths of the picture."""
 
+    delay_s = 0.0
+
     def do_GET(self) -> None:
         self.answer({"data": [{"id": "qwen3-vl-fixed"}]})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(self.delay_s)
         listed = [{"bbox_2d": [250, 100, 500, 900], "label": "人员", "sub_label": "未佩戴安全帽"}]
         message = {"role": "assistant", "content": json.dumps(listed)}
         usage = {"prompt_tokens": 300, "completion_tokens": 40}
@@ -364,6 +367,27 @@ def test_a_remote_model_lists_and_boxes_come_back_in_photo_pixels(
         assert found["label_id"] == "person"
         assert found["score"] is None
         assert one["usage"]["completion_tokens"] == 40
+
+
+class SlowEndpoint(Endpoint):
+    """The same model on a very busy machine."""
+
+    delay_s = 30.0
+
+
+def test_asking_twice_stops_at_once(many: Path) -> None:
+    for address in serving(SlowEndpoint):
+        process = start("inspect", "many", "--base-url", f"http://{address}/v1", folder=many)
+        lines = many / "qianyan-out" / "results.jsonl"
+        while not lines.exists():
+            time.sleep(0.2)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None, "the first one waits for the pictures in hand"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        assert process.communicate()[0] == ""
 
 
 def test_an_endpoint_that_is_not_there_is_exit_code_three_and_leaves_nothing(many: Path) -> None:

@@ -1,0 +1,61 @@
+"""Which model looks, and how: settings become a way to look, or a sentence."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qianyan.errors import CheckpointError, ConfigError, EndpointError
+from qianyan.inputs.images import Photo
+from qianyan.inspection.inspector import LookSettings, find_pair, open_look
+from qianyan.inspection.records import Hazard
+
+
+def test_a_pair_is_a_folder_with_a_detector(tiny_pair: Path, tmp_path: Path) -> None:
+    assert find_pair(str(tiny_pair)) == tiny_pair
+    assert find_pair(str(tmp_path)) is None
+    assert find_pair("owner/name") is None
+
+
+def test_a_detector_alone_looks_without_a_judge(tiny_pair: Path) -> None:
+    opened = open_look(LookSettings(model=str(tiny_pair), look="detector", max_objects=3))
+    found = opened.look(Photo(Image.new("RGB", (80, 60), (200, 90, 0))))
+    assert [one.label for one in found.detections] == [Hazard.FIRE] * 3
+    assert found.notes
+
+
+def test_a_pair_without_a_judge_is_named_as_incomplete(tiny_pair: Path) -> None:
+    with pytest.raises(CheckpointError, match="judge"):
+        open_look(LookSettings(model=str(tiny_pair)))
+
+
+def test_the_pair_cannot_list(tiny_pair: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot list boxes; use --look cascade"):
+        open_look(LookSettings(model=str(tiny_pair), look="list"))
+
+
+def test_an_address_that_is_none_is_refused_at_once() -> None:
+    with pytest.raises(EndpointError, match="nonsense"):
+        open_look(LookSettings(base_url="nonsense"))
+
+
+def test_the_key_is_neither_shown_nor_kept_with_the_run() -> None:
+    settings = LookSettings(base_url="http://h/v1", api_key="sk-secret")
+    assert "sk-secret" not in repr(settings)
+    assert "sk-secret" not in str(settings.for_resume())
+
+
+def test_a_run_is_resumed_on_another_device_but_not_with_another_model() -> None:
+    here = LookSettings().for_resume()
+    assert LookSettings(device="cuda", workers=9, api_key="k").for_resume() == here
+    assert LookSettings(model="other").for_resume() != here
+    assert LookSettings(look="detector").for_resume() != here
+
+
+def test_options_become_settings_and_what_fetching_may_do() -> None:
+    settings = LookSettings.from_options(
+        {"model": Path("a") / "b", "allow_hosts": ["cam1.lan"], "fetch_timeout_s": 3.0}
+    )
+    assert settings.model == "a/b"
+    assert settings.fetch_limits.allow_private == {"cam1.lan"}
+    assert settings.fetch_limits.timeout_s == 3.0
