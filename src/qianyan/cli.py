@@ -210,9 +210,10 @@ def inspect(
     settings = _look_settings(context)
     gate = parse_fail_on(fail_on) if fail_on else frozenset()
     listed = list_sources(sources, standard_input=_names_on_standard_input())
+    wants_lines = json or not (quiet or sys.stdout.isatty())
     start: Start = "resume" if resume else "overwrite" if overwrite else "new"
     raise typer.Exit(
-        _go_round(listed, settings, Sitting(out, start, gate, is_quiet=quiet, is_json=json))
+        _go_round(listed, settings, Sitting(out, start, gate, is_quiet=quiet, is_json=wants_lines))
     )
 
 

@@ -1,7 +1,7 @@
 """What people and programs see while pictures are inspected.
 
-On a terminal: a progress bar with findings, rate and time left. Where standard output goes to a
-program: one JSON line per picture there, and the words for people on standard error.
+On a terminal: a progress bar with findings, rate and time left, then the verdict. Where standard
+output goes to a program: one JSON line per picture there, and the words on standard error.
 """
 
 import sys
@@ -53,8 +53,9 @@ class RunDisplay:
 
     def __init__(self, *, total: int, done: int, lang: Lang, is_quiet: bool, is_json: bool) -> None:
         self.lang = lang
-        self.is_json = is_json or not (is_quiet or sys.stdout.isatty())
+        self.is_json = is_json
         self._console = Console(stderr=True, quiet=is_quiet, highlight=False)
+        self._paper = Console(stderr=is_json, quiet=is_quiet, highlight=False)
         self._started = time.monotonic()
         self._seen, self._hazards, self._severe = 0, 0, 0
         self._bar = Progress(
@@ -95,6 +96,9 @@ class RunDisplay:
         """Tell the user something in their language, beside the bar."""
         self._console.print(WORDS[self.lang][key].format(**gaps), markup=False, soft_wrap=True)
 
+    def _write(self, key: str, **gaps: object) -> None:
+        self._paper.print(WORDS[self.lang][key].format(**gaps), markup=False, soft_wrap=True)
+
     def _words(self) -> str:
         words = WORDS[self.lang]
         severe = sub_label_word(SubLabel.SEVERE, self.lang)
@@ -106,20 +110,26 @@ class RunDisplay:
 
     def close(self, inspections: Sequence[Inspection], out: Path, *, num_repeated: int) -> None:
         """Say what was found, what failed and where the report is."""
-        self._console.print(str(give_verdict(inspections, self.lang)), markup=False, soft_wrap=True)
+        self._paper.print(str(give_verdict(inspections, self.lang)), markup=False, soft_wrap=True)
         failed = [one for one in inspections if one.error is not None]
         if failed:
-            self.say("failed", n=len(failed))
+            self._write("failed", n=len(failed))
         for one in failed[:MOST_FAILURES_SHOWN]:
             reason = one.error.message if one.error else ""
-            self._console.print(f"  {one.source}: {reason}", markup=False, soft_wrap=True)
+            line = printable(f"  {one.source}: {reason}")
+            self._paper.print(line, markup=False, soft_wrap=True)
         if len(failed) > MOST_FAILURES_SHOWN:
-            self._console.print(f"  … +{len(failed) - MOST_FAILURES_SHOWN}", markup=False)
+            self._paper.print(f"  … +{len(failed) - MOST_FAILURES_SHOWN}", markup=False)
         if num_repeated:
-            self.say("repeated", n=num_repeated)
-        self.say("report", path=out / "report.pdf")
-        self.say("marked", path=out / "marked_images")
-        self.say("data", path=out / "results.json")
+            self._write("repeated", n=num_repeated)
+        self._write("report", path=out / "report.pdf")
+        self._write("marked", path=out / "marked_images")
+        self._write("data", path=out / "results.json")
+
+
+def printable(text: str) -> str:
+    """Show names that others chose without what would steer a terminal or cannot be written."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _is_severe(found: Detection) -> bool:

@@ -405,13 +405,14 @@ HAS_PAIR = all((BUNDLED_FOLDER / part / "config.json").is_file() for part in ("d
 
 @pytest.mark.skipif(not HAS_PAIR, reason="no bundled models in this checkout")
 def test_the_demo_finds_what_was_drawn_and_writes_everything(tmp_path: Path) -> None:
-    code, _, err = finish(start("demo", "--lang", "en", folder=tmp_path))
+    code, out, err = finish(start("demo", "--lang", "en", folder=tmp_path))
     assert code == 0, err
     whole = results(tmp_path / "demo")
     assert len(whole["pictures"]) >= 8
     assert whole["summary"]["failed"] == 0
     assert {"fire", "smoke", "person"} <= set(whole["summary"]["by_label"])
-    assert "report.pdf" in err
+    assert "hazards found" in out
+    assert "demo/report.pdf" in out
     assert (tmp_path / "demo" / "report.pdf").read_bytes().startswith(b"%PDF")
     again, _, err = finish(start("demo", "--lang", "en", folder=tmp_path))
     assert again == 0, err

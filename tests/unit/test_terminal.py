@@ -1,0 +1,57 @@
+"""What people and programs see of a run."""
+
+from pathlib import Path
+
+import pytest
+
+from qianyan.inspection.records import Box, Detection, Failure, Hazard, Inspection, SubLabel
+from qianyan.terminal import MOST_FAILURES_SHOWN, RunDisplay, printable
+
+FIRE = Detection(Hazard.FIRE, SubLabel.SEVERE, Box(0, 0, 5, 5), 0.9, "logprob")
+
+
+def failed(index: int) -> Inspection:
+    return Inspection(
+        source=f"p{index}.jpg",
+        detections=None,
+        checked=tuple(Hazard),
+        error=Failure("truncated", "It is cut short."),
+    )
+
+
+def display(*, is_json: bool = False, is_quiet: bool = False) -> RunDisplay:
+    return RunDisplay(total=2, done=0, lang="en", is_quiet=is_quiet, is_json=is_json)
+
+
+def test_the_verdict_comes_first_and_then_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    looked = Inspection(source="a.jpg", detections=(FIRE,), checked=tuple(Hazard))
+    display().close([looked, failed(1)], Path("out"), num_repeated=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 hazard found: fire 1 (1 severe).")
+    assert lines[1:4] == [
+        "1 not inspected:",
+        "  p1.jpg: It is cut short.",
+        "2 given more than once; each was inspected once.",
+    ]
+    assert "Report: out/report.pdf" in lines
+
+
+def test_words_leave_standard_output_to_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    display(is_json=True).close([failed(1)], Path("out"), num_repeated=0)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "p1.jpg" in shown.err
+
+
+def test_a_long_list_of_failures_is_cut_with_the_rest_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    many = [failed(index) for index in range(MOST_FAILURES_SHOWN + 5)]
+    display().close(many, Path("out"), num_repeated=0)
+    shown = capsys.readouterr().out
+    assert "  … +5" in shown
+    assert shown.count("cut short") == MOST_FAILURES_SHOWN
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\r\n\udcb9工地") == "a�[2Jb���工地"
