@@ -27,7 +27,7 @@ def test_the_verdict_comes_first_and_then_what_failed(capsys: pytest.CaptureFixt
     looked = Inspection(source="a.jpg", detections=(FIRE,), checked=tuple(Hazard))
     display().close([looked, failed(1)], Path("out"), num_repeated=2)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("1 hazard found: fire 1 (1 severe).")
+    assert lines[0].startswith("1 hazard found: fire 1 (severe).")
     assert lines[1:4] == [
         "1 not inspected:",
         "  p1.jpg: It is cut short.",
