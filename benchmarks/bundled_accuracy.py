@@ -116,6 +116,7 @@ def rows(measured: Measured) -> dict[str, Rate | float | None]:
     named["heads: uncertain of those"] = result.heads.uncertain
     named["bare heads: right of found"] = result.heads.bare_right
     named["bare heads: right of all"] = result.heads.bare_recall
+    named["bare heads: false alarms"] = result.heads.bare_alarms
     named["seconds a picture"] = measured.seconds / max(result.photos, 1)
     return named
 

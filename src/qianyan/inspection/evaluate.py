@@ -22,6 +22,7 @@ BOX_IOU = 0.5
 # Data sets disagree on what a head box is (the hat, or the whole head), so a loose overlap counts.
 HEAD_IOU = 0.3
 HEAD_STATE: dict[str, SubLabel] = {"helmet": SubLabel.HELMET, "head": SubLabel.NO_HELMET}
+HEAD_FIGURES = ("found", "right", "uncertain", "bare_right", "bare_recall", "bare_alarms")
 CONFIDENCE_Z = 1.96  # 95 %
 
 
@@ -116,7 +117,8 @@ class HeadScore:
     """Helmet or bare head on the labelled heads that a reported person was matched to.
 
     `right` counts heads with the right answer, `uncertain` those answered "uncertain" (which are
-    not right); `bare_recall` is over all labelled bare heads, found or not.
+    not right); `bare_recall` is over all labelled bare heads, found or not, and `bare_alarms` over
+    the photos without any: in how many a person is reported without a hard hat.
     """
 
     found: Rate = NONE_SEEN
@@ -124,6 +126,7 @@ class HeadScore:
     uncertain: Rate = NONE_SEEN
     bare_right: Rate = NONE_SEEN
     bare_recall: Rate = NONE_SEEN
+    bare_alarms: Rate = NONE_SEEN
 
     def __add__(self, other: "HeadScore") -> "HeadScore":
         return HeadScore(
@@ -132,6 +135,7 @@ class HeadScore:
             self.uncertain + other.uncertain,
             self.bare_right + other.bare_right,
             self.bare_recall + other.bare_recall,
+            self.bare_alarms + other.bare_alarms,
         )
 
 
@@ -167,10 +171,7 @@ class Evaluation:
                 }
                 for hazard, score in self.boxes.items()
             },
-            "heads": {
-                name: rate_record(getattr(self.heads, name))
-                for name in ("found", "right", "uncertain", "bare_right", "bare_recall")
-            },
+            "heads": {name: rate_record(getattr(self.heads, name)) for name in HEAD_FIGURES},
         }
 
 
@@ -199,6 +200,7 @@ def evaluation_table(result: Evaluation) -> str:
     lines.append(_row("heads: uncertain of those", result.heads.uncertain))
     lines.append(_row("bare heads: right of found", result.heads.bare_right))
     lines.append(_row("bare heads: right of all", result.heads.bare_recall))
+    lines.append(_row("bare heads: false alarms", result.heads.bare_alarms))
     return "\n".join(lines)
 
 
@@ -276,6 +278,9 @@ def head_score(photo: LabelledPhoto, found: Sequence[Detection]) -> HeadScore:
             matched[head] = person
             taken.add(person)
     score = HeadScore()
+    if not photo.of_kind("head"):
+        is_alarm = any(one.sub_label is SubLabel.NO_HELMET for one in persons)
+        score = HeadScore(bare_alarms=Rate(int(is_alarm), 1))
     for head, label in enumerate(heads):
         answer = persons[matched[head]].sub_label if head in matched else None
         score += _one_head(HEAD_STATE[label.kind], answer)

@@ -92,6 +92,13 @@ def test_a_bare_head_that_nobody_reported_counts_against_recall_only() -> None:
     assert (score.found, score.right, score.bare_recall) == (Rate(0, 1), Rate(0, 0), Rate(0, 1))
 
 
+def test_a_person_reported_bare_where_nobody_is_is_a_false_alarm_of_that_photo() -> None:
+    reported = [person(0, SubLabel.NO_HELMET), person(200, SubLabel.NO_HELMET)]
+    assert head_score(photo(HELMET), reported).bare_alarms == Rate(1, 1)
+    assert head_score(photo(HELMET), []).bare_alarms == Rate(0, 1)
+    assert head_score(photo(HELMET, BARE), reported).bare_alarms.total == 0
+
+
 def test_one_person_answers_for_one_head() -> None:
     score = head_score(photo(HELMET, BARE), [person(0, SubLabel.HELMET)])
     assert score.found == Rate(1, 2)
