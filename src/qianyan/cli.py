@@ -479,6 +479,22 @@ def train_the_judge(
     print(out)
 
 
+@train.command(name="decoys")
+def mine_the_decoys(
+    photos: Photos,
+    detector: Annotated[Path, _option("--detector", "folder of the detector to learn from")],
+    run: RunDir = Path("runs/judge"),
+    debug: Debug = False,
+) -> None:
+    """Find what a detector gets wrong, for the judge's training to go on with.
+
+    Example: qianyan train decoys --photos data/dev --detector trained/detector
+    """
+    from qianyan.train.decoys import mine_decoys
+
+    print(mine_decoys(photos, detector, run))
+
+
 def main() -> NoReturn:
     """Run the command line and end the process with its exit code."""
     sys.exit(run(sys.argv[1:]))
