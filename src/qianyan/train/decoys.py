@@ -54,7 +54,7 @@ def find_decoys(picture: LabelledPicture, propose: Propose) -> tuple[Box, ...]:
 
 
 def mine_decoys(photos_dir: Path, detector_dir: Path, run_dir: Path) -> int:
-    """Write the decoys of the photos, and of scenes the run has drawn, into its folder; count them."""
+    """Write the decoys of photos, and of scenes the run has drawn, into its folder; count them."""
     run_dir.mkdir(parents=True, exist_ok=True)
     detector = load_detector(detector_dir)
 
