@@ -10,7 +10,8 @@ Rules, in the order they are applied:
   reaches `veto_share`: the surer the detector, the surer the judge has to be. "Cannot tell" makes
   the severity uncertain; otherwise the box's share of the picture decides it.
 * persons: not a person is a veto by the same rule. Between hard hat and none the two opinions
-  multiply; where they leave no clear answer, or the judge cannot tell, it is uncertain.
+  multiply, and none takes more certainty than worn; what lies between is uncertain, and so is
+  what the judge cannot tell.
 
 The score is the judge's probability of what is said; where the judge did not say it (uncertain, or
 the detector carried the day), it is the detector's.
@@ -54,7 +55,8 @@ EVEN_SCORE = {Hazard.FIRE: 0.35, Hazard.SMOKE: 0.35, Hazard.PERSON: 0.35}
 RESOLVE = 0.35
 # A class that the detector did not propose for a head still has this much of its belief.
 UNSEEN_SCORE = 0.04
-CLEAR_SHARE = 0.6
+# Saying that somebody wears no hard hat takes more than saying that they wear one.
+BARE_SHARE, HELMET_SHARE = 0.7, 0.5
 # Severity by the box's share of the picture (a house rule; the judge only votes on what it is).
 MINOR_BELOW, MODERATE_UP_TO = 0.01, 0.10
 # Crops per subject that are put to the judge at most, for each object that may be reported.
@@ -284,9 +286,9 @@ def _head_state(candidate: Candidate, opinion: Opinion, detector_weight: float) 
     seen = (head.helmet, head.bare) if head is not None else (0.0, 0.0)
     helmet = opinion.share("helmet") * max(seen[0], UNSEEN_SCORE) ** detector_weight
     bare = opinion.share("no_helmet") * max(seen[1], UNSEEN_SCORE) ** detector_weight
-    if max(helmet, bare) < CLEAR_SHARE * (helmet + bare) or helmet == bare:
-        return SubLabel.UNCERTAIN
-    return SubLabel.HELMET if helmet > bare else SubLabel.NO_HELMET
+    if bare >= BARE_SHARE * (helmet + bare):
+        return SubLabel.NO_HELMET
+    return SubLabel.HELMET if helmet > HELMET_SHARE * (helmet + bare) else SubLabel.UNCERTAIN
 
 
 def _proposed_head_state(candidate: Candidate) -> SubLabel:

@@ -150,7 +150,7 @@ def test_what_is_not_a_person_is_vetoed() -> None:
 
 
 def test_judge_and_detector_that_contradict_make_a_head_uncertain() -> None:
-    found = look(worker(head="helmet", score=0.8), lambda _: {"B": 0.95, "A": 0.05})
+    found = look(worker(head="helmet", score=0.8), lambda _: {"B": 0.97, "A": 0.03})
     (person,) = found.detections
     assert person.sub_label is SubLabel.UNCERTAIN
     assert (person.score, person.score_kind) == (0.8, "detector")
