@@ -37,7 +37,7 @@ MAX_RANKED = 400  # cells of one kind that are looked at, best first
 # A box of which more lies in a better one (or the other way round) is a part of the same flame,
 # plume or head. Persons may well stand in front of each other.
 COVER_LIMITS: dict[Kind, float] = {
-    "fire": 0.7, "smoke": 0.7, "person": math.inf, "helmet": 0.7, "head": 0.7,
+    "fire": 0.5, "smoke": 0.5, "person": math.inf, "helmet": 0.7, "head": 0.7,
 }  # fmt: skip
 SHAPELESS: tuple[Kind, ...] = ("fire", "smoke")
 RELATIVE_FLOOR = 0.6  # beside a sure flame or plume, weak ones are its edges and reflections
