@@ -1,4 +1,4 @@
-"""How good are the bundled models, and what does judging add? One table, with and without it.
+"""How good are the bundled models, and what does judging add? One table, without and with it.
 
     python benchmarks/bundled_accuracy.py [--photos FOLDER] [--scenes 500] [--model bundled]
 
@@ -35,7 +35,7 @@ from qianyan.inspection.evaluate import (
     evaluate,
     read_coco,
 )
-from qianyan.inspection.inspector import LookSettings, Way, find_pair, open_look
+from qianyan.inspection.inspector import LookSettings, find_pair, open_look
 from qianyan.inspection.records import Hazard, Inspection, SubLabel
 from qianyan.inspection.service import LookAt
 from qianyan.train.scenes import UNSEEN_FROM, Scene, draw_scene
@@ -43,7 +43,8 @@ from qianyan.train.scenes import UNSEEN_FROM, Scene, draw_scene
 REPOSITORY = Path(__file__).resolve().parent.parent
 FIRST_SEED = UNSEEN_FROM + 500_000_000  # away from the seeds of the example pictures
 SCENE_WH = (640, 480)
-WAYS: tuple[Way, ...] = ("detector", "cascade")
+# The detector at its own thresholds; what it proposes to the judge; what the judge leaves.
+WAYS = ("detector alone", "proposed", "judged")
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,10 @@ def rows(measured: Measured) -> dict[str, Rate | float | None]:
     return named
 
 
-def show(title: str, columns: Mapping[Way, Measured]) -> None:
+def show(title: str, columns: Mapping[str, Measured]) -> None:
     """Print a table with one column for each way to look."""
     print(f"\n{title}: {next(iter(columns.values())).evaluation.photos} pictures")
-    print(f"{'':30}{'without judge':>26}{'with judge':>26}")
+    print(f"{'':30}" + "".join(f"{way:>26}" for way in columns))
     tables = [rows(measured) for measured in columns.values()]
     for name in tables[0]:
         cells = [cell(table[name]) for table in tables]
@@ -174,6 +175,16 @@ def size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def ways_to_look(settings: LookSettings) -> dict[str, LookAt]:
+    """Open the pair three times: without judge, with the judge's proposals unjudged, with both."""
+    judged = open_look(replace(settings, look="cascade"))
+    if judged.cascade is None:
+        raise SystemExit(f"{settings.model} is no pair of detector and judge")
+    alone = open_look(replace(settings, look="detector")).look
+    unjudged = replace(judged.cascade, judge=None).look
+    return dict(zip(WAYS, (alone, unjudged, judged.look), strict=True))
+
+
 def parse() -> argparse.Namespace:
     shared = os.environ.get("QIANYAN_SHARED")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -188,7 +199,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     settings = LookSettings(model=options.model, lang="en")
-    looks = {way: open_look(replace(settings, look=way)).look for way in WAYS}
+    looks = ways_to_look(settings)
     sets: dict[str, Any] = {}
     if options.photos is not None:
         sets["photos"] = lambda: read_photos(options.photos)

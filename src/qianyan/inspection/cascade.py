@@ -6,9 +6,9 @@ probability is the score (template B and C of the prompting notes; Flash-Cascade
 
 Rules, in the order they are applied:
 
-* fire and smoke: a look-alike (or the other hazard) is a veto when the judge's share for it
-  reaches `veto_share`: the surer the detector, the surer the judge has to be. "Cannot tell" makes
-  the severity uncertain; otherwise the box's share of the picture decides it.
+* fire and smoke: a look-alike is a veto when the judge's share for it reaches `veto_share`: the
+  surer the detector, the surer the judge has to be. "Cannot tell" makes the severity uncertain;
+  otherwise the box's share of the picture decides it.
 * persons: not a person is a veto by the same rule. Between hard hat and none the two opinions
   multiply, and none takes more certainty than worn; what lies between is uncertain, and so is
   what the judge cannot tell.
@@ -49,14 +49,16 @@ from qianyan.models.detector import Proposal
 
 Propose = Callable[[NDArray[np.uint8]], Sequence[Proposal]]
 
-# At this detector score half a share for a look-alike is a veto; RESOLVE says how much surer the
-# judge must be above it. Chosen on labelled photos, see benchmarks/bundled_accuracy.py.
-EVEN_SCORE = {Hazard.FIRE: 0.35, Hazard.SMOKE: 0.35, Hazard.PERSON: 0.35}
-RESOLVE = 0.35
-# A class that the detector did not propose for a head still has this much of its belief.
-UNSEEN_SCORE = 0.04
+# At this detector score half a share against a candidate is a veto; above it the judge has to be
+# surer, the smaller RESOLVE the steeper. Chosen for the bundled pair on labelled photos that the
+# detector never saw, drawn scenes and the validation photos.
+EVEN_SCORE = {Hazard.FIRE: 0.33, Hazard.SMOKE: 0.30, Hazard.PERSON: 0.5}
+RESOLVE = 0.2
+# A class that the detector did not propose for a head still has this much of its belief. Its
+# scores for the two classes are timid, so that their ratio counts twice.
+UNSEEN_SCORE, HEAD_TRUST = 0.04, 2.0
 # Saying that somebody wears no hard hat takes more than saying that they wear one.
-BARE_SHARE, HELMET_SHARE = 0.7, 0.5
+BARE_SHARE, HELMET_SHARE = 0.6, 0.5
 # Severity by the box's share of the picture (a house rule; the judge only votes on what it is).
 MINOR_BELOW, MODERATE_UP_TO = 0.01, 0.10
 # Crops per subject that are put to the judge at most, for each object that may be reported.
@@ -77,14 +79,10 @@ URGENCY = (
 REASONS: dict[Lang, dict[str, str]] = {
     "zh": {
         "look_alike": "复核认为是灯光、反光、夕阳、焊接、蒸汽、雾或类似之物",
-        "smoke": "复核认为是烟雾，不是明火",
-        "fire": "复核认为是明火，不是烟雾",
         "not_a_person": "复核认为不是人",
     },
     "en": {
         "look_alike": "on a second look a lamp, glare, sunset, welding, steam, fog or the like",
-        "smoke": "on a second look smoke, not a flame",
-        "fire": "on a second look a flame, not smoke",
         "not_a_person": "on a second look not a person",
     },
 }
@@ -211,19 +209,17 @@ def settle(
 ) -> Detection | Veto:
     """Decide on one candidate, given what the judge makes of it."""
     if candidate.subject is Hazard.PERSON:
-        against: tuple[str, ...] = ("not_a_person",)
+        against = "not_a_person"
         sub_label = _head_state(candidate, opinion, detector_weight)
         meanings: tuple[str, ...] = (sub_label.value,)
     else:
-        other = Hazard.SMOKE if candidate.subject is Hazard.FIRE else Hazard.FIRE
-        against = ("look_alike", other.value)
+        against = "look_alike"
         is_unclear = opinion.best in (None, "uncertain")
         sub_label = SubLabel.UNCERTAIN if is_unclear else severity(candidate.box, photo_wh)
         meanings = (candidate.subject.value, "both")
-    if opinion.share(*against) >= veto_share(candidate, detector_weight):
-        reason = REASONS[lang][max(against, key=opinion.share)]
-        sure = f" ({round(opinion.share(*against) * 100)}%)" if opinion.is_weighed else ""
-        return Veto(propose_only(candidate, photo_wh), reason + sure)
+    if opinion.share(against) >= veto_share(candidate, detector_weight):
+        sure = f" ({round(opinion.share(against) * 100)}%)" if opinion.is_weighed else ""
+        return Veto(propose_only(candidate, photo_wh), REASONS[lang][against] + sure)
     if opinion.is_weighed and opinion.best in meanings:
         return _detection(candidate, sub_label, photo_wh, opinion.share(*meanings), "logprob")
     return _detection(candidate, sub_label, photo_wh, candidate.score, "detector")
@@ -284,8 +280,9 @@ def _head_state(candidate: Candidate, opinion: Opinion, detector_weight: float) 
         return SubLabel.UNCERTAIN
     head = candidate.figure.head if candidate.figure is not None else None
     seen = (head.helmet, head.bare) if head is not None else (0.0, 0.0)
-    helmet = opinion.share("helmet") * max(seen[0], UNSEEN_SCORE) ** detector_weight
-    bare = opinion.share("no_helmet") * max(seen[1], UNSEEN_SCORE) ** detector_weight
+    trust = HEAD_TRUST * detector_weight
+    helmet = opinion.share("helmet") * max(seen[0], UNSEEN_SCORE) ** trust
+    bare = opinion.share("no_helmet") * max(seen[1], UNSEEN_SCORE) ** trust
     if bare >= BARE_SHARE * (helmet + bare):
         return SubLabel.NO_HELMET
     return SubLabel.HELMET if helmet > HELMET_SHARE * (helmet + bare) else SubLabel.UNCERTAIN

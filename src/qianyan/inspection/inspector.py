@@ -15,7 +15,7 @@ from qianyan.engine.engine import Engine
 from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.images import Photo
-from qianyan.inspection.cascade import Cascade
+from qianyan.inspection.cascade import Cascade, Propose
 from qianyan.inspection.detect import detect
 from qianyan.inspection.endpoint import draw_test_picture
 from qianyan.inspection.profile import MAX_PIXELS
@@ -29,7 +29,9 @@ Way = Literal["auto", "list", "cascade", "detector"]
 
 MOST_OBJECTS = 100
 # Heads on proposed bodies are believed from this share of the detector's threshold for heads.
-HEADS, HEAD_HINT = ("helmet", "head"), 0.4
+HEADS, HEAD_HINT = ("helmet", "head"), 0.25
+# Before a judge the detector may be bolder: shares of its own thresholds.
+BOLDER = {"fire": 0.7, "person": 0.83}
 # General models see small crops badly; the bundled judge was trained on small ones.
 CROP_SIDE = 448
 # They also judge far better than the small detector proposes, so its certainty counts less.
@@ -121,10 +123,14 @@ class LookSettings:
 
 @dataclass(frozen=True)
 class OpenLook:
-    """A way to look that is ready, and the name of the model that reports print."""
+    """A way to look that is ready, and the name of the model that reports print.
+
+    `cascade` is what `look` belongs to, where a detector proposes.
+    """
 
     model: str
     look: Callable[[Photo], Look]
+    cascade: Cascade | None = None
 
 
 def open_look(settings: LookSettings) -> OpenLook:
@@ -217,13 +223,8 @@ def _cascade(
     detector: Detector, judge: Vision | None, settings: LookSettings, *, crop_side: int | None
 ) -> OpenLook:
     limits = detector.config.thresholds
-    weaker = {kind: limit * (HEAD_HINT if kind in HEADS else 1) for kind, limit in limits.items()}
-
-    def propose(rgb: NDArray[np.uint8]) -> list[Proposal]:
-        return detector.propose(rgb, threshold=weaker)
-
     cascade = Cascade(
-        propose=propose,
+        propose=_proposing(detector, {} if judge is None else BOLDER),
         alone=limits,
         judge=judge,
         lang=settings.lang,
@@ -232,4 +233,17 @@ def _cascade(
         detector_weight=1.0 if crop_side is None else DETECTOR_WEIGHT,
     )
     name = settings.model if judge is None or not settings.is_remote else judge.name
-    return OpenLook(name, cascade.look)
+    return OpenLook(name, cascade.look, cascade)
+
+
+def _proposing(detector: Detector, shares: Mapping[str, float]) -> Propose:
+    """Have the detector propose from these shares of its thresholds up, and heads from a hint."""
+    shares = {**dict.fromkeys(HEADS, HEAD_HINT), **shares}
+    limits = {
+        kind: shares.get(kind, 1) * limit for kind, limit in detector.config.thresholds.items()
+    }
+
+    def propose(rgb: NDArray[np.uint8]) -> list[Proposal]:
+        return detector.propose(rgb, threshold=limits)
+
+    return propose
