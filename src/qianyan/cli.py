@@ -17,14 +17,39 @@ from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from qianyan import __version__
 from qianyan.errors import CheckpointError, ConfigError, EndpointError, QianyanError, quote
-from qianyan.settings import check_environment, read_config, variable_name
+from qianyan.options import (
+    AllowHost,
+    ApiKey,
+    BaseUrl,
+    Config,
+    Debug,
+    Device,
+    DtypeOption,
+    FetchTimeout,
+    Json,
+    Lang,
+    LangOption,
+    Look,
+    MaxObjects,
+    MaxPixels,
+    Model,
+    Out,
+    QuantizeOption,
+    Quiet,
+    Rules,
+    Version,
+    Workers,
+    name_options,
+    option,
+)
+from qianyan.settings import check_environment
 
 if TYPE_CHECKING:
     from qianyan.inspection.inspector import LookSettings
@@ -36,60 +61,6 @@ if TYPE_CHECKING:
 DONE, FINDINGS, WRONG_USAGE, UNUSABLE, IN_PART = 0, 1, 2, 3, 4
 
 Start = Literal["new", "resume", "overwrite"]
-Lang = Literal["zh", "en"]
-Way = Literal["auto", "list", "cascade", "detector"]
-Quantize = Literal["int8", "int4", "none"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-def _option(name: str, text: str, **more: Any) -> Any:
-    """Declare an option that QIANYAN_… and a --config file can set as well."""
-    return typer.Option(name, help=text, envvar=variable_name(name), show_envvar=False, **more)
-
-
-def _use_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Take what a TOML file says as defaults of this command."""
-    if path is not None:
-        context.default_map = read_config(path, _all_options())
-    return path
-
-
-Config = Annotated[
-    Path | None,
-    _option("--config", "TOML file of options, e.g. max-objects = 5", callback=_use_config,
-            is_eager=True),
-]  # fmt: skip
-Model = Annotated[
-    str,
-    _option("--model", "bundled, a checkpoint folder, a hub id, or a model name at --base-url"),
-]
-BaseUrl = Annotated[
-    str | None, _option("--base-url", "an OpenAI-compatible endpoint, e.g. http://host:8000/v1")
-]
-ApiKey = Annotated[str | None, _option("--api-key", "the endpoint's key")]
-Device = Annotated[str, _option("--device", "where models run: cpu, cuda, cuda:1, mps …")]
-DtypeOption = Annotated[Dtype, _option("--dtype", "number format of a local checkpoint")]
-QuantizeOption = Annotated[Quantize, _option("--quantize", "store a local checkpoint smaller")]
-LangOption = Annotated[Lang, _option("--lang", "language of labels, report and questions")]
-Look = Annotated[
-    Way,
-    _option("--look", "list: the model names boxes; cascade: the detector proposes, the model "
-            "judges; detector: no second look; auto: cascade for the bundled pair, else list"),
-]  # fmt: skip
-MaxObjects = Annotated[int, _option("--max-objects", "detections kept for each picture")]
-MaxPixels = Annotated[
-    int | None, _option("--max-pixels", "largest size at which a model looks at a picture")
-]
-Workers = Annotated[int, _option("--workers", "pictures asked about at once at an endpoint")]
-AllowHost = Annotated[
-    list[str] | None,
-    _option("--allow-host", "private HOST[:PORT] that picture URLs may lead to; can be repeated"),
-]
-FetchTimeout = Annotated[float, _option("--fetch-timeout", "seconds that a download may take")]
-Rules = Annotated[Path | None, _option("--rules", "not in this version", hidden=True)]
-Out = Annotated[Path, _option("--out", "results folder")]
-Quiet = Annotated[bool, _option("--quiet", "print nothing but errors")]
-Json = Annotated[bool, _option("--json", "one JSON line per picture on standard output")]
 
 app = typer.Typer(
     name="qianyan",
@@ -102,29 +73,6 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"qianyan {__version__}")
-        raise typer.Exit
-
-
-def _use_debug(wanted: bool) -> bool:
-    if wanted:
-        logging.basicConfig(level=logging.DEBUG)
-    return wanted
-
-
-Debug = Annotated[
-    bool,
-    _option("--debug", "log everything and show tracebacks", callback=_use_debug, is_eager=True),
-]
-
-
-Version = Annotated[
-    bool, typer.Option("--version", help="print the version", callback=_show_version, is_eager=True)
-]
-
-
 @app.callback()
 def check(
     version: Version = False,
@@ -133,19 +81,7 @@ def check(
 
     Every option can also be set as QIANYAN_OPTION_NAME or in a --config file.
     """
-    check_environment(_all_options())
-
-
-def _all_options() -> set[str]:
-    """Name every option of every verb, as Python does."""
-    group = typer.main.get_command(app)
-    verbs = [group]
-    names: set[str] = set()
-    while verbs:
-        verb = verbs.pop()
-        names |= {one.name for one in verb.params if one.name and one.envvar}
-        verbs += getattr(verb, "commands", {}).values()
-    return names
+    check_environment(name_options(typer.main.get_command(app)))
 
 
 OTHER_NAMES = {"allow_host": "allow_hosts", "fetch_timeout": "fetch_timeout_s"}
@@ -180,12 +116,12 @@ def inspect(
     workers: Workers = 4,
     fail_on: Annotated[
         str | None,
-        _option(
+        option(
             "--fail-on", "exit with 1 at such findings: minor, moderate, severe, no_helmet, any"
         ),
     ] = None,
-    resume: Annotated[bool, _option("--resume", "go on with an interrupted run")] = False,
-    overwrite: Annotated[bool, _option("--overwrite", "replace the run in --out")] = False,
+    resume: Annotated[bool, option("--resume", "go on with an interrupted run")] = False,
+    overwrite: Annotated[bool, option("--overwrite", "replace the run in --out")] = False,
     quiet: Quiet = False,
     json: Json = False,
     rules: Rules = None,
@@ -334,9 +270,7 @@ def report(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="results folder of a finished run")
     ],
-    lang: Annotated[
-        Lang | None, _option("--lang", "language of the report; else the run's")
-    ] = None,
+    lang: Annotated[Lang | None, option("--lang", "language of the report; else the run's")] = None,
     debug: Debug = False,
 ) -> None:
     """Set report.pdf anew from results.json, in either language.
@@ -356,7 +290,7 @@ def evaluate(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="folder of labelled photos")],
     annotations: Annotated[
-        Path, _option("--annotations", "COCO-like labels: fire, smoke, person, helmet, head")
+        Path, option("--annotations", "COCO-like labels: fire, smoke, person, helmet, head")
     ],
     model: Model = "bundled",
     base_url: BaseUrl = None,
@@ -429,12 +363,12 @@ train = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(train, name="train")
-Photos = Annotated[Path, _option("--photos", "folder of images/ and annotations_train/val.json")]
-RunDir = Annotated[Path, _option("--run", "folder that keeps what is needed to go on")]
-Minutes = Annotated[float, _option("--minutes", "how long to train, earlier sittings included")]
-Seed = Annotated[int, _option("--seed", "seed of everything drawn at random")]
-Resume = Annotated[bool, _option("--resume", "go on where the run stopped")]
-Export = Annotated[Path, _option("--out", "folder of the finished model")]
+Photos = Annotated[Path, option("--photos", "folder of images/ and annotations_train/val.json")]
+RunDir = Annotated[Path, option("--run", "folder that keeps what is needed to go on")]
+Minutes = Annotated[float, option("--minutes", "how long to train, earlier sittings included")]
+Seed = Annotated[int, option("--seed", "seed of everything drawn at random")]
+Resume = Annotated[bool, option("--resume", "go on where the run stopped")]
+Export = Annotated[Path, option("--out", "folder of the finished model")]
 
 
 @train.command(name="detector")
@@ -482,7 +416,7 @@ def train_the_judge(
 @train.command(name="decoys")
 def mine_the_decoys(
     photos: Photos,
-    detector: Annotated[Path, _option("--detector", "folder of the detector to learn from")],
+    detector: Annotated[Path, option("--detector", "folder of the detector to learn from")],
     run: RunDir = Path("runs/judge"),
     debug: Debug = False,
 ) -> None:

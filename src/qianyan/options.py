@@ -1,0 +1,96 @@
+"""The options that verbs share: one declaration each, with its help, variable and type."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from qianyan import __version__
+from qianyan.settings import read_config, variable_name
+
+Lang = Literal["zh", "en"]
+Way = Literal["auto", "list", "cascade", "detector"]
+Quantize = Literal["int8", "int4", "none"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def option(name: str, text: str, **more: Any) -> Any:
+    """Declare an option that QIANYAN_… and a --config file can set as well."""
+    return typer.Option(name, help=text, envvar=variable_name(name), show_envvar=False, **more)
+
+
+def name_options(verb: Any) -> set[str]:
+    """Name every option of a command and of the verbs below it, as Python does."""
+    names = {one.name for one in verb.params if one.name and one.envvar}
+    for below in getattr(verb, "commands", {}).values():
+        names |= name_options(below)
+    return names
+
+
+def _use_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take what a TOML file says as defaults of this command."""
+    if path is not None:
+        context.default_map = read_config(path, name_options(context.find_root().command))
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    option("--config", "TOML file of options, e.g. max-objects = 5", callback=_use_config,
+            is_eager=True),
+]  # fmt: skip
+Model = Annotated[
+    str,
+    option("--model", "bundled, a checkpoint folder, a hub id, or a model name at --base-url"),
+]
+BaseUrl = Annotated[
+    str | None, option("--base-url", "an OpenAI-compatible endpoint, e.g. http://host:8000/v1")
+]
+ApiKey = Annotated[str | None, option("--api-key", "the endpoint's key")]
+Device = Annotated[str, option("--device", "where models run: cpu, cuda, cuda:1, mps …")]
+DtypeOption = Annotated[Dtype, option("--dtype", "number format of a local checkpoint")]
+QuantizeOption = Annotated[Quantize, option("--quantize", "store a local checkpoint smaller")]
+LangOption = Annotated[Lang, option("--lang", "language of labels, report and questions")]
+Look = Annotated[
+    Way,
+    option("--look", "list: the model names boxes; cascade: the detector proposes, the model "
+            "judges; detector: no second look; auto: cascade for the bundled pair, else list"),
+]  # fmt: skip
+MaxObjects = Annotated[int, option("--max-objects", "detections kept for each picture")]
+MaxPixels = Annotated[
+    int | None, option("--max-pixels", "largest size at which a model looks at a picture")
+]
+Workers = Annotated[int, option("--workers", "pictures asked about at once at an endpoint")]
+AllowHost = Annotated[
+    list[str] | None,
+    option("--allow-host", "private HOST[:PORT] that picture URLs may lead to; can be repeated"),
+]
+FetchTimeout = Annotated[float, option("--fetch-timeout", "seconds that a download may take")]
+Rules = Annotated[Path | None, option("--rules", "not in this version", hidden=True)]
+Out = Annotated[Path, option("--out", "results folder")]
+Quiet = Annotated[bool, option("--quiet", "print nothing but errors")]
+Json = Annotated[bool, option("--json", "one JSON line per picture on standard output")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qianyan {__version__}")
+        raise typer.Exit
+
+
+def _use_debug(wanted: bool) -> bool:
+    if wanted:
+        logging.basicConfig(level=logging.DEBUG)
+    return wanted
+
+
+Debug = Annotated[
+    bool,
+    option("--debug", "log everything and show tracebacks", callback=_use_debug, is_eager=True),
+]
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="print the version", callback=_show_version, is_eager=True)
+]
