@@ -25,14 +25,14 @@ from qianyan.inspection.records import Inspection
 from qianyan.inspection.report import render_report
 from qianyan.inspection.report_content import ReportData, ReportPicture
 from qianyan.inspection.results import RunFacts, from_record, run_record, to_json, to_record
-from qianyan.inspection.sources import PICTURE_SUFFIXES, Source
+from qianyan.inspection.sources import PICTURE_SUFFIXES, RUN_FILE, Source
 from qianyan.inspection.words import Lang
 
 Start = Literal["new", "resume", "overwrite"]
 
 STATE_SCHEMA = "qianyan.run-state/1"
 OUR_FOLDERS = ("images", "marked_images")
-OUR_FILES = ("results.jsonl", "results.json", "report.pdf", ".run.json")
+OUR_FILES = ("results.jsonl", "results.json", "report.pdf", RUN_FILE)
 LONGEST_STEM = 60
 # What a picture begins with, for downloads whose name does not say what they are.
 MAGIC = (
@@ -170,13 +170,13 @@ def open_folder(
     for name in ("results.json", "report.pdf"):  # of an earlier end; this run has not ended yet
         (path / name).unlink(missing_ok=True)
     lay_out_fonts(folder.fonts)
-    replace_file(path / ".run.json", to_json(state, indent=1).encode())
+    replace_file(path / RUN_FILE, to_json(state, indent=1).encode())
     folder.rewrite()
     return folder
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:
-    file = path / ".run.json"
+    file = path / RUN_FILE
     if not file.is_file():
         return None
     try:

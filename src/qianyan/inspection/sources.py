@@ -22,6 +22,8 @@ VIDEO_SUFFIXES = frozenset(
     {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 )
 STANDARD_INPUT = "-"
+RUN_FILE = ".run.json"
+"""Lies in every results folder, and so marks one."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,18 @@ def _expand(name: str) -> list[Source]:
 
 
 def _folder(name: str, folder: Path) -> list[Source]:
-    """List the pictures below a folder, sorted, hidden files and folders left out."""
+    """List the pictures below a folder, sorted; hidden ones and results folders are left out.
+
+    Marked pictures of an earlier run are no new pictures, and the run that is being resumed often
+    lies in the folder that it inspects.
+    """
+    runs = {mark.parent for mark in folder.rglob(RUN_FILE)} - {folder}
     found = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and runs.isdisjoint(path.parents)
         and path.is_file()
     )
     if not found:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qianyan.errors import InputError
-from qianyan.inspection.sources import list_sources
+from qianyan.inspection.sources import RUN_FILE, list_sources
 
 
 @pytest.fixture
@@ -38,6 +38,15 @@ def failure(given: str) -> tuple[str, str]:
 
 def test_a_folder_gives_its_pictures_sorted_with_those_of_its_folders(site: Path) -> None:
     assert names(".") == ["a.PNG", "b.jpg", "deep/c.webp", "odd/[1].jpg"]
+
+
+def test_results_of_an_earlier_run_inside_the_folder_are_not_inspected(site: Path) -> None:
+    marked = site / "qianyan-out" / "marked_images"
+    marked.mkdir(parents=True)
+    (marked / "b.jpg").write_bytes(b"marked")
+    (marked.parent / RUN_FILE).write_text("{}")
+    assert names(".") == ["a.PNG", "b.jpg", "deep/c.webp", "odd/[1].jpg"]
+    assert names("qianyan-out") == ["qianyan-out/marked_images/b.jpg"]
 
 
 def test_files_globs_and_urls_keep_the_order_given(site: Path) -> None:
