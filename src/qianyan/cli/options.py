@@ -1,13 +1,17 @@
 """The options that verbs share: one declaration each, with its help, variable and type."""
 
 import logging
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from qianyan import __version__
 from qianyan.settings import read_config, variable_name
+
+if TYPE_CHECKING:
+    from qianyan.inspection.inspector import LookSettings
 
 Lang = Literal["zh", "en"]
 Way = Literal["auto", "list", "cascade", "detector"]
@@ -94,3 +98,16 @@ Debug = Annotated[
 Version = Annotated[
     bool, typer.Option("--version", help="print the version", callback=_show_version, is_eager=True)
 ]
+
+_OTHER_NAMES = {"allow_host": "allow_hosts", "fetch_timeout": "fetch_timeout_s"}
+
+
+def look_settings(context: typer.Context) -> "LookSettings":
+    """Take those options of a verb that say which model looks, and how."""
+    from qianyan.inspection.inspector import LookSettings
+
+    known = {one.name for one in fields(LookSettings)}
+    params = {_OTHER_NAMES.get(name, name): value for name, value in context.params.items()}
+    return LookSettings.from_options(
+        {name: value for name, value in params.items() if name in known and value is not None}
+    )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from qianyan.cli.run_display import MOST_FAILURES_SHOWN, RunDisplay, printable
 from qianyan.inspection.records import Box, Detection, Failure, Hazard, Inspection, SubLabel
-from qianyan.terminal import MOST_FAILURES_SHOWN, RunDisplay, printable
 
 FIRE = Detection(Hazard.FIRE, SubLabel.SEVERE, Box(0, 0, 5, 5), 0.9, "logprob")
 

@@ -1,0 +1,235 @@
+"""The verbs around a run: inspect pictures, see the demo, set a report anew."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import TextIOWrapper
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from qianyan import __version__
+from qianyan.cli.exit_codes import DONE, FINDINGS, IN_PART, UNUSABLE
+from qianyan.cli.options import (
+    AllowHost,
+    ApiKey,
+    BaseUrl,
+    Config,
+    Debug,
+    Device,
+    DtypeOption,
+    FetchTimeout,
+    Json,
+    Lang,
+    LangOption,
+    Look,
+    MaxObjects,
+    MaxPixels,
+    Model,
+    Out,
+    QuantizeOption,
+    Quiet,
+    Rules,
+    Workers,
+    look_settings,
+    option,
+)
+from qianyan.errors import ConfigError, EndpointError, quote
+
+if TYPE_CHECKING:
+    from qianyan.cli.run_display import RunDisplay
+    from qianyan.inspection.inspector import LookSettings
+    from qianyan.inspection.records import Inspection
+    from qianyan.inspection.run import Run
+    from qianyan.inspection.sources import SourceList
+
+Start = Literal["new", "resume", "overwrite"]
+
+
+def inspect(
+    context: typer.Context,
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...")],
+    out: Out = Path("qianyan-out"),
+    model: Model = "bundled",
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    look: Look = "auto",
+    lang: LangOption = "zh",
+    max_objects: MaxObjects = 10,
+    max_pixels: MaxPixels = None,
+    device: Device = "cpu",
+    dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = "none",
+    workers: Workers = 4,
+    fail_on: Annotated[
+        str | None,
+        option(
+            "--fail-on", "exit with 1 at such findings: minor, moderate, severe, no_helmet, any"
+        ),
+    ] = None,
+    resume: Annotated[bool, option("--resume", "go on with an interrupted run")] = False,
+    overwrite: Annotated[bool, option("--overwrite", "replace the run in --out")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    rules: Rules = None,
+    allow_host: AllowHost = None,
+    fetch_timeout: FetchTimeout = 20.0,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Look for hazards in files, folders, globs and URLs; - reads a list from standard input.
+
+    Example: qianyan inspect site/ "more/*.jpg" --out monday --lang en
+    """
+    from qianyan.inspection.gate import parse_fail_on
+    from qianyan.inspection.sources import list_sources
+
+    if rules is not None:
+        raise ConfigError(
+            f"--rules is {quote(rules)}; rules come with a later version. Leave it out."
+        )
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite are both given; expected one of them.")
+    settings = look_settings(context)
+    gate = parse_fail_on(fail_on) if fail_on else frozenset()
+    listed = list_sources(sources, standard_input=_names_on_standard_input())
+    wants_lines = json or not (quiet or sys.stdout.isatty())
+    start: Start = "resume" if resume else "overwrite" if overwrite else "new"
+    raise typer.Exit(
+        _go_round(listed, settings, Sitting(out, start, gate, is_quiet=quiet, is_json=wants_lines))
+    )
+
+
+def _names_on_standard_input() -> Iterator[str]:
+    """Read names as the system has them, whatever bytes they are."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    yield from sys.stdin
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """Where a run writes, how it starts, what fails it and how it shows itself."""
+
+    out: Path
+    start: Start
+    gate: frozenset[str] = frozenset()
+    is_quiet: bool = False
+    is_json: bool = False
+
+
+def _go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) -> int:
+    """Inspect a list of sources, show how it goes, and give the exit code."""
+    from qianyan.cli.run_display import RunDisplay
+    from qianyan.inspection.folder import open_folder
+    from qianyan.inspection.gate import fails
+    from qianyan.inspection.inspector import open_look
+    from qianyan.inspection.run import Run
+
+    opened = open_look(settings)
+    folder = open_folder(
+        sitting.out, settings=settings.for_resume(), lang=settings.lang, start=sitting.start
+    )
+    run = Run(
+        listed,
+        opened.look,
+        folder,
+        limits=settings.fetch_limits,
+        workers=settings.workers if settings.is_remote else 1,
+    )
+    total = len(listed.entries)
+    display = RunDisplay(
+        total=total,
+        done=total - run.num_pending,
+        lang=settings.lang,
+        is_quiet=sitting.is_quiet,
+        is_json=sitting.is_json,
+    )
+    with _stopping(run, display) as signals, display:
+        for inspection in run.inspect():
+            display.show(inspection, num_done=total - run.num_pending)
+    if run.num_pending:
+        display.say("stopped", n=run.num_pending)
+        return 128 + signals[0]
+    run.finish(folder.facts(model=opened.model, version=__version__))
+    inspections = run.inspections
+    display.close(inspections, sitting.out, num_repeated=run.num_repeated)
+    return _exit_code(inspections, has_findings=fails(inspections, sitting.gate))
+
+
+def _exit_code(inspections: "Sequence[Inspection]", *, has_findings: bool) -> int:
+    """Findings that were asked for weigh more than failed pictures; the summary names both."""
+    errors = [one.error for one in inspections if one.error is not None]
+    if has_findings:
+        return FINDINGS
+    if errors and all(error.code == EndpointError.code for error in errors):
+        return UNUSABLE if len(errors) == len(inspections) else IN_PART
+    return IN_PART if errors else DONE
+
+
+@contextmanager
+def _stopping(run: "Run", display: "RunDisplay") -> Iterator[list[int]]:
+    """Let the first Ctrl-C or SIGTERM end the run in order and the second one at once."""
+    caught: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if caught:  # requests may still be waiting in threads; every line written is whole
+            display.__exit__(None, None, None)
+            os._exit(128 + number)
+        caught.append(number)
+        run.stop()
+        display.say("stopping")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def demo(
+    context: typer.Context,
+    out: Out = Path("demo"),
+    model: Model = "bundled",
+    lang: LangOption = "zh",
+    device: Device = "cpu",
+    quiet: Quiet = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Inspect drawn example pictures with the bundled models, offline.
+
+    Example: qianyan demo --lang en
+    """
+    from qianyan.inspection.sources import list_sources
+    from qianyan.train.scenes import draw_examples
+
+    settings = look_settings(context)
+    drawn = draw_examples(out / "drawn")
+    listed = list_sources([str(path) for path in drawn])
+    raise typer.Exit(_go_round(listed, settings, Sitting(out, "overwrite", is_quiet=quiet)))
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="results folder of a finished run")
+    ],
+    lang: Annotated[Lang | None, option("--lang", "language of the report; else the run's")] = None,
+    debug: Debug = False,
+) -> None:
+    """Set report.pdf anew from results.json, in either language.
+
+    Example: qianyan report monday --lang en
+    """
+    from qianyan.inspection.folder import write_report
+    from qianyan.inspection.results import read_run
+
+    facts, inspections = read_run(folder / "results.json")
+    write_report(folder, replace(facts, lang=lang or facts.lang), inspections)
+    print(folder / "report.pdf")
