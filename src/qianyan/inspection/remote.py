@@ -9,7 +9,8 @@ import json
 import logging
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,13 @@ import httpx2
 import stamina
 
 from qianyan.errors import EndpointError, quote
+from qianyan.inspection.event_stream import Delta, read_deltas, to_delta
 
 # Its line per retry says too little for a terminal; who wants it configures logging.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 
+_CHAT = "/chat/completions"
+_WHOLE = ("application/json", "text/html")
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 MAX_NAMES_SHOWN = 8
 LONGEST_RETRY_AFTER_S = 60.0
@@ -118,25 +122,81 @@ class ChatEndpoint:
             RefusedError: the request will not be served as it is (400, 401, 404, 413, ...).
             EndpointError: not reached, or still failing after all attempts.
         """
+        with self._naming_the_model(body):
+            return self._repeat("POST", _CHAT, body)
+
+    def stream(self, body: Mapping[str, Any]) -> Iterator[Delta]:
+        """Ask for one chat completion and yield it as it arrives.
+
+        Failures are repeated until the answer begins, and not after. Closing the iterator ends the
+        request. Raises as `chat` does, and EndpointError when the answer breaks off.
+        """
+        with self._naming_the_model(body), self._opened({**body, "stream": True}) as response:
+            if response.headers.get("content-type", "").startswith(_WHOLE):
+                raw = _read(response, self.base_url)  # a server that does not stream
+                yield to_delta(self._parse(raw, response), self.base_url)
+            else:
+                yield from read_deltas(response.iter_bytes(), self.base_url)
+
+    @contextmanager
+    def _opened(self, body: Mapping[str, Any]) -> Iterator[httpx2.Response]:
+        """Hold a request whose answer has begun."""
+        content = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        request = self._client.build_request(
+            "POST", self.base_url + _CHAT, content=content, headers=headers
+        )
         try:
-            return self._repeat("POST", "/chat/completions", body)
+            with self._free:
+                for attempt in self._attempts():
+                    with attempt:
+                        response = self._begin(request)
+                try:
+                    with self._saying_why():
+                        yield response
+                finally:
+                    response.close()
+        except _TryAgainError as error:
+            raise EndpointError(error.sentence) from error
+
+    def _begin(self, request: httpx2.Request) -> httpx2.Response:
+        """Send once, and return when the answer's head is there."""
+        with self._saying_why():
+            response = self._client.send(request, stream=True)
+            if response.status_code == 200:
+                return response
+            try:
+                raw = _read(response, self.base_url)
+            finally:
+                response.close()
+        raise self._failure(response, raw)
+
+    @contextmanager
+    def _naming_the_model(self, body: Mapping[str, Any]) -> Iterator[None]:
+        """Say of a request that finds nothing whether model or address is wrong."""
+        try:
+            yield
         except RefusedError as error:
             if error.status == 404:
                 raise self._not_found(str(body.get("model")), error) from error
             raise
 
-    def _repeat(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Send until answered, waiting longer each time, or as long as the endpoint asks for."""
+    def _attempts(self) -> Iterable[stamina.Attempt]:
+        """Try again, waiting longer each time, or as long as the endpoint asks for."""
         patience = self._patience
+        return stamina.retry_context(
+            on=_when_to_try_again,
+            attempts=patience.attempts,
+            timeout=None,
+            wait_initial=patience.first_wait_s,
+            wait_max=patience.longest_wait_s,
+            wait_jitter=patience.first_wait_s / 2,
+        )
+
+    def _repeat(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Send until answered."""
         try:
-            for attempt in stamina.retry_context(
-                on=_when_to_try_again,
-                attempts=patience.attempts,
-                timeout=None,
-                wait_initial=patience.first_wait_s,
-                wait_max=patience.longest_wait_s,
-                wait_jitter=patience.first_wait_s / 2,
-            ):
+            for attempt in self._attempts():
                 with attempt, self._free:
                     return self._send(method, path, body)
         except _TryAgainError as error:
@@ -147,11 +207,22 @@ class ChatEndpoint:
         """Send once."""
         content = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} if content else {}
-        try:
-            with self._client.stream(
+        with (
+            self._saying_why(),
+            self._client.stream(
                 method, self.base_url + path, content=content, headers=headers
-            ) as response:
-                raw = _read(response, self.base_url)
+            ) as response,
+        ):
+            raw = _read(response, self.base_url)
+        if response.status_code == 200:
+            return self._parse(raw, response)
+        raise self._failure(response, raw)
+
+    @contextmanager
+    def _saying_why(self) -> Iterator[None]:
+        """Turn what can happen to a connection into sentences."""
+        try:
+            yield
         except httpx2.ConnectError as error:
             raise _TryAgainError(
                 f"Nothing answers at {self.base_url}: the connection failed. Start the model "
@@ -167,9 +238,6 @@ class ChatEndpoint:
                 f"{self.base_url} broke off the connection while answering. Look at the server's "
                 "log."
             ) from error
-        if response.status_code == 200:
-            return self._parse(raw, response)
-        raise self._failure(response, raw)
 
     def _parse(self, raw: bytes, response: httpx2.Response) -> dict[str, Any]:
         try:
@@ -197,7 +265,7 @@ class ChatEndpoint:
             word = "asks to slow down" if status in _BACK_OFF_STATUS else "fails"
             return _TryAgainError(
                 f"{self.base_url} still {word} after {self._patience.attempts} attempts "
-                f"(status {status}){self._said(raw)} Lower --workers or try later.",
+                f"(status {status}){self._said(raw)} Ask less at once, or try later.",
                 _retry_after_s(response) if status in _BACK_OFF_STATUS else None,
             )
         if status in {401, 403}:

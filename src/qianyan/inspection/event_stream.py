@@ -1,0 +1,127 @@
+"""A chat completion that arrives piece by piece: server-sent events in, deltas out.
+
+Follows the event stream format of HTML (comments, several data lines, CRLF) and what servers make
+of it: an error object in the middle, reasoning under two names, usage in a chunk without choices,
+no [DONE] at the end. An answer that neither [DONE] nor a finish reason closes was cut off.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qianyan.errors import EndpointError, quote
+
+MAX_STREAM_BYTES = 64 * 1024 * 1024
+"""Far above any answer: each token of a few letters travels in some 300 bytes of JSON."""
+MAX_LINE_BYTES = 4 * 1024 * 1024
+_DONE = "[DONE]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """One piece of an answer; `completion_tokens` and `finish_reason` come with the last ones."""
+
+    text: str = ""
+    reasoning: str = ""
+    finish_reason: str | None = None
+    completion_tokens: int | None = None
+
+
+def read_deltas(pieces: Iterable[bytes], where: str) -> Iterator[Delta]:
+    """Read the body of a streamed chat completion; `where` names the endpoint in errors.
+
+    Raises EndpointError for an error that the endpoint sends, for what is no chat completion, and
+    for an answer that stops before its end.
+    """
+    is_closed = False
+    for data in _events(_lines(pieces, where)):
+        if data == _DONE:
+            return
+        delta = to_delta(_parse(data, where), where)
+        is_closed = is_closed or delta.finish_reason is not None
+        yield delta
+    if not is_closed:
+        raise EndpointError(
+            f"{where} stopped in the middle of its answer. Look at the server's log."
+        )
+
+
+def to_delta(chunk: Mapping[str, Any], where: str) -> Delta:
+    """Read one chunk, or a whole completion from a server that does not stream.
+
+    Raises EndpointError when it holds an error or has another form.
+    """
+    if chunk.get("error"):
+        raise EndpointError(f"{where} broke off its answer: {quote(_message(chunk['error']))}.")
+    choices = chunk.get("choices")
+    if not isinstance(choices, list):
+        raise EndpointError(f"{where} answers without choices; expected an OpenAI chat completion.")
+    choice = choices[0] if choices and isinstance(choices[0], dict) else {}
+    said = choice.get("delta") or choice.get("message")
+    said = said if isinstance(said, dict) else {}
+    reason = choice.get("finish_reason")
+    usage = chunk.get("usage")
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return Delta(
+        text=_text(said.get("content")),
+        reasoning=_text(said.get("reasoning_content")) or _text(said.get("reasoning")),
+        finish_reason=reason if isinstance(reason, str) else None,
+        completion_tokens=count if isinstance(count, int) else None,
+    )
+
+
+def _lines(pieces: Iterable[bytes], where: str) -> Iterator[str]:
+    """Cut bytes into lines, wherever the network cut them, within the limits."""
+    held, size = b"", 0
+    for piece in pieces:
+        size += len(piece)
+        *lines, held = (held + piece).split(b"\n")
+        if size > MAX_STREAM_BYTES or len(held) > MAX_LINE_BYTES:
+            raise EndpointError(
+                f"{where} sends more than {MAX_STREAM_BYTES // 2**20} MiB for one answer or "
+                f"{MAX_LINE_BYTES // 2**20} MiB in one line; expected a chat completion."
+            )
+        for line in lines:
+            yield line.removesuffix(b"\r").decode(errors="replace")
+    if held:
+        yield held.decode(errors="replace")
+
+
+def _events(lines: Iterable[str]) -> Iterator[str]:
+    """Join the data lines of each event; comments and other fields are left out."""
+    data: list[str] = []
+    for line in lines:
+        if line.startswith("data:"):
+            data.append(line.removeprefix("data:").removeprefix(" "))
+        elif not line and data:
+            yield "\n".join(data)
+            data = []
+    if data:  # the last blank line is missing, the event is not
+        yield "\n".join(data)
+
+
+def _parse(data: str, where: str) -> dict[str, Any]:
+    try:
+        chunk = json.loads(data)
+    except (ValueError, RecursionError):
+        chunk = None
+    if not isinstance(chunk, dict):
+        raise EndpointError(
+            f"{where} sends {quote(data)} in the middle of its answer; expected JSON. "
+            "Look at the server's log."
+        )
+    return chunk
+
+
+def _text(value: Any) -> str:
+    """Take a text; half of a surrogate pair could not be written to a file later."""
+    if isinstance(value, list):
+        value = "".join(one.get("text") or "" for one in value if isinstance(one, dict))
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
+
+
+def _message(error: Any) -> str:
+    """Find the sentence in an error object."""
+    said = error.get("message") or error.get("code") if isinstance(error, dict) else error
+    return " ".join(str(said or "no reason given").split())
