@@ -1,15 +1,21 @@
-"""Boxes as each generation of models writes them, to and from pixels of the photo.
+"""Boxes, points and quads as each generation of models counts them, to and from photo pixels.
 
 Qwen-VL writes thousandths of the picture, 0 to 1000; Qwen2-VL the same, 1000 excluded (Qwen2-VL,
 section 2); Qwen2.5-VL pixels of the picture it was shown, after smart_resize (Qwen2.5-VL, section
 2.1); Qwen3-VL thousandths again. Some other models write fractions, and some put y before x.
+How the numbers are marked in an answer is a matter of its own: `Markup`, see marked_places.py.
 """
 
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 
 Size = tuple[int, int]  # width, height
 Corners = tuple[float, float, float, float]
+Point = tuple[float, float]
+Quad = tuple[Point, Point, Point, Point]
+PhotoPoint = tuple[int, int]
+PhotoQuad = tuple[PhotoPoint, PhotoPoint, PhotoPoint, PhotoPoint]
 
 
 class Notation(StrEnum):
@@ -37,6 +43,11 @@ class Notation(StrEnum):
             return 1000
         return 1 if self.value.startswith("relative_1") else None
 
+    @property
+    def largest(self) -> int | None:
+        """The largest number a model writes; None where that depends on the picture's size."""
+        return 999 if self is Notation.RELATIVE_BELOW_1000 else self.span
+
     def far_corner(self, seen_wh: Size) -> Size:
         """Give the notation's (x, y) of a picture's bottom right corner.
 
@@ -44,6 +55,14 @@ class Notation(StrEnum):
         pixels, as sent for sent pixels. Relative notations do not depend on it.
         """
         return seen_wh if self.span is None else (self.span, self.span)
+
+
+class Markup(StrEnum):
+    """How a place stands in a model's answer."""
+
+    JSON = "json"  # {"bbox_2d": [x1, y1, x2, y2], "label": "name"}
+    OBJECT_REF = "object_ref"  # <|object_ref_start|>name<|object_ref_end|><|box_start|>(x1,y1),…
+    REF = "ref"  # <ref>name</ref><box>(x1,y1),(x2,y2)</box>
 
 
 # What an unknown endpoint may speak. A probe tries these in turn; the first best one wins, so the
@@ -69,11 +88,20 @@ _BY_ARCHITECTURE = {
     "Qwen3VLForConditionalGeneration": Notation.RELATIVE_1000,
     "Qwen3VLMoeForConditionalGeneration": Notation.RELATIVE_1000,
 }
+_MARKUP_BY_ARCHITECTURE = {
+    "QWenLMHeadModel": Markup.REF,
+    "Qwen2VLForConditionalGeneration": Markup.OBJECT_REF,
+}
 
 
 def find_notation(architecture: str) -> Notation | None:
     """Find the notation of a model class as config.json names it; None where none is known."""
     return _BY_ARCHITECTURE.get(architecture)
+
+
+def find_markup(architecture: str) -> Markup:
+    """Find how a model class, as config.json names it, was trained to mark places."""
+    return _MARKUP_BY_ARCHITECTURE.get(architecture, Markup.JSON)
 
 
 def to_photo_box(
@@ -106,18 +134,82 @@ def to_model_box(box: Corners, *, notation: Notation, seen_wh: Size, photo_wh: S
 
     Whole numbers, except fractions to four decimals. Arguments as for `to_photo_box`.
     """
-    far_x, far_y = notation.far_corner(seen_wh)
-    scales = (far_x / photo_wh[0], far_y / photo_wh[1])
-    digits = 4 if notation.span == 1 else 0
-    reach = 999 if notation is Notation.RELATIVE_BELOW_1000 else None
-    numbers = []
-    for index, corner in enumerate(box):
-        far = (far_x, far_y)[index % 2]
-        number = round(corner * scales[index % 2], digits)
-        number = min(max(number, 0.0), far if reach is None else reach)
-        numbers.append(number if digits else int(number))
-    written = (numbers[0], numbers[1], numbers[2], numbers[3])
+    x1, y1 = _to_model(box[:2], notation, seen_wh=seen_wh, photo_wh=photo_wh)
+    x2, y2 = _to_model(box[2:], notation, seen_wh=seen_wh, photo_wh=photo_wh)
+    written = (x1, y1, x2, y2)
     return _swapped(written) if notation.is_yx else written
+
+
+def to_photo_point(
+    point: Point, *, notation: Notation, seen_wh: Size, photo_wh: Size
+) -> PhotoPoint | None:
+    """Turn a model's point into a pixel of the photo, counted from 0; None when it lies outside.
+
+    The far edge itself still counts as inside. Arguments as for `to_photo_box`.
+    """
+    if not all(math.isfinite(number) for number in point):
+        return None
+    x, y = point[::-1] if notation.is_yx else point
+    far_x, far_y = notation.far_corner(seen_wh)
+    if not (0 <= x <= far_x and 0 <= y <= far_y):
+        return None
+    width, height = photo_wh
+    return min(round(x / far_x * width), width - 1), min(round(y / far_y * height), height - 1)
+
+
+def to_model_point(point: Point, *, notation: Notation, seen_wh: Size, photo_wh: Size) -> Point:
+    """Turn a point in photo pixels into the notation, as a model would write it."""
+    written = _to_model(point, notation, seen_wh=seen_wh, photo_wh=photo_wh)
+    return written[::-1] if notation.is_yx else written
+
+
+def to_photo_quad(
+    quad: Quad, *, notation: Notation, seen_wh: Size, photo_wh: Size
+) -> PhotoQuad | None:
+    """Turn a model's four corners into corners in the photo, in the same order.
+
+    Corners outside are moved to the nearest edge; None when nothing of the quad lies inside.
+    """
+    if any(not math.isfinite(number) for corner in quad for number in corner):
+        return None
+    around = box_around(quad)
+    if to_photo_box(around, notation=notation, seen_wh=seen_wh, photo_wh=photo_wh) is None:
+        return None
+    far_x, far_y = notation.far_corner(seen_wh)
+    corners = []
+    for corner in quad:
+        x, y = corner[::-1] if notation.is_yx else corner
+        across, down = min(max(x / far_x, 0.0), 1.0), min(max(y / far_y, 0.0), 1.0)
+        corners.append((round(across * photo_wh[0]), round(down * photo_wh[1])))
+    return corners[0], corners[1], corners[2], corners[3]
+
+
+def to_model_quad(quad: Quad, *, notation: Notation, seen_wh: Size, photo_wh: Size) -> Quad:
+    """Turn four corners in photo pixels into the notation, in the same order."""
+    first, second, third, fourth = (
+        to_model_point(corner, notation=notation, seen_wh=seen_wh, photo_wh=photo_wh)
+        for corner in quad
+    )
+    return first, second, third, fourth
+
+
+def box_around(points: Sequence[Point]) -> Corners:
+    """Give the upright box around some points, such as the corners of a quad."""
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _to_model(
+    point: Sequence[float], notation: Notation, *, seen_wh: Size, photo_wh: Size
+) -> Point:
+    """Write (x, y) of the photo as numbers of the notation, x first in every notation."""
+    digits = 4 if notation.span == 1 else 0
+    numbers = []
+    for place, far, length in zip(point, notation.far_corner(seen_wh), photo_wh, strict=True):
+        number = round(place * (far / length), digits)
+        number = min(max(number, 0.0), far if notation.largest is None else notation.largest)
+        numbers.append(number if digits else int(number))
+    return numbers[0], numbers[1]
 
 
 def _swapped(box: Corners) -> Corners:

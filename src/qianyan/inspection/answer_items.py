@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qianyan.errors import ReplyError
-from qianyan.inspection.loose_json import (
+from qianyan.inputs.loose_json import (
     Found,
     LooseJson,
     Quoted,

@@ -85,7 +85,7 @@ def listing_prompt(
     if notation.span is None:
         coordinates = _IN_PIXELS[lang].format(width=seen_wh[0], height=seen_wh[1])
     else:
-        coordinates = _RELATIVE[lang].format(span=notation.span)
+        coordinates = _RELATIVE[lang].format(span=notation.largest)
     return _LISTING[lang].format(
         max_objects=max_objects,
         coordinates=coordinates,
