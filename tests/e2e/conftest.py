@@ -13,8 +13,8 @@ from qianyan.inputs.grounding import Notation
 from qianyan.inputs.processor import ModelInputs, Processor
 from qianyan.inspection.prompts import listing_prompt
 from qianyan.models.attention import NoCache
-from qianyan.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from qianyan.models.registry import build_model, qwen2_5_vl_config
+from qianyan.models.vision_language import VisionLanguageModel
 from qianyan.models.weights import initialise, save_checkpoint
 from qianyan.train.judge_folder import judge_config
 from qianyan.train.vocabulary import train_vocabulary, write_vocabulary
@@ -110,7 +110,7 @@ def write_checkpoint(folder: Path, *, lessons: list[Lesson]) -> Path:
 
 
 def teach(
-    model: Qwen2_5_VLForConditionalGeneration,
+    model: VisionLanguageModel,
     processor: Processor,
     prompt: str,
     lessons: list[Lesson],
@@ -136,13 +136,13 @@ def teach(
 
 
 def answer_loss(
-    model: Qwen2_5_VLForConditionalGeneration, question: ModelInputs, target: list[int]
+    model: VisionLanguageModel, question: ModelInputs, target: list[int]
 ) -> torch.Tensor:
     """Average the loss over the answer's tokens."""
     token_ids = question.prompt_token_ids + target
-    features = model.encode_images(torch.from_numpy(question.pixel_values), question.image_grid_thw)
+    features = model.encode_images(torch.from_numpy(question.pixel_values), question.grid_thw)
     hidden = model.embed(torch.tensor(token_ids), features)
-    positions = model.position_ids(token_ids, question.image_grid_thw)
+    positions = model.place(token_ids, question.grid_thw).prompt
     at = torch.arange(len(question.prompt_token_ids) - 1, len(token_ids) - 1)
     logits = model(hidden, positions, NoCache([len(token_ids)]), at)
     return cross_entropy(logits, torch.tensor(target))

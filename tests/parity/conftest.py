@@ -1,10 +1,11 @@
-"""Fixtures for parity tests: small random Qwen2.5-VL checkpoints in the official file format.
+"""Fixtures for parity tests: small random checkpoints in the official file format.
 
 For every room, not only the models:
     make_checkpoint(name, **text)  a folder as the authors publish it: nested config.json,
                                    model.safetensors, tokenizer, chat template, preprocessor and
-                                   generation settings; `text` changes the text config, `vision`
-                                   the vision config, `tied` shares the output matrix
+                                   generation settings; `generation` is qwen2_5_vl or another
+                                   model_type, `text` changes the text config, `vision` the vision
+                                   config, `tied` shares the output matrix
     official_checkpoint            the default one, made once per session
     hub_checkpoint                 the same weights under the Hub's flat config.json
     load_oracle(folder)            the folder as a transformers model, float32, evaluation mode
@@ -93,15 +94,19 @@ TEXT = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
 }
 VISION = {
-    "depth": 4,
-    "hidden_size": 32,
-    "out_hidden_size": 64,
-    "intermediate_size": 48,
-    "num_heads": 2,
-    "window_size": 56,
-    "fullatt_block_indexes": [1, 3],
-    "tokens_per_second": 2,
+    "qwen2_vl": {"depth": 3, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 4},
+    "qwen2_5_vl": {
+        "depth": 4,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "window_size": 56,
+        "fullatt_block_indexes": [1, 3],
+        "tokens_per_second": 2,
+    },
 }
+CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}  # in transformers, before Config
 
 
 def byte_vocabulary() -> dict[str, int]:
@@ -137,15 +142,17 @@ def make_checkpoint(
     def make(
         name: str,
         *,
+        generation: str = "qwen2_5_vl",
         tied: bool = False,
         seed: int = 0,
         vision: dict[str, Any] | None = None,
         **text: Any,
     ) -> Path:
-        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+        import transformers
 
+        kind = CLASSES[generation]
         folder = tmp_path_factory.mktemp(name)
-        config = Qwen2_5_VLConfig(
+        config = getattr(transformers, f"{kind}Config")(
             text_config={
                 **TEXT,
                 "bos_token_id": tiny_tokens["<|endoftext|>"],
@@ -153,14 +160,14 @@ def make_checkpoint(
                 "pad_token_id": tiny_tokens["<|endoftext|>"],
                 **text,
             },
-            vision_config=VISION | (vision or {}),
+            vision_config=VISION[generation] | (vision or {}),
             image_token_id=tiny_tokens["<|image_pad|>"],
             video_token_id=tiny_tokens["<|video_pad|>"],
             vision_start_token_id=tiny_tokens["<|vision_start|>"],
             vision_end_token_id=tiny_tokens["<|vision_end|>"],
             tie_word_embeddings=tied,
         )
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
         randomise(model, seed=seed)
         model.generation_config.eos_token_id = [
             tiny_tokens["<|im_end|>"],
@@ -226,14 +233,15 @@ def write_preprocessor(folder: Path) -> None:
 
 def to_hub_form(config: dict[str, Any]) -> dict[str, Any]:
     """Rewrite a nested config.json as the Hub's flat one, with its names and its omissions."""
+    model_type = config["model_type"]
     text, vision = dict(config["text_config"]), dict(config["vision_config"])
     rope = dict(text.pop("rope_parameters"))
     theta = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
     return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "architectures": config["architectures"],
         **{name: value for name, value in text.items() if name in TEXT or "token_id" in name},
-        "model_type": "qwen2_5_vl",
+        "model_type": model_type,
         "rope_theta": theta,
         "rope_scaling": {"type": "mrope" if kind == "default" else kind, **rope},
         "use_sliding_window": False,
@@ -243,10 +251,10 @@ def to_hub_form(config: dict[str, Any]) -> dict[str, Any]:
         "torch_dtype": "float32",
         **{name: config[name] for name in config if name.endswith("_token_id")},
         "vision_config": {
-            **{name: vision[name] for name in VISION},
+            **{name: vision[name] for name in VISION[model_type]},
             "in_chans": 3,
             "spatial_patch_size": 14,
-            "model_type": "qwen2_5_vl",
+            "model_type": model_type,
         },
     }
 
@@ -258,13 +266,27 @@ def official_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hub_checkpoint(official_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hub_checkpoint(
+    official_checkpoint: Path,
+    write_hub_form: Callable[[Path, Path], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The official checkpoint under the flat config.json of the Hub."""
     folder = tmp_path_factory.mktemp("hub") / "checkpoint"
-    shutil.copytree(official_checkpoint, folder)
-    nested = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(to_hub_form(nested), indent=2))
+    write_hub_form(official_checkpoint, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_hub_form() -> Callable[[Path, Path], None]:
+    """Give a function that copies a folder under the flat config.json of the Hub."""
+
+    def write(nested: Path, flat: Path) -> None:
+        shutil.copytree(nested, flat)
+        config = json.loads((nested / "config.json").read_text())
+        (flat / "config.json").write_text(json.dumps(to_hub_form(config), indent=2))
+
+    return write
 
 
 @pytest.fixture(scope="session")
@@ -272,10 +294,10 @@ def load_oracle(one_thread: None) -> Callable[[Path], Any]:
     """Give a function that loads a folder with transformers, float32, evaluation mode."""
 
     def load(folder: Path) -> Any:
-        from transformers import Qwen2_5_VLForConditionalGeneration
+        import transformers
 
-        return Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32
-        ).eval()
+        architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+        model_class = getattr(transformers, architecture)
+        return model_class.from_pretrained(folder, dtype=torch.float32).eval()
 
     return load

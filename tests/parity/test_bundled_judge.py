@@ -77,7 +77,7 @@ def test_greedy_answers_are_those_of_transformers(
             attention_mask=torch.ones_like(prompt),
             mm_token_type_ids=(prompt == oracle.config.image_token_id).int(),
             pixel_values=torch.from_numpy(inputs.pixel_values),
-            image_grid_thw=torch.tensor(inputs.image_grid_thw),
+            image_grid_thw=torch.tensor(inputs.grid_thw),
             max_new_tokens=LIMIT,
             do_sample=False,
         )
@@ -98,7 +98,7 @@ def test_prompt_ids_are_those_of_the_folders_own_tokenizer(engine: Engine) -> No
         messages = ask(kind, asked, language)
         inputs = engine.processor(messages)
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        tokens = int(np.prod(inputs.image_grid_thw[0])) // 4
+        tokens = int(np.prod(inputs.grid_thw[0])) // 4
         text = text.replace("<|image_pad|>", "<|image_pad|>" * tokens)
         assert tokenizer(text)["input_ids"] == inputs.prompt_token_ids
 
@@ -110,7 +110,7 @@ def test_pixel_values_are_those_of_the_oracles_pillow_processor(engine: Engine) 
     for kind, asked, language in PROMPTS:
         inputs = engine.processor(ask(kind, asked, language))
         theirs = processor(images=[picture(kind, asked)], return_tensors="pt")
-        assert theirs["image_grid_thw"].tolist() == [list(inputs.image_grid_thw[0])]
+        assert theirs["image_grid_thw"].tolist() == [list(inputs.grid_thw[0])]
         np.testing.assert_allclose(inputs.pixel_values, theirs["pixel_values"].numpy(), atol=1e-5)
 
 

@@ -72,7 +72,7 @@ def generate(oracle: Any, engine: Engine, messages: list[dict[str, Any]], **how:
     if inputs.pixel_values is not None:
         pictures = {
             "pixel_values": torch.from_numpy(inputs.pixel_values),
-            "image_grid_thw": torch.tensor(inputs.image_grid_thw),
+            "image_grid_thw": torch.tensor(inputs.grid_thw),
         }
     num_tokens = engine.processor.tokenizer.vocab_size
     oracle.model.rope_deltas = None  # kept between calls, and wrong for the next one
@@ -154,10 +154,10 @@ def test_cached_log_probabilities_equal_one_uncached_pass(endless_engine: Engine
     token_ids = [*done.prompt_token_ids, *done.token_ids]
     with torch.inference_mode():
         assert inputs.pixel_values is not None
-        features = model.encode_images(torch.from_numpy(inputs.pixel_values), inputs.image_grid_thw)
+        features = model.encode_images(torch.from_numpy(inputs.pixel_values), inputs.grid_thw)
         hidden = model.embed(torch.tensor(inputs.prompt_token_ids), features)
         hidden = torch.cat([hidden, model.embed(torch.tensor(done.token_ids))])
-        positions = model.position_ids(inputs.prompt_token_ids, inputs.image_grid_thw)
+        positions = model.place(inputs.prompt_token_ids, inputs.grid_thw).prompt
         answered = positions.max() + 1 + torch.arange(len(done.token_ids)).expand(3, -1)
         logits = model(hidden, torch.cat([positions, answered], 1), NoCache([len(token_ids)]))
     num_tokens = endless_engine.processor.tokenizer.vocab_size

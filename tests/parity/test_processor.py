@@ -299,7 +299,7 @@ def test_inputs_of_a_conversation_agree(
     if "pixel_values" not in expected:
         assert inputs.pixel_values is None
         return
-    assert [list(grid) for grid in inputs.image_grid_thw] == expected["image_grid_thw"].tolist()
+    assert [list(grid) for grid in inputs.grid_thw] == expected["image_grid_thw"].tolist()
     assert inputs.pixel_values is not None
     assert np.abs(inputs.pixel_values - expected["pixel_values"]).max() <= 1e-5
 

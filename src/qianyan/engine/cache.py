@@ -77,7 +77,9 @@ class StepCache(KVCache):
             else:
                 self._groups.append([span])
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window: int | None = None
+    ) -> Tensor:
         """Store this pass's keys and values, then attend causally inside each request."""
         out = torch.empty_like(query)
         for group in self._groups:
@@ -86,9 +88,13 @@ class StepCache(KVCache):
                 kept = span.sequence.store(layer, span.start, key[span.rows], value[span.rows])
             if group[0].start == 0:
                 fresh = NoCache([span.count for span in group])
-                out[rows] = fresh.attend(layer, query[rows], key[rows], value[rows])
+                out[rows] = fresh.attend(
+                    layer, query[rows], key[rows], value[rows], window=window
+                )
             else:
-                out[rows] = causal_attention(query[rows], *kept, offset=group[0].start)
+                out[rows] = causal_attention(
+                    query[rows], *kept, offset=group[0].start, window=window
+                )
         return out
 
 

@@ -82,11 +82,15 @@ class Engine:
         self._defaults = read_generation_defaults(folder, eos_token_id=tokenizer.eos_token_id)
         loaded = load_model(folder, dtype=dtype, device=device)
         self._max_model_len = min(
-            self.config.max_model_len or loaded.config.text.max_position_embeddings,
+            self.config.max_model_len or loaded.max_position_embeddings,
             self.config.max_cache_tokens,
         )
         self._scheduler = Scheduler(self.config)
-        self._runner = Runner(loaded, max_encode_patches=self.config.max_encode_patches)
+        self._runner = Runner(
+            loaded,
+            device=torch.device(device),
+            max_encode_patches=self.config.max_encode_patches,
+        )
         self._sampler = Sampler(tokenizer.vocab_size)
         self._grammars: Grammars | None = None
         self._request_ids = itertools.count()

@@ -9,48 +9,50 @@ from torch import Tensor
 from qianyan.engine.cache import DenseCache
 from qianyan.engine.scheduler import Chunk, Plan
 from qianyan.inputs.processor import ModelInputs
-from qianyan.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from qianyan.models.language_model import LanguageModel
+from qianyan.models.positions import Grid, Positions
 
 
 @dataclass
 class Prompt:
     """What the runner knows of one request beside its token ids.
 
-    `position_ids` is (3, prompt_tokens); the answer's tokens continue at `next_position` on all
-    axes. `image_rows` are the prompt's places for picture features. Pixels are let go as soon as
-    the features exist.
+    `vision_rows` are the prompt's places for the features of pictures and videos. Pixels are let
+    go as soon as the features exist.
     """
 
-    position_ids: Tensor
-    next_position: int
-    image_rows: Tensor  # (merged_tokens,)
-    grid_thw: tuple[tuple[int, int, int], ...] = ()
-    pixel_values: Tensor | None = None  # (patches, channels*time*height*width)
-    image_features: Tensor | None = None  # (merged_tokens, hidden)
+    positions: Positions
+    vision_rows: Tensor  # (merged_tokens,)
+    grid_thw: tuple[Grid, ...] = ()
+    pixel_values: Tensor | None = None  # packed over all pictures and videos, in order
+    vision_features: Tensor | None = None  # (merged_tokens, hidden)
+
+    @property
+    def num_patches(self) -> int:
+        """Count the patches of all pictures and videos."""
+        return sum(t * h * w for t, h, w in self.grid_thw)
 
 
 class Runner:
     """Runs plans on one model; owns what is kept between the passes of a request."""
 
     def __init__(
-        self, model: Qwen2_5_VLForConditionalGeneration, *, max_encode_patches: int
+        self, model: LanguageModel, *, device: torch.device, max_encode_patches: int
     ) -> None:
         self._model = model
-        self._device = next(model.parameters()).device
+        self._device = device
         self._max_encode_patches = max_encode_patches
         self._prompts: dict[int, Prompt] = {}
         self._cache = DenseCache()
 
     def to_prompt(self, inputs: ModelInputs) -> Prompt:
         """Place a prompt's tokens; raise InputError when tokens and pictures do not agree."""
-        position_ids = self._model.position_ids(inputs.prompt_token_ids, inputs.image_grid_thw)
-        input_ids = torch.tensor(inputs.prompt_token_ids)
-        is_image = input_ids == self._model.config.image_token_id
         return Prompt(
-            position_ids=position_ids,
-            next_position=int(position_ids.max()) + 1,
-            image_rows=is_image.nonzero().squeeze(-1),
-            grid_thw=inputs.image_grid_thw,
+            positions=self._model.place(
+                inputs.prompt_token_ids, inputs.grid_thw, inputs.second_per_grid_ts
+            ),
+            vision_rows=self._model.vision_rows(torch.tensor(inputs.prompt_token_ids)),
+            grid_thw=inputs.grid_thw,
             pixel_values=None
             if inputs.pixel_values is None
             else torch.from_numpy(inputs.pixel_values),
@@ -83,55 +85,44 @@ class Runner:
             first += chunk.stop - chunk.start
             if chunk.is_last:
                 last_rows.append(first - 1)
-        position_ids = torch.cat([_positions(*pair) for pair in chunks], dim=1)  # (3, tokens)
-        logits: Tensor = self._model(
+        position_ids = torch.cat(
+            [prompt.positions.at(chunk.start, chunk.stop) for chunk, prompt in chunks], dim=1
+        )  # (axes, tokens)
+        return self._model(
             hidden,
             position_ids.to(self._device),
             self._cache.step(plan),
             torch.tensor(last_rows, dtype=torch.long, device=self._device),
         )
-        return logits
 
     def _encode(self, prompts: list[Prompt]) -> None:
         """Turn pixels into features, several requests at a time."""
         batch: list[Prompt] = []
         num_patches = 0
         for prompt in prompts:
-            assert prompt.pixel_values is not None
-            if batch and num_patches + len(prompt.pixel_values) > self._max_encode_patches:
+            if batch and num_patches + prompt.num_patches > self._max_encode_patches:
                 self._encode_together(batch)
                 batch, num_patches = [], 0
             batch.append(prompt)
-            num_patches += len(prompt.pixel_values)
+            num_patches += prompt.num_patches
         if batch:
             self._encode_together(batch)
 
     def _encode_together(self, prompts: list[Prompt]) -> None:
         pixel_values = [p.pixel_values for p in prompts if p.pixel_values is not None]
         grid_thw = [grid for prompt in prompts for grid in prompt.grid_thw]
-        features = self._model.encode_images(torch.cat(pixel_values).to(self._device), grid_thw)
-        counts = [len(prompt.image_rows) for prompt in prompts]
+        packed = pixel_values[0] if len(pixel_values) == 1 else torch.cat(pixel_values)
+        features = self._model.encode_images(packed.to(self._device), grid_thw)
+        counts = [len(prompt.vision_rows) for prompt in prompts]
         for prompt, own in zip(prompts, torch.split(features, counts), strict=True):
-            prompt.image_features, prompt.pixel_values = own, None
+            prompt.vision_features, prompt.pixel_values = own, None
 
 
 def _place_features(hidden: Tensor, chunk: Chunk, prompt: Prompt) -> None:
-    """Put picture features at their rows of a chunk's hidden (tokens, hidden), in place."""
-    if prompt.image_features is None or chunk.start >= prompt.position_ids.shape[1]:
+    """Put vision features at their rows of a chunk's hidden (tokens, hidden), in place."""
+    if prompt.vision_features is None or chunk.start >= prompt.positions.prompt.shape[1]:
         return
     bounds = torch.tensor([chunk.start, chunk.stop])
-    begin, end = torch.searchsorted(prompt.image_rows, bounds).tolist()
-    rows = (prompt.image_rows[begin:end] - chunk.start).to(hidden.device)
-    hidden[rows] = prompt.image_features[begin:end].to(hidden.dtype)
-
-
-def _positions(chunk: Chunk, prompt: Prompt) -> Tensor:
-    """Give a chunk's positions, (3, tokens)."""
-    num_prompt_tokens = prompt.position_ids.shape[1]
-    placed = prompt.position_ids[:, chunk.start : chunk.stop]
-    begin = max(chunk.start, num_prompt_tokens)
-    if begin >= chunk.stop:
-        return placed
-    offset = prompt.next_position - num_prompt_tokens
-    answered = torch.arange(begin + offset, chunk.stop + offset).expand(3, -1)
-    return torch.cat([placed, answered], dim=1)
+    begin, end = torch.searchsorted(prompt.vision_rows, bounds).tolist()
+    rows = (prompt.vision_rows[begin:end] - chunk.start).to(hidden.device)
+    hidden[rows] = prompt.vision_features[begin:end].to(hidden.dtype)

@@ -45,13 +45,15 @@ class SeenImage:
 class ModelInputs:
     """A prompt as a model reads it.
 
-    `pixel_values` is (patches, 1176) float32 over all pictures in order, None without pictures;
-    each grid of `image_grid_thw` has t*h*w of those rows and a quarter as many pad tokens.
+    `pixel_values` is (patches, 1176) float32 over all pictures and videos in order of appearance,
+    None without any; each grid of `grid_thw` has t*h*w of those rows and a quarter as many pad
+    tokens. `second_per_grid_ts` holds, for each video, the seconds between two temporal patches.
     """
 
     prompt_token_ids: list[int]
     pixel_values: np.ndarray | None = None
-    image_grid_thw: tuple[GridTHW, ...] = ()
+    grid_thw: tuple[GridTHW, ...] = ()
+    second_per_grid_ts: tuple[float, ...] = ()
     images: tuple[SeenImage, ...] = ()
 
 
@@ -172,7 +174,7 @@ class Processor:
             prompt_token_ids,
             make_patches(pictures.seen, self.patches),
             grids,
-            tuple(pictures.records),
+            images=tuple(pictures.records),
         )
 
     def _plain_messages(

@@ -16,11 +16,14 @@ from torch.nn.functional import scaled_dot_product_attention
 class KVCache(Protocol):
     """Where a layer keeps its keys and values."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window: int | None = None
+    ) -> Tensor:
         """Store this step's key and value, then attend causally over all kept.
 
         Shapes are (tokens, heads, head_dim) for the query and the result, (tokens, kv_heads,
-        head_dim) for key and value.
+        head_dim) for key and value. With a `window` a token sees itself and the window - 1 tokens
+        before it.
         """
 
 
@@ -34,9 +37,19 @@ class NoCache(KVCache):
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = tuple(lengths)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window: int | None = None
+    ) -> Tensor:
         """Attend inside each sequence; `layer` does not matter here."""
         del layer
+        if window is not None and window < max(self.lengths):
+            sequences = zip(
+                *(torch.split(each, list(self.lengths)) for each in (query, key, value)),
+                strict=True,
+            )
+            return torch.cat(
+                [causal_attention(*each, offset=0, window=window) for each in sequences]
+            )
         return _attend_within(query, key, value, self.lengths, is_causal=True)
 
 
@@ -48,7 +61,9 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequen
     return _attend_within(query, key, value, tuple(lengths), is_causal=False)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, offset: int) -> Tensor:
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, offset: int, window: int | None = None
+) -> Tensor:
     """Attend from new tokens over one sequence's past and new keys.
 
     Args:
@@ -56,11 +71,14 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, offset: int) 
         key: (kv_tokens, kv_heads, head_dim), the whole sequence so far, new tokens last.
         value: as `key`.
         offset: number of tokens before the first new one; new token i sees keys 0 … offset + i.
+        window: number of keys that a token sees at most, its own included; None is all.
     """
     new, heads, head_dim = query.shape
     assert len(key) >= offset + new, f"{len(key)} keys for {offset} past and {new} new tokens"
-    key, value = key[: offset + new], value[: offset + new]
-    if offset == 0:
+    first = 0 if window is None else max(offset + 1 - window, 0)  # oldest key that counts
+    key, value = key[first : offset + new], value[first : offset + new]
+    is_windowed = window is not None and window < offset + new - first
+    if offset == 0 and not is_windowed:
         return _attend_batch(query[None], key[None], value[None], is_causal=True)[0]
     # The heads that share a key become rows of one call. Letting torch group them is up to 15
     # times slower for a few new tokens in bfloat16 on a CPU (measured with torch 2.13).
@@ -69,8 +87,11 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, offset: int) 
     group = rows.shape[1]
     mask = None  # a single token sees everything
     if new > 1:
-        reach = torch.arange(offset, offset + new, device=query.device).unsqueeze(1)
-        visible = torch.arange(offset + new, device=query.device) <= reach  # (new, kv_tokens)
+        at = torch.arange(offset, offset + new, device=query.device).unsqueeze(1)
+        keys = torch.arange(first, offset + new, device=query.device)
+        visible = keys <= at  # (new, kv_tokens)
+        if window is not None:
+            visible &= keys > at - window
         mask = visible.repeat(group, 1)  # (group*new, kv_tokens)
     attended = scaled_dot_product_attention(
         rows.flatten(1, 2).unsqueeze(0),  # (1, kv_heads, group*new, head_dim)

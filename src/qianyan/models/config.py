@@ -39,9 +39,13 @@ def build(cls: type[Config], data: Mapping[str, Any], *, where: str) -> Config:
 def require_positive_integers(config: object, *names: str) -> None:
     """Raise ConfigError unless each named field of `config` is an integer of at least 1."""
     for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} is {quote(value)}; expected an integer of at least 1.")
+        check_positive_integer(name, getattr(config, name))
+
+
+def check_positive_integer(name: str, value: object) -> None:
+    """Raise ConfigError unless the value of field `name` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {quote(value)}; expected an integer of at least 1.")
 
 
 def require_positive_numbers(config: object, *names: str) -> None:
@@ -50,6 +54,14 @@ def require_positive_numbers(config: object, *names: str) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ConfigError(f"{name} is {quote(value)}; expected a number above 0.")
+
+
+def require_booleans(config: object, *names: str) -> None:
+    """Raise ConfigError unless each named field of `config` is true or false."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} is {quote(value)}; expected true or false.")
 
 
 def require_multiple(config: object, name: str, of: str) -> None:

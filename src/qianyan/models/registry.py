@@ -1,49 +1,97 @@
 """From a checkpoint folder to a model: config.json says which class, safetensors fill it.
 
-Two forms of config.json exist for the same model. The Hub's is flat: text fields at the top level,
-`rope_theta` beside `rope_scaling`. Newer tools nest `text_config` and put the theta into
-`rope_parameters`. Both are flattened here, once; the models know one form.
+One row a `model_type`: how its config is read and which class it describes.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qianyan.errors import ConfigError, quote
+from qianyan.models import qwen2_5_vl, qwen2_vl
 from qianyan.models.config import build
-from qianyan.models.qwen2_5_vl import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    VisionConfig,
-)
-from qianyan.models.rope import VISION_ROPE_THETA, RopeScaling
-from qianyan.models.text import TextConfig
+from qianyan.models.flatten import text_config, vision_fields, vision_token_ids
+from qianyan.models.text import CausalLM, TextConfig
+from qianyan.models.vision_language import VisionLanguageConfig, VisionLanguageModel
 from qianyan.models.weights import load_weights, read_tensors
 
 RENAMES = {"model.visual.": "visual.", "model.language_model.": "model."}  # newer tools' prefixes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ROPE_FIELDS = {
-    "type",
-    "rope_type",
-    "rope_theta",
-    "mrope_section",
-    "factor",
-    "original_max_position_embeddings",
-    "beta_fast",
-    "beta_slow",
-    "attention_factor",
+
+ModelConfig = TextConfig | VisionLanguageConfig
+Model = CausalLM | VisionLanguageModel  # each a `LanguageModel`
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A `model_type` of config.json: the name of its class there, and how its config is read."""
+
+    name: str
+    read: Callable[[Mapping[str, Any]], ModelConfig]
+
+
+def qwen2_config(data: Mapping[str, Any]) -> TextConfig:
+    """Make the config of Qwen2, Qwen2.5 or QwQ from config.json's object."""
+    return text_config(data, attention_bias=True, qk_norm=False)
+
+
+def qwen3_config(data: Mapping[str, Any]) -> TextConfig:
+    """Make the config of a dense Qwen3 from config.json's object."""
+    return text_config(data, attention_bias=False, qk_norm=True)
+
+
+def qwen3_moe_config(data: Mapping[str, Any]) -> TextConfig:
+    """Make the config of a Qwen3 with experts from config.json's object."""
+    return text_config(data, attention_bias=False, qk_norm=True, has_experts=True)
+
+
+def qwen2_vl_config(data: Mapping[str, Any]) -> VisionLanguageConfig:
+    """Make the config of Qwen2-VL from config.json's object, flat or nested."""
+    return _vision_language_config(data, qwen2_vl.VisionConfig)
+
+
+def qwen2_5_vl_config(data: Mapping[str, Any]) -> VisionLanguageConfig:
+    """Make the config of Qwen2.5-VL from config.json's object, flat or nested."""
+    return _vision_language_config(data, qwen2_5_vl.VisionConfig)
+
+
+def _vision_language_config(
+    data: Mapping[str, Any],
+    vision_class: type[qwen2_vl.VisionConfig] | type[qwen2_5_vl.VisionConfig],
+) -> VisionLanguageConfig:
+    return VisionLanguageConfig(
+        text=text_config(data, attention_bias=True, qk_norm=False),
+        vision=build(vision_class, vision_fields(data), where="vision_config"),
+        **vision_token_ids(data),
+    )
+
+
+ARCHITECTURES = {
+    "qwen2": Architecture("Qwen2ForCausalLM", qwen2_config),
+    "qwen3": Architecture("Qwen3ForCausalLM", qwen3_config),
+    "qwen3_moe": Architecture("Qwen3MoeForCausalLM", qwen3_moe_config),
+    "qwen2_vl": Architecture("Qwen2VLForConditionalGeneration", qwen2_vl_config),
+    "qwen2_5_vl": Architecture("Qwen2_5_VLForConditionalGeneration", qwen2_5_vl_config),
 }
 
 
-def read_config(folder: str | Path) -> Qwen2_5_VLConfig:
-    """Read a checkpoint folder's config.json, flat or nested.
+def find_architecture(data: Mapping[str, Any]) -> Architecture:
+    """Find the row of a config.json's object; ConfigError for a model that is none of ours."""
+    model_type = data.get("model_type")
+    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if architecture is None:
+        raise ConfigError(
+            f"model_type is {quote(model_type)}; expected one of {', '.join(ARCHITECTURES)}."
+        )
+    return architecture
 
-    Raises ConfigError when the file is missing, unreadable, of an unknown model type, incomplete
-    or impossible.
-    """
+
+def read_config_json(folder: str | Path) -> dict[str, Any]:
+    """Read a checkpoint folder's config.json; ConfigError when it is missing or unreadable."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ConfigError(f"{quote(folder)} has no config.json; expected a checkpoint folder.")
@@ -53,88 +101,32 @@ def read_config(folder: str | Path) -> Qwen2_5_VLConfig:
         raise ConfigError(f"{quote(path)} is not JSON: {error}.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{quote(path)} holds no JSON object; expected one.")
-    model_type = data.get("model_type")
-    if model_type != "qwen2_5_vl":
-        raise ConfigError(f"model_type is {quote(model_type)}; expected qwen2_5_vl.")
-    return qwen2_5_vl_config(data)
+    return data
 
 
-def qwen2_5_vl_config(data: Mapping[str, Any]) -> Qwen2_5_VLConfig:
-    """Make a config from config.json's object, flat or nested."""
-    text = {**data, **_object(data, "text_config")}
-    # Tying is the whole model's matter: the nested text object repeats a class default.
-    text["tie_word_embeddings"] = data.get(
-        "tie_word_embeddings", text.get("tie_word_embeddings", False)
-    )
-    if text.get("use_sliding_window"):
-        raise ConfigError("use_sliding_window is true; expected false, as in all released models.")
-    rope = _object(text, "rope_scaling") or _object(text, "rope_parameters")
-    text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta"))
-    text["rope_scaling"] = _rope_scaling(rope)
-    return Qwen2_5_VLConfig(
-        text=build(TextConfig, _stated(text), where="config.json"),
-        vision=build(VisionConfig, _vision(data), where="vision_config"),
-        **_token_ids(data),
-    )
+def read_config(folder: str | Path) -> ModelConfig:
+    """Read a checkpoint folder's config.json, flat or nested.
+
+    Raises ConfigError when the file is missing, unreadable, of an unknown model type, incomplete
+    or impossible.
+    """
+    data = read_config_json(folder)
+    return find_architecture(data).read(data)
 
 
-def _token_ids(data: Mapping[str, Any]) -> dict[str, int]:
-    names = ("image_token_id", "video_token_id", "vision_start_token_id")
-    missing = [name for name in names if data.get(name) is None]
-    if missing:
-        raise ConfigError(f"config.json has no {', '.join(missing)}; Qwen2_5_VLConfig needs them.")
-    return {name: data[name] for name in names}
-
-
-def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling:
-    unknown = sorted(set(rope) - ROPE_FIELDS)
-    if unknown:
-        raise ConfigError(
-            f"rope_scaling has {', '.join(unknown)}; "
-            f"expected only {', '.join(sorted(ROPE_FIELDS))}."
-        )
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    # "mrope" is the older name of the default kind; the sections say the rest.
-    fields = {**rope, "rope_type": "default" if rope_type == "mrope" else rope_type}
-    return build(RopeScaling, _stated(fields), where="rope_scaling")
-
-
-def _vision(data: Mapping[str, Any]) -> dict[str, Any]:
-    vision = dict(_object(data, "vision_config"))
-    if "in_chans" in vision:
-        vision.setdefault("in_channels", vision["in_chans"])
-    if "spatial_patch_size" in vision:
-        vision.setdefault("patch_size", vision["spatial_patch_size"])
-    theta = _object(vision, "rope_parameters").get("rope_theta", VISION_ROPE_THETA)
-    if theta != VISION_ROPE_THETA:
-        raise ConfigError(f"vision rope_theta is {theta}; expected {VISION_ROPE_THETA:g}.")
-    return _stated(vision)
-
-
-def _object(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Take an optional JSON object; absent and null are empty."""
-    value = data.get(name) or {}
-    if not isinstance(value, dict):
-        raise ConfigError(f"{name} is {quote(value)}; expected a JSON object.")
-    return value
-
-
-def _stated(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop what is null: in config.json it means not stated."""
-    return {name: value for name, value in data.items() if value is not None}
-
-
-def build_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
+def build_model(config: ModelConfig) -> Model:
     """Make the model a config describes, with unset weights.
 
     Under `torch.device("meta")` it takes no memory.
     """
-    return Qwen2_5_VLForConditionalGeneration(config)
+    if isinstance(config, VisionLanguageConfig):
+        return VisionLanguageModel(config)
+    return CausalLM(config)
 
 
 def load_model(
     folder: str | Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
-) -> Qwen2_5_VLForConditionalGeneration:
+) -> Model:
     """Load a checkpoint folder, ready to run (evaluation mode).
 
     `dtype` is "auto" for the checkpoint's own, or float32, bfloat16, float16. Raises ConfigError
@@ -150,8 +142,14 @@ def load_model(
         read_tensors(folder),
         renames=RENAMES,
         # Some tools write the output matrix of a tied model a second time.
-        ignore={"lm_head.weight"} if config.text.tie_word_embeddings else (),
+        ignore={"lm_head.weight"} if is_tied(config) else (),
         dtype=DTYPES.get(dtype) if isinstance(dtype, str) else dtype,
         device=device,
     )
     return model.eval()
+
+
+def is_tied(config: ModelConfig) -> bool:
+    """Whether the output matrix is the word embeddings."""
+    text = config.text if isinstance(config, VisionLanguageConfig) else config
+    return text.tie_word_embeddings

@@ -27,11 +27,11 @@ Rope = tuple[Tensor, Tensor]  # cosine and sine
 class RopeScaling:
     """The `rope_scaling` object of config.json.
 
-    `mrope_section` says how many of a head's frequencies follow time, height and width; it holds
-    for every `rope_type`. The other fields belong to "yarn".
+    `mrope_section` says how many of a head's frequencies follow time, height and width, for every
+    `rope_type`; None is a text model with one axis. The other fields belong to "yarn".
     """
 
-    mrope_section: tuple[int, ...]
+    mrope_section: tuple[int, ...] | None = None
     rope_type: str = "default"
     factor: float = 1.0
     original_max_position_embeddings: int | None = None
@@ -43,7 +43,9 @@ class RopeScaling:
         if self.rope_type not in ("default", "yarn"):
             raise ConfigError(f"rope_type is {quote(self.rope_type)}; expected default or yarn.")
         section = self.mrope_section
-        if not isinstance(section, tuple) or [type(count) for count in section] != [int] * 3:
+        if section is not None and (
+            not isinstance(section, tuple) or [type(count) for count in section] != [int] * 3
+        ):
             raise ConfigError(f"mrope_section is {quote(section)}; expected three integers.")
         require_positive_numbers(self, "factor", "beta_fast", "beta_slow")
         if self.rope_type == "yarn" and not self.original_max_position_embeddings:
@@ -92,15 +94,17 @@ def _yarn_ramp(
     return (1 - slow) + slow / scaling.factor
 
 
-def multimodal_rope(position_ids: Tensor, inv_freq: Tensor, scaling: RopeScaling) -> Rope:
-    """Give cosine and sine for (3, tokens) positions: time, height, width (M-RoPE).
+def text_rope(position_ids: Tensor, inv_freq: Tensor, scaling: RopeScaling) -> Rope:
+    """Give cosine and sine for (axes, tokens) positions, (tokens, 1, head_dim/2).
 
-    Each axis drives its own section of the frequencies; where the three agree, as in text, this is
-    ordinary RoPE.
+    With three axes (time, height, width) each drives its own section of the frequencies; where the
+    three agree, as in text, this is ordinary RoPE.
     """
-    angles = position_ids.float().unsqueeze(-1) * inv_freq  # (3, tokens, head_dim/2)
-    sections = torch.split(angles, list(scaling.mrope_section), dim=-1)
-    picked = torch.cat([section[axis] for axis, section in enumerate(sections)], dim=-1)
+    angles = position_ids.float().unsqueeze(-1) * inv_freq  # (axes, tokens, head_dim/2)
+    picked = angles[0]
+    if scaling.mrope_section is not None:
+        sections = torch.split(angles, list(scaling.mrope_section), dim=-1)
+        picked = torch.cat([section[axis] for axis, section in enumerate(sections)], dim=-1)
     picked = picked.unsqueeze(1)  # (tokens, 1, head_dim/2)
     return picked.cos() * scaling.scale, picked.sin() * scaling.scale
 

@@ -22,7 +22,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from qianyan.errors import CheckpointError, quote
 from qianyan.models.attention import NoCache
 from qianyan.models.detector import KINDS
-from qianyan.models.registry import build_model, qwen2_5_vl_config
+from qianyan.models.registry import qwen2_5_vl_config
+from qianyan.models.vision_language import VisionLanguageModel
 from qianyan.models.weights import initialise
 from qianyan.train.checkpoint import read_run_state, write_run_state
 from qianyan.train.crops import Bytes, Crop, CropBook, colour_jitter
@@ -112,7 +113,7 @@ class JudgeTrainer:
         self.photos, self.scenes = photos, scenes
         self.tokenizer = train_vocabulary(corpus())
         self.config = judge_config(self.tokenizer, width=width, depth=depth)
-        self.model = build_model(qwen2_5_vl_config(self.config))
+        self.model = VisionLanguageModel(qwen2_5_vl_config(self.config))
         initialise(self.model, std=0.03)
         self.readouts = Readouts(width)
         self.packer = Packer(self.model, self.tokenizer, patch_config())

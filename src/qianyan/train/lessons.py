@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qianyan.inputs.patches import GridTHW, PatchConfig, make_patches
 from qianyan.models.attention import NoCache
-from qianyan.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from qianyan.models.language_model import LanguageModel
 from qianyan.train.crops import Bytes
 
 # What a wrong token costs: the letter decides, the end after it is nearly free, and a whole
@@ -50,7 +50,7 @@ class Packer:
 
     def __init__(
         self,
-        model: Qwen2_5_VLForConditionalGeneration,
+        model: LanguageModel,
         tokenizer: Tokenizer,
         pixels: PatchConfig,
     ) -> None:
@@ -109,7 +109,7 @@ class Packer:
             picture = f"<|vision_start|>{pads}<|vision_end|>" if grid else ""
             text = f"<|im_start|>user\n{picture}{question}<|im_end|>\n<|im_start|>assistant\n"
             ids = self.tokenizer.encode(text).ids
-            places = self.model.position_ids(ids, [grid] if grid else [])
+            places = self.model.place(ids, [grid] if grid else []).prompt
             if len(self._prompts) > 4096:  # made-up questions would fill the memory
                 self._prompts.clear()
             self._prompts[key] = ids, places

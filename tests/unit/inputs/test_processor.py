@@ -55,7 +55,7 @@ def test_text_alone_has_no_pixels(process: Processor) -> None:
     assert process.tokenizer.decode(inputs.prompt_token_ids, skip_special=False) == (
         "<|im_start|>user\nthe fire<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert (inputs.pixel_values, inputs.image_grid_thw, inputs.images) == (None, (), ())
+    assert (inputs.pixel_values, inputs.grid_thw, inputs.images) == (None, (), ())
 
 
 def test_every_way_to_name_a_picture_gives_the_same_inputs(
@@ -75,7 +75,7 @@ def test_every_way_to_name_a_picture_gives_the_same_inputs(
     for inputs in all_inputs:
         assert inputs.prompt_token_ids == all_inputs[0].prompt_token_ids
         assert np.array_equal(inputs.pixel_values, all_inputs[0].pixel_values)  # type: ignore[arg-type]
-        assert inputs.image_grid_thw == ((1, 6, 8),)
+        assert inputs.grid_thw == ((1, 6, 8),)
 
 
 def test_pads_rows_and_grids_belong_together(process: Processor) -> None:
@@ -89,7 +89,7 @@ def test_pads_rows_and_grids_belong_together(process: Processor) -> None:
     pad = process.tokenizer.token_id("<|image_pad|>")
     start = process.tokenizer.token_id("<|vision_start|>")
     assert inputs.pixel_values is not None
-    counts = [math.prod(grid) for grid in inputs.image_grid_thw]
+    counts = [math.prod(grid) for grid in inputs.grid_thw]
     assert inputs.pixel_values.shape == (sum(counts), 1176)
     assert inputs.pixel_values.dtype == np.float32
     ids = inputs.prompt_token_ids
@@ -98,7 +98,7 @@ def test_pads_rows_and_grids_belong_together(process: Processor) -> None:
         assert ids[run + 1 : run + 1 + count // 4] == [pad] * (count // 4)
         assert ids[run + 1 + count // 4] == process.tokenizer.token_id("<|vision_end|>")
     assert [image.photo_wh for image in inputs.images] == [(300, 200), (60, 600)]
-    for image, (_, rows, columns) in zip(inputs.images, inputs.image_grid_thw, strict=True):
+    for image, (_, rows, columns) in zip(inputs.images, inputs.grid_thw, strict=True):
         assert image.seen_wh == (columns * 14, rows * 14) == process.seen_wh(image.photo_wh)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from qianyan.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from qianyan.models.registry import build_model, qwen2_5_vl_config
+from qianyan.models.vision_language import VisionLanguageModel
 from qianyan.models.weights import initialise
 
 
@@ -45,7 +45,7 @@ def tiny_config() -> dict[str, Any]:
 
 
 @pytest.fixture
-def tiny_model(tiny_config: dict[str, Any]) -> Qwen2_5_VLForConditionalGeneration:
+def tiny_model(tiny_config: dict[str, Any]) -> VisionLanguageModel:
     torch.manual_seed(0)
     model = build_model(qwen2_5_vl_config(tiny_config))
     initialise(model, std=0.2)

@@ -55,43 +55,44 @@ def walk(
 def test_positions_follow_the_paper(tiny_model: Any, kinds: list[Any]) -> None:
     ids, rows = walk(kinds)
     pictures = [kind for kind in kinds if kind != "text"]
-    positions = tiny_model.position_ids(
+    positions = tiny_model.place(
         ids,
-        [grid for grid, seconds in pictures if not seconds],
-        [grid for grid, seconds in pictures if seconds],
+        [grid for grid, _ in pictures],
         [seconds for _, seconds in pictures if seconds],
     )
-    assert positions.T.tolist() == rows
+    assert positions.prompt.T.tolist() == rows
+    assert positions.next.tolist() == [1 + max(max(row) for row in rows)] * 3
 
 
 def test_time_is_truncated_after_the_whole_product(tiny_model: Any) -> None:
     """At 0.7 s a patch and 2 positions a second: 0, 1.4, 2.8, 4.2; not multiples of 1."""
-    positions = tiny_model.position_ids([VIDEO] * 4, [], [(4, 2, 2)], [0.7])
-    assert positions[0].tolist() == [0, 1, 2, 4]
+    positions = tiny_model.place([VIDEO] * 4, [(4, 2, 2)], [0.7])
+    assert positions.prompt[0].tolist() == [0, 1, 2, 4]
 
 
 @pytest.mark.parametrize(
-    ("ids", "images", "videos", "seconds", "sentence"),
+    ("ids", "grids", "seconds", "sentence"),
     [
-        ([1, IMAGE, IMAGE], [], [], [], "more pictures than grids"),
-        ([1, IMAGE, 1], [(1, 4, 2)], [], [], "at token 1 needs 2 tokens"),
-        ([1, IMAGE], [(1, 4, 2)], [], [], "at token 1 needs 2 tokens"),
-        ([1, 1], [(1, 2, 2)], [], [], "1 grids have no tokens"),
-        ([VIDEO], [], [(1, 2, 2)], [], "second_per_grid_ts has 0 entries; expected one for each"),
-        ([IMAGE], [], [(1, 2, 2)], [1.0], "more pictures than grids"),
-        ([IMAGE], [(1, 1, 1)], [], [], "Grid is 1 x 1 x 1 patches"),
-        ([IMAGE], [(0, 2, 2)], [], [], "Grid is 0 x 2 x 2 patches"),
+        ([1, IMAGE, IMAGE], [], [], "more pictures than grids"),
+        ([1, IMAGE, 1], [(1, 4, 2)], [], "at token 1 needs 2 tokens"),
+        ([1, IMAGE], [(1, 4, 2)], [], "at token 1 needs 2 tokens"),
+        ([1, 1], [(1, 2, 2)], [], "1 grids have no tokens"),
+        ([VIDEO], [(1, 2, 2)], [], "0 second_per_grid_ts for more videos than that"),
+        ([IMAGE], [(1, 2, 2)], [1.0], "1 second_per_grid_ts for fewer videos than that"),
+        ([IMAGE, VIDEO], [(1, 4, 2)], [], "at token 0 needs 2 tokens"),
+        ([IMAGE], [(1, 1, 1)], [], "Grid is 1 x 1 x 1 patches"),
+        ([IMAGE], [(0, 2, 2)], [], "Grid is 0 x 2 x 2 patches"),
     ],
 )
 def test_tokens_and_grids_that_disagree_are_refused(
-    tiny_model: Any, ids: list[int], images: Any, videos: Any, seconds: Any, sentence: str
+    tiny_model: Any, ids: list[int], grids: Any, seconds: Any, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
-        tiny_model.position_ids(ids, images, videos, seconds)
+        tiny_model.place(ids, grids, seconds)
 
 
 def test_no_tokens_have_no_positions(tiny_model: Any) -> None:
-    assert tiny_model.position_ids([]).shape == (3, 0)
+    assert tiny_model.place([]).prompt.shape == (3, 0)
 
 
 def test_windows_cover_each_unit_once_and_edges_are_smaller() -> None:
@@ -153,16 +154,15 @@ def test_patches_and_grids_that_disagree_are_refused(
 
 def test_features_take_the_places_held_for_them(tiny_model: Any) -> None:
     ids = torch.tensor([1, IMAGE, 2, VIDEO, IMAGE])
-    images, videos = torch.full((2, 32), 5.0), torch.full((1, 32), 7.0)
-    images[1] = 6.0
-    hidden = tiny_model.embed(ids, images, videos)
-    assert_close(hidden[[1, 4, 3], 0], torch.tensor([5.0, 6.0, 7.0]))
+    features = torch.arange(3.0).unsqueeze(1).expand(3, 32)
+    hidden = tiny_model.embed(ids, features)
+    assert_close(hidden[[1, 3, 4], 0], torch.tensor([0.0, 1.0, 2.0]))
     assert_close(hidden[[0, 2]], tiny_model.model.embed_tokens(ids[[0, 2]]))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_wrong_number_of_features_is_refused(tiny_model: Any, count: int) -> None:
-    with pytest.raises(InputError, match=f"holds 2 image tokens; expected {count}, one for each"):
+    with pytest.raises(InputError, match=f"holds 2 places .* expected {count}, one for each"):
         tiny_model.embed(torch.tensor([IMAGE, 1, IMAGE]), torch.zeros(count, 32))
 
 
@@ -197,7 +197,7 @@ def test_every_parameter_learns(tiny_model: nn.Module) -> None:
     features = tiny_model.encode_images(torch.randn(24, 1176), [(1, 4, 6)])
     ids = [1, *[IMAGE] * 6, 2, 3]
     hidden = tiny_model.embed(torch.tensor(ids), features)
-    positions = tiny_model.position_ids(ids, [(1, 4, 6)])
+    positions = tiny_model.place(ids, [(1, 4, 6)]).prompt
     tiny_model(hidden, positions, NoCache([9])).square().sum().backward()
     still = [
         name for name, p in tiny_model.named_parameters() if p.grad is None or not p.grad.any()
@@ -211,14 +211,14 @@ def test_half_precision_runs_and_scores_in_float32(tiny_model: Any) -> None:
     assert features.dtype == torch.bfloat16
     ids = [1, *[IMAGE] * 4, 2]
     hidden = model.embed(torch.tensor(ids), features)
-    logits = model(hidden, model.position_ids(ids, [(1, 4, 4)]), NoCache([6]))
+    logits = model(hidden, model.place(ids, [(1, 4, 4)]).prompt, NoCache([6]))
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
 
 
 def test_autocast_training_agrees_with_float32(tiny_model: Any) -> None:
     ids = [1, *[IMAGE] * 15, 2]
-    pixels, positions = torch.randn(60, 1176), tiny_model.position_ids(ids, [(1, 6, 10)])
+    pixels, positions = torch.randn(60, 1176), tiny_model.place(ids, [(1, 6, 10)]).prompt
 
     def grads() -> dict[str, Tensor]:
         tiny_model.zero_grad()

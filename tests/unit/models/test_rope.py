@@ -9,8 +9,8 @@ from qianyan.models.rope import (
     RopeScaling,
     axial_rope,
     inverse_frequencies,
-    multimodal_rope,
     rotate,
+    text_rope,
 )
 
 CPU = torch.device("cpu")
@@ -51,11 +51,11 @@ def test_yarn_takes_a_stated_attention_factor() -> None:
 def test_each_axis_drives_its_own_section() -> None:
     """Moving along one axis changes the cosines of that axis's section and no others."""
     inv_freq = inverse_frequencies(16, 100.0, PLAIN, CPU)
-    at_zero, _ = multimodal_rope(torch.zeros(3, 1, dtype=torch.long), inv_freq, PLAIN)
+    at_zero, _ = text_rope(torch.zeros(3, 1, dtype=torch.long), inv_freq, PLAIN)
     for axis, section in enumerate((slice(0, 2), slice(2, 5), slice(5, 8))):
         position = torch.zeros(3, 1, dtype=torch.long)
         position[axis] = 5
-        cos, sin = multimodal_rope(position, inv_freq, PLAIN)
+        cos, sin = text_rope(position, inv_freq, PLAIN)
         changed = (cos != at_zero)[0, 0]
         assert changed[section].all()
         assert changed.sum() == section.stop - section.start
@@ -64,7 +64,7 @@ def test_each_axis_drives_its_own_section() -> None:
 
 def test_text_positions_give_ordinary_rope() -> None:
     inv_freq = inverse_frequencies(16, 100.0, PLAIN, CPU)
-    cos, sin = multimodal_rope(torch.arange(6).expand(3, -1), inv_freq, PLAIN)
+    cos, sin = text_rope(torch.arange(6).expand(3, -1), inv_freq, PLAIN)
     angles = torch.arange(6.0).unsqueeze(1) * inv_freq
     assert_close(cos[:, 0], angles.cos())
     assert_close(sin[:, 0], angles.sin())
@@ -76,7 +76,7 @@ def test_scores_depend_on_the_distance_only() -> None:
     inv_freq = inverse_frequencies(16, 100.0, PLAIN, CPU)
 
     def score(query_at: int, key_at: int) -> torch.Tensor:
-        rope = multimodal_rope(torch.tensor([query_at, key_at]).expand(3, -1), inv_freq, PLAIN)
+        rope = text_rope(torch.tensor([query_at, key_at]).expand(3, -1), inv_freq, PLAIN)
         turned = rotate(torch.cat([query, key]), *rope)
         return (turned[0] * turned[1]).sum()
 

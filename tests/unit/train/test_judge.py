@@ -135,7 +135,7 @@ def test_training_prompts_are_those_of_the_processor(
     pack = judge.packer.pack([Lesson(seen, question, "A")])
     length = int(pack.logits_at[0]) + 1
     assert inputs.prompt_token_ids == pack.input_ids[:length].tolist()
-    assert inputs.image_grid_thw == ((1, 8, 8),)
+    assert inputs.grid_thw == ((1, 8, 8),)
     assert inputs.pixel_values is not None
     np.testing.assert_array_equal(inputs.pixel_values, judge.packer.patches([seen]).numpy())
 
