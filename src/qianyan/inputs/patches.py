@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from qianyan.errors import ConfigError
+from qianyan.errors import ConfigError, InputError
 from qianyan.inputs.images import smart_resize
 
 GridTHW = tuple[int, int, int]  # patches in time, height and width
@@ -104,6 +104,15 @@ class PatchConfig:
         """Patches in time, height and width of a picture of that seen size."""
         return 1, seen_wh[1] // self.patch_size, seen_wh[0] // self.patch_size
 
+    def video_grid(self, num_frames: int, seen_wh: tuple[int, int]) -> GridTHW:
+        """Patches in time, height and width of a clip whose frames have that seen size."""
+        _, height, width = self.grid(seen_wh)
+        return num_frames // self.temporal_patch_size, height, width
+
+    def num_tokens(self, grid: GridTHW) -> int:
+        """Tokens that a picture or a clip of that grid takes."""
+        return math.prod(grid) // self.merge_size**2
+
 
 def resize(image: Image.Image, config: PatchConfig) -> Image.Image:
     """Resize an RGB picture to what the model sees of it."""
@@ -125,8 +134,36 @@ def make_patches(images: Sequence[Image.Image], config: PatchConfig) -> np.ndarr
     return rows
 
 
-def _fill_patches(rows: np.ndarray, pixels: np.ndarray, config: PatchConfig) -> None:
-    """Write the patches of `pixels` (height, width, 3) uint8 into `rows` (patches, row_size)."""
+def make_frame_patches(frames: np.ndarray, config: PatchConfig) -> np.ndarray:
+    """Cut a clip's seen frames into one float32 array, (patches, row_size).
+
+    `frames` is (frames, height, width, 3) uint8, a multiple of `temporal_patch_size` of them.
+    Rows run over time first, then as in a picture; the frames of one temporal patch lie beside
+    each other in its rows.
+    """
+    num_frames, height, width, _ = frames.shape
+    moments, rest = divmod(num_frames, config.temporal_patch_size)
+    if rest:
+        raise InputError(
+            f"The clip has {num_frames} frames; expected a multiple of "
+            f"{config.temporal_patch_size}. Repeat the last one."
+        )
+    count = math.prod(config.grid((width, height)))
+    rows = np.empty((moments * count, config.row_size), dtype=np.float32)
+    for index, frame in enumerate(frames):
+        moment, slot = divmod(index, config.temporal_patch_size)
+        piece = rows[moment * count : (moment + 1) * count]
+        _fill_patches(piece, frame, config, slice(slot, slot + 1))
+    return rows
+
+
+def _fill_patches(
+    rows: np.ndarray, pixels: np.ndarray, config: PatchConfig, times: slice = slice(None)
+) -> None:
+    """Write the patches of `pixels` (height, width, 3) uint8 into `rows` (patches, row_size).
+
+    `times` says which of the `temporal_patch_size` slots they fill; a still picture fills all.
+    """
     patch, merge = config.patch_size, config.merge_size
     height, width, _ = pixels.shape
     rows_of_blocks, blocks_per_row = height // config.factor, width // config.factor
@@ -137,7 +174,7 @@ def _fill_patches(rows: np.ndarray, pixels: np.ndarray, config: PatchConfig) -> 
     for block_row, slot_row in zip(blocks, slots, strict=True):  # row by row: no large copies
         for channel in range(3):
             levels = table[channel][block_row[:, :, :, channel]]
-            slot_row[:, :, :, channel] = levels[:, :, :, None]
+            slot_row[:, :, :, channel, times] = levels[:, :, :, None]
 
 
 def _normalised_levels(config: PatchConfig) -> np.ndarray:
