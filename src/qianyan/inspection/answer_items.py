@@ -1,7 +1,8 @@
 """Find the listed objects in a model's answer: label words, sub-label words and box numbers.
 
 Takes any of the shapes that models fall into: a list, several lists, lists in lists, one object,
-objects under a wrapping key or grouped under the name of their label.
+objects under a wrapping key or grouped under the name of their label; or, instead of JSON, names
+and boxes as Qwen-VL and Qwen2-VL mark them in running text.
 """
 
 import re
@@ -17,6 +18,7 @@ from qianyan.inputs.loose_json import (
     Value,
     read_loose_json,
 )
+from qianyan.inputs.marked_places import read_marked
 from qianyan.inspection.synonyms import find_label
 
 _BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box", "bounding_box", "coordinates")
@@ -61,7 +63,8 @@ def read_listing(reply: str) -> Listing:
     Raises ReplyError when it neither lists objects nor states, by an empty list, that there are
     none.
     """
-    read = _read(reply)
+    answer = _without_thought(reply)
+    read = _read(answer)
     items = tuple(item for found in read.found for item in _items(found.value, None))
     if read.unfinished:
         tail = _item(read.unfinished, None)
@@ -69,7 +72,10 @@ def read_listing(reply: str) -> Listing:
             items = (*items, tail)  # nothing but its closing bracket is missing
     if items:
         return Listing(items, is_cut=read.is_cut)
-    if read.is_cut:
+    marked = read_marked_items(answer)
+    if marked.items:
+        return marked
+    if read.is_cut or marked.is_cut:
         raise ReplyError(
             f"The model's answer of {len(reply)} characters was cut before its first object was "
             "complete."
@@ -82,13 +88,28 @@ def read_listing(reply: str) -> Listing:
     return Listing(())
 
 
-def _read(reply: str) -> LooseJson:
-    """Find all lists and objects outside of the model's thinking aloud; places stay as they are."""
+def read_marked_items(answer: str) -> Listing:
+    """Find names and boxes marked in running text; none is no statement that nothing is there."""
+    marked = read_marked(answer)
+    items = [
+        Item(place.label, None, place.boxes, () if place.span is None else (place.span,))
+        for place in marked.places
+    ]
+    return Listing(tuple(items), is_cut=marked.is_cut)
+
+
+def _without_thought(reply: str) -> str:
+    """Blank out the model's thinking aloud; places stay as they are."""
     thought, end, _ = reply.rpartition(_END_OF_THOUGHT)
     if not end and "<think>" in reply:
         raise ReplyError("The model's answer ended while it was still thinking.")
+    return " " * len(thought + end) + reply[len(thought + end) :]
+
+
+def _read(answer: str) -> LooseJson:
+    """Find all lists and objects."""
     try:
-        return read_loose_json(" " * len(thought + end) + reply[len(thought + end) :])
+        return read_loose_json(answer)
     except TooDeepError as error:
         raise ReplyError(f"The model's answer cannot be read: {error}.") from error
 

@@ -2,19 +2,22 @@
 
 An empty list is a statement ("nothing found"); everything else that cannot be read is a ReplyError.
 What is left out on the way (unknown labels, boxes without an area, repeats) is counted in notes.
+Models that mark places instead of writing JSON are asked for one kind of thing at a time.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from qianyan.errors import ReplyError
-from qianyan.inputs.grounding import Notation, to_photo_box
+from qianyan.inputs.grounding import Markup, Notation, to_photo_box
 from qianyan.inputs.images import Photo
 from qianyan.inspection.answer_items import Item, Listing, Numbers, read_listing
 from qianyan.inspection.prompts import MAX_OBJECTS, listing_prompt, listing_schema
 from qianyan.inspection.records import Box, Detection, Hazard, Look, SubLabel
+from qianyan.inspection.references import REFERENCES, read_reference
 from qianyan.inspection.repetition import LabelledBox, ends_in_loop, is_repeating
 from qianyan.inspection.synonyms import find_label, find_sub_label
 from qianyan.inspection.vision import Answer, Ask, TokenScore, Vision
@@ -22,6 +25,7 @@ from qianyan.inspection.words import Lang
 
 TOKENS_PER_OBJECT = 60
 TOKENS_BESIDES = 100
+TOKENS_PER_BOX = 30  # of a model that spells each digit and writes no keys
 MIN_AREA_PX = 4
 WHOLE_FRAME = 0.98
 SAME_OBJECT_IOU = 0.7
@@ -54,31 +58,102 @@ def detect(
         QianyanError: there is no answer.
     """
     photo_wh = (photo.width, photo.height)
+    if vision.markup is Markup.REF:
+        questions = _reference_questions(photo, lang, max_objects=max_objects)
+    else:
+        questions = [_listing_question(photo, vision, lang, max_objects=max_objects)]
+    answers = vision.ask_many([question.ask for question in questions])
+    looks = [
+        _look(question, answer, vision, photo_wh, max_objects=max_objects)
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+    return looks[0] if len(looks) == 1 else _join(looks, max_objects=max_objects)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a model is asked, and how its answer is taken apart."""
+
+    ask: Ask
+    read: Callable[[str], Listing]
+
+
+def _listing_question(photo: Photo, vision: Vision, lang: Lang, *, max_objects: int) -> _Question:
+    """Ask for everything at once, in JSON."""
     ask = Ask(
         image=photo.rgb,
         text=listing_prompt(
             lang=lang,
             notation=vision.notation,
-            seen_wh=vision.seen_wh(photo_wh),
+            seen_wh=vision.seen_wh((photo.width, photo.height)),
             max_objects=max_objects,
         ),
         schema=listing_schema(lang=lang, notation=vision.notation, max_objects=max_objects),
         max_tokens=TOKENS_PER_OBJECT * max_objects + TOKENS_BESIDES,
         logprobs=TOP_LOGPROBS,
     )
-    first = _Try.of(vision.ask(ask), vision, photo_wh, max_objects=max_objects)
+    return _Question(ask, read_listing)
+
+
+def _reference_questions(photo: Photo, lang: Lang, *, max_objects: int) -> list[_Question]:
+    """Ask for one kind of thing at a time, to be boxed in running text."""
+    max_tokens = TOKENS_PER_BOX * max_objects + TOKENS_BESIDES
+    return [
+        _Question(
+            Ask(image=photo.rgb, text=reference.question(lang), max_tokens=max_tokens),
+            partial(read_reference, reference=reference, lang=lang),
+        )
+        for reference in REFERENCES
+    ]
+
+
+def _look(
+    question: _Question,
+    answer: Answer,
+    vision: Vision,
+    photo_wh: tuple[int, int],
+    *,
+    max_objects: int,
+) -> Look:
+    """Read an answer; one that runs in a loop is asked for once more."""
+    first = _Try.of(answer, question, vision.notation, photo_wh, max_objects=max_objects)
     if not first.is_loop:
         return first.look()
     again = replace(
-        ask, temperature=RETRY_TEMPERATURE, presence_penalty=RETRY_PRESENCE_PENALTY, seed=0
+        question.ask,
+        temperature=RETRY_TEMPERATURE,
+        presence_penalty=RETRY_PRESENCE_PENALTY,
+        seed=0,
     )
-    second = _Try.of(vision.ask(again), vision, photo_wh, max_objects=max_objects)
+    second = _Try.of(
+        vision.ask(again), question, vision.notation, photo_wh, max_objects=max_objects
+    )
     chosen = second if second.beats(first) else first
     look = chosen.look()
     return replace(
         look,
         usage=first.answer.usage + second.answer.usage,
         notes=(*look.notes, "the answer ran in a loop; the model was asked once more"),
+    )
+
+
+def _join(looks: Sequence[Look], *, max_objects: int) -> Look:
+    """Make one look of the answers to several questions."""
+    counts: Counter[str] = Counter()
+    kept = _merge_repeats([one for look in looks for one in look.detections], counts)
+    if len(kept) > max_objects:
+        counts[f"beyond the limit of {max_objects} left out"] += len(kept) - max_objects
+    usage = looks[0].usage
+    for look in looks[1:]:
+        usage = usage + look.usage
+    return Look(
+        tuple(kept[:max_objects]),
+        usage=usage,
+        raw="\n".join(look.raw or "" for look in looks),
+        notes=(
+            *(note for look in looks for note in look.notes),
+            *(f"{number} {what}" for what, number in counts.items()),
+        ),
     )
 
 
@@ -150,18 +225,24 @@ class _Try:
 
     @classmethod
     def of(
-        cls, answer: Answer, vision: Vision, photo_wh: tuple[int, int], *, max_objects: int
+        cls,
+        answer: Answer,
+        question: _Question,
+        notation: Notation,
+        photo_wh: tuple[int, int],
+        *,
+        max_objects: int,
     ) -> "_Try":
         """Read an answer and notice whether it runs in a loop."""
         is_long = answer.finish_reason == "length"
         is_loop = is_long and ends_in_loop(answer.text)
         try:
-            read = read_listing(answer.text)
+            read = question.read(answer.text)
             is_loop = is_loop or is_repeating(_labelled_boxes(read))
             detections, notes = _to_detections(
                 replace(read, is_cut=read.is_cut or is_long),
                 answer.text,
-                Space(vision.notation, answer.seen_wh, photo_wh),
+                Space(notation, answer.seen_wh, photo_wh),
                 max_objects=max_objects,
                 tokens=answer.tokens,
             )

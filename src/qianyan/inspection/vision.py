@@ -5,6 +5,7 @@ sure the model was of each token. What the text means is not decided here.
 """
 
 import base64
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,8 @@ from PIL import Image
 
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.request import Completion, Logprobs
-from qianyan.errors import EndpointError, InputError
-from qianyan.inputs.grounding import Notation
+from qianyan.errors import ConfigError, EndpointError, InputError, quote
+from qianyan.inputs.grounding import Markup, Notation, find_markup, find_notation
 from qianyan.inputs.images import smart_resize
 from qianyan.inputs.tokenizer import Tokenizer
 from qianyan.inspection.profile import EndpointProfile, find_profile, guess_profile
@@ -29,6 +30,10 @@ if TYPE_CHECKING:  # an endpoint's users need no torch
 
 DEFAULT_MAX_TOKENS = 512
 JPEG_QUALITY = 95
+SOME_PHOTO_WH = (448, 448)
+_END_OF_TURN = re.compile(r"\s*(<\|(im_end|endoftext|im_start)\|>\s*)+$")
+# Hosted models named qwen-vl-plus, -max or -ocr are of later generations.
+_FIRST_GENERATION = re.compile(r"qwen[-_ ]?vl([-_ ]?(chat|v1)|$)")
 _BAD_REQUEST_STATUS = frozenset({400, 404, 415, 422, 501})
 
 
@@ -90,6 +95,10 @@ class Vision(Protocol):
     def notation(self) -> Notation:
         """What the numbers of its boxes mean."""
 
+    @property
+    def markup(self) -> Markup:
+        """How it was trained to write places into an answer."""
+
     def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
         """Tell in which size (width, height) the model sees a picture."""
 
@@ -103,9 +112,25 @@ class Vision(Protocol):
 class LocalVision:
     """A checkpoint run by the engine in this process."""
 
-    def __init__(self, engine: "Engine", *, notation: Notation = Notation.RESIZED_PIXELS) -> None:
+    def __init__(self, engine: "Engine") -> None:
+        """Get ready to ask; raises ConfigError for a checkpoint that sees no pictures."""
+        architecture = getattr(engine, "architecture", "Qwen2_5_VLForConditionalGeneration")
+        notation = find_notation(architecture)
+        try:
+            engine.processor.seen_wh(SOME_PHOTO_WH)
+        except InputError as error:
+            raise ConfigError(
+                f"{engine.name} reads text only; expected a model that sees pictures, such as "
+                "Qwen2.5-VL."
+            ) from error
+        if notation is None:
+            raise ConfigError(
+                f"How {quote(architecture)} counts the coordinates of boxes is not known; "
+                "expected a checkpoint of Qwen-VL, Qwen2-VL or Qwen2.5-VL."
+            )
         self._engine = engine
         self._notation = notation
+        self._markup = find_markup(architecture)
 
     @property
     def name(self) -> str:
@@ -117,12 +142,14 @@ class LocalVision:
         """What the numbers of its boxes mean."""
         return self._notation
 
+    @property
+    def markup(self) -> Markup:
+        """How it was trained to write places into an answer."""
+        return self._markup
+
     def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
         """Tell in which size the checkpoint's processor shows a picture."""
-        patches = self._engine.processor.patches
-        if patches is None:
-            raise InputError(f"{self.name} reads text only; expected a vision-language model.")
-        return patches.seen_size(*photo_wh)
+        return self._engine.processor.seen_wh(photo_wh)
 
     def ask(self, ask: Ask) -> Answer:
         """Answer one question."""
@@ -150,7 +177,7 @@ class LocalVision:
                 for token_id, step in zip(done.token_ids, done.logprobs, strict=True)
             )
         return Answer(
-            text=done.text,
+            text=self._text(done),
             seen_wh=done.images[0].seen_wh,
             tokens=tokens,
             usage=Usage(
@@ -160,6 +187,13 @@ class LocalVision:
             ),
             finish_reason=done.finish_reason,
         )
+
+    def _text(self, done: Completion) -> str:
+        """Take the answer's text; where places are marked by control tokens, with those."""
+        if self._markup is Markup.JSON:
+            return done.text
+        tokenizer = self._engine.processor.tokenizer
+        return _END_OF_TURN.sub("", tokenizer.decode(done.token_ids, skip_special=False))
 
 
 class RemoteVision:
@@ -208,6 +242,11 @@ class RemoteVision:
     def notation(self) -> Notation:
         """What the numbers of its boxes mean."""
         return self.profile.notation
+
+    @property
+    def markup(self) -> Markup:
+        """How it was trained to write places into an answer, going by its name."""
+        return Markup.REF if _FIRST_GENERATION.search(self.model.lower()) else Markup.JSON
 
     def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
         """Tell in which size a picture is sent."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qianyan.errors import ReplyError
-from qianyan.inputs.grounding import Notation
+from qianyan.inputs.grounding import Markup, Notation
 from qianyan.inputs.images import Photo
 from qianyan.inspection.detect import detect, parse_detections, score_of
 from qianyan.inspection.records import Detection, Hazard, SubLabel, Usage
@@ -194,6 +194,7 @@ class Script:
 
     name = "script"
     notation = Notation.RESIZED_PIXELS
+    markup = Markup.JSON
 
     def __init__(self, *answers: str, finish_reason: str = "stop") -> None:
         self.answers = list(answers)
@@ -306,6 +307,121 @@ def test_loops_are_told_from_crowds() -> None:
     assert ends_in_loop("begin " + '{"bbox_2d": [1, 2, 3, 4]}, ' * 4)
     assert not ends_in_loop("x" * 20)
     assert not ends_in_loop(GOOD * 2)
+
+
+class Qwen2VL(Script):
+    """Counts to 999 and may fall back into marking places."""
+
+    notation = Notation.RELATIVE_BELOW_1000
+    markup = Markup.OBJECT_REF
+
+
+class QwenVL(Script):
+    """Counts to 1000, and marks places instead of writing JSON."""
+
+    notation = Notation.RELATIVE_1000
+    markup = Markup.REF
+
+
+def test_qwen2_vl_is_asked_in_its_own_range_and_read_in_json(photo: Photo) -> None:
+    vision = Qwen2VL('[{"bbox_2d": [100, 100, 200, 300], "label": "火灾", "sub_label": "严重"}]')
+    look = detect(photo, vision, lang="zh")
+    assert "从 0 到 999" in vision.asks[0].text
+    assert shown(look.detections) == ["fire/severe 200,100,400,300"]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "<|object_ref_start|>火焰<|object_ref_end|><|box_start|>(100,100),(200,300)<|box_end|>"
+        "<|object_ref_start|>未佩戴安全帽<|object_ref_end|>"
+        "<|box_start|>(500,500),(600,700)<|box_end|>",
+        "火焰(100,100),(200,300)\n未佩戴安全帽(500,500),(600,700)",
+        "火焰(100,100),(200,300)、未佩戴安全帽(500,500),(600,700)。",
+    ],
+)
+def test_qwen2_vl_is_read_in_its_own_marks_too(photo: Photo, reply: str) -> None:
+    look = detect(photo, Qwen2VL(reply), lang="zh")
+    assert shown(look.detections) == [
+        "fire/uncertain 200,100,400,300",
+        "person/no_helmet 1000,500,1200,700",
+    ]
+    assert look.raw == reply
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["图中没有火灾。", "none", "没有", "The fire is at the left.", "fire(12,34)", "dog(1,2),(3,4)"],
+)
+def test_words_without_usable_boxes_never_mean_nothing_found(photo: Photo, reply: str) -> None:
+    with pytest.raises(ReplyError) as caught:
+        detect(photo, Qwen2VL(reply), lang="zh")
+    assert caught.value.raw == reply
+
+
+def test_qwen_vl_is_asked_for_one_thing_at_a_time_and_read_in_its_own_marks(photo: Photo) -> None:
+    vision = QwenVL(
+        "<ref>火焰</ref><box>(100,100),(200,300)</box><box>(500,100),(550,300)</box>",
+        "没有。",
+        "<ref>戴着安全帽的人</ref><box>(700,500),(800,900)</box>",
+        "<ref>没有戴安全帽的人</ref><quad>(10,500),(90,500),(90,900),(10,900)</quad>",
+    )
+    look = detect(photo, vision, lang="zh")
+    assert shown(look.detections) == [
+        "fire/uncertain 200,100,400,300",
+        "fire/uncertain 1000,100,1100,300",
+        "person/helmet 1400,500,1600,900",
+        "person/no_helmet 20,500,180,900",
+    ]
+    assert [ask.schema for ask in vision.asks] == [None] * 4
+    assert all("只回答：没有" in ask.text for ask in vision.asks)
+    assert ["火焰" in vision.asks[0].text, "烟雾" in vision.asks[1].text] == [True, True]
+    assert look.usage == Usage(400, 40, 32)
+    assert look.raw is not None
+    assert look.raw.splitlines()[1] == "没有。"
+    assert look.notes == ()
+    assert all(one.score is None for one in look.detections)
+
+
+def test_who_is_named_with_and_without_a_hard_hat_becomes_uncertain(photo: Photo) -> None:
+    box = "<box>(100,100),(200,300)</box>"
+    look = detect(photo, QwenVL("none", "No smoke.", box, box), lang="en")
+    assert shown(look.detections) == ["person/uncertain 200,100,400,300"]
+    assert "1 contradicting its repeat, read as uncertain" in look.notes
+
+
+def test_nothing_is_found_only_when_every_answer_says_so(photo: Photo) -> None:
+    quiet = QwenVL("none", "None.", "no person wearing a hard hat", "`none`")
+    assert detect(photo, quiet, lang="en").detections == ()
+    for prose in (
+        "I see a nice building.",
+        "",
+        "none of the people wear hats",
+        "<ref>flame</ref>",
+        "没有",
+        "[]",
+        "<ref>flame</ref><box>(100,100),(2",
+    ):
+        with pytest.raises(ReplyError) as caught:
+            detect(photo, QwenVL("none", "none", "none", prose), lang="en")
+        assert caught.value.raw == prose
+
+
+def test_a_box_for_something_else_than_asked_for_is_what_it_is_called(photo: Photo) -> None:
+    box = "<box>(100,100),(200,300)</box>"
+    look = detect(photo, QwenVL(f"<ref>smoke</ref>{box}", *["none"] * 3), lang="en")
+    assert shown(look.detections) == ["smoke/uncertain 200,100,400,300"]
+    with pytest.raises(ReplyError, match="1 with an unknown label left out"):
+        detect(photo, QwenVL(f"<ref>the red door</ref>{box}", *["none"] * 3), lang="en")
+
+
+def test_qwen_vl_in_a_loop_is_asked_the_same_question_once_more(photo: Photo) -> None:
+    loop = "<ref>flame</ref>" + "<box>(100,100),(200,300)</box>" * 12
+    vision = QwenVL(loop, *["none"] * 3, "<ref>flame</ref><box>(100,100),(200,300)</box>")
+    look = detect(photo, vision, lang="en")
+    assert vision.asks[4].text == vision.asks[0].text
+    assert vision.asks[4].temperature == 0.5
+    assert shown(look.detections) == ["fire/uncertain 200,100,400,300"]
 
 
 def spell(*pieces: tuple[str | bytes, float]) -> tuple[TokenScore, ...]:

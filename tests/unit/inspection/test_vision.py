@@ -5,13 +5,14 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
-from qianyan.errors import ConfigError, EndpointError, ReplyError
-from qianyan.inputs.grounding import Notation
+from qianyan.errors import ConfigError, EndpointError, InputError, ReplyError
+from qianyan.inputs.grounding import Markup, Notation
 from qianyan.inputs.images import Photo
 from qianyan.inspection.detect import detect
 from qianyan.inspection.profile import (
@@ -23,7 +24,7 @@ from qianyan.inspection.profile import (
 )
 from qianyan.inspection.records import Box, Hazard, SubLabel
 from qianyan.inspection.remote import Patience
-from qianyan.inspection.vision import Ask, RemoteVision
+from qianyan.inspection.vision import Ask, LocalVision, RemoteVision
 
 Start = Callable[..., "SimulatedEndpoint"]  # noqa: F821  (conftest.py)
 HASTY = Patience(timeout_s=5.0, attempts=4, first_wait_s=0.01, longest_wait_s=0.05)
@@ -431,3 +432,67 @@ def test_boxes_that_the_probe_could_not_place_are_not_drawn(start_endpoint: Star
     )
     with pytest.raises(EndpointError, match=r"cannot be placed.*0\.31"):
         RemoteVision(endpoint.base_url, patience=HASTY)
+
+
+@pytest.mark.parametrize(
+    ("model", "markup"),
+    [
+        ("Qwen/Qwen-VL-Chat", Markup.REF),
+        ("qwen-vl-chat-v1", Markup.REF),
+        ("qwen-vl-v1", Markup.REF),
+        ("Qwen-VL", Markup.REF),
+        ("qwen-vl-max", Markup.JSON),
+        ("qwen-vl-plus-latest", Markup.JSON),
+        ("Qwen/Qwen2-VL-7B-Instruct", Markup.JSON),
+        ("qwen2.5-vl-7b", Markup.JSON),
+    ],
+)
+def test_a_first_generation_model_is_known_by_its_name(
+    start_endpoint: Start, model: str, markup: Markup
+) -> None:
+    vision = RemoteVision(start_endpoint(models=(model,)).base_url, patience=HASTY)
+    assert vision.markup is markup
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A checkpoint of another generation: its name, its class, and the size it sees."""
+
+    architecture: str
+    processor: "StandInProcessor"
+    name: str = "stand-in"
+
+
+@dataclass(frozen=True)
+class StandInProcessor:
+    side: int | None
+
+    def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
+        if self.side is None:
+            raise InputError("This model reads text only; it sees no pictures.")
+        return self.side, self.side
+
+
+@pytest.mark.parametrize(
+    ("architecture", "notation", "markup"),
+    [
+        ("QWenLMHeadModel", Notation.RELATIVE_1000, Markup.REF),
+        ("Qwen2VLForConditionalGeneration", Notation.RELATIVE_BELOW_1000, Markup.OBJECT_REF),
+        ("Qwen2_5_VLForConditionalGeneration", Notation.RESIZED_PIXELS, Markup.JSON),
+    ],
+)
+def test_a_local_checkpoint_is_asked_in_the_notation_of_its_architecture(
+    architecture: str, notation: Notation, markup: Markup
+) -> None:
+    vision = LocalVision(StandIn(architecture, StandInProcessor(448)))  # type: ignore[arg-type]
+    assert (vision.notation, vision.markup) == (notation, markup)
+    assert vision.seen_wh((1000, 500)) == (448, 448)
+    assert vision.name == "stand-in"
+
+
+def test_a_checkpoint_that_cannot_look_is_refused_at_once() -> None:
+    text_only = StandIn("Qwen2ForCausalLM", StandInProcessor(None))
+    with pytest.raises(ConfigError, match="stand-in reads text only"):
+        LocalVision(text_only)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="How 'LlavaForCausalLM' counts"):
+        LocalVision(StandIn("LlavaForCausalLM", StandInProcessor(448)))  # type: ignore[arg-type]
