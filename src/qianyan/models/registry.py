@@ -15,12 +15,13 @@ from qianyan.errors import ConfigError, quote
 from qianyan.models import qwen2_5_vl, qwen2_vl
 from qianyan.models.config import build
 from qianyan.models.flatten import text_config, vision_fields, vision_token_ids
+from qianyan.models.packed import swap_packed, unpack_tensors
+from qianyan.models.quantization import read_quantization
 from qianyan.models.text import CausalLM, TextConfig
 from qianyan.models.vision_language import VisionLanguageConfig, VisionLanguageModel
-from qianyan.models.weights import load_weights, read_tensors
+from qianyan.models.weights import DTYPES, list_tensors, load_weights, read_tensors
 
 RENAMES = {"model.visual.": "visual.", "model.language_model.": "model."}  # newer tools' prefixes
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 ModelConfig = TextConfig | VisionLanguageConfig
 Model = CausalLM | VisionLanguageModel  # each a `LanguageModel`
@@ -129,17 +130,21 @@ def load_model(
 ) -> Model:
     """Load a checkpoint folder, ready to run (evaluation mode).
 
-    `dtype` is "auto" for the checkpoint's own, or float32, bfloat16, float16. Raises ConfigError
-    and CheckpointError.
+    `dtype` is "auto" for the checkpoint's own, or float32, bfloat16, float16; layers of a quantised
+    checkpoint stay quantised and compute in it. Raises ConfigError and CheckpointError.
     """
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"dtype is {quote(dtype)}; expected auto, {', '.join(DTYPES)}.")
-    config = read_config(folder)
+    data = read_config_json(folder)
+    config, quantization = find_architecture(data).read(data), read_quantization(data)
+    if dtype == "auto" and quantization is not None:
+        dtype = quantization.torch_dtype
     with torch.device("meta"):
         model = build_model(config)
+    packed = swap_packed(model, list_tensors(folder), quantization, RENAMES)
     load_weights(
         model,
-        read_tensors(folder),
+        unpack_tensors(read_tensors(folder), packed),
         renames=RENAMES,
         # Some tools write the output matrix of a tied model a second time.
         ignore={"lm_head.weight"} if is_tied(config) else (),

@@ -4,8 +4,10 @@ Pickled weights (`.bin`, `.pt`) are never opened: unpickling runs whatever code 
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,27 +15,112 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qianyan.errors import CheckpointError, quote
+from qianyan.models.quantize import QuantizedLinear
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 NAMES_SHOWN = 5
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STORED_DTYPES = {  # the safetensors format's own names
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TensorSpec(NamedTuple):
+    """What a checkpoint says of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def list_tensors(folder: str | Path) -> dict[str, TensorSpec]:
+    """Give the shape and dtype of every tensor of a checkpoint folder; no weight is read.
+
+    Raises CheckpointError when a shard is missing or damaged, two shards hold the same name, the
+    index and the shards disagree, or there are no safetensors at all.
+    """
+    return {
+        name: spec for specs in _list_shards(Path(folder)).values() for name, spec in specs.items()
+    }
 
 
 def read_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor of a checkpoint folder with its name, shard by shard, on the CPU.
 
     Tensors are views of the memory-mapped file: valid as long as nobody writes into it. Raises
-    CheckpointError when a shard is missing, damaged, or there are no safetensors at all.
+    CheckpointError before the first tensor, for what `list_tensors` raises it for.
     """
-    for shard in _shards(Path(folder)):
-        try:
-            with safe_open(shard, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118 - the handle is no mapping
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
+    for shard, specs in _list_shards(Path(folder)).items():
+        with _opened(shard) as file:
+            for name in specs:
+                yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
+    try:
+        with safe_open(shard, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{shard.name} cannot be read as safetensors ({error}). Download it again."
+        ) from error
+
+
+def _list_shards(folder: Path) -> dict[Path, dict[str, TensorSpec]]:
+    """Read the headers of all shards and hold them against each other and the index."""
+    listed = {shard: _list_shard(shard) for shard in _shards(folder)}
+    homes: dict[str, str] = {}
+    for shard, specs in listed.items():
+        twice = sorted(set(specs) & set(homes))
+        if twice:
             raise CheckpointError(
-                f"{shard.name} cannot be read as safetensors ({error}). Download it again."
-            ) from error
+                f"{shard.name} holds {len(twice)} tensors that another shard of {folder.name} "
+                f"holds too ({some(twice)}); expected each once. Download the folder again."
+            )
+        homes |= dict.fromkeys(specs, shard.name)
+    index = folder / INDEX_NAME
+    if index.is_file():
+        _require_agreement(_weight_map(index), homes)
+    return listed
+
+
+def _require_agreement(weight_map: Mapping[str, str], homes: Mapping[str, str]) -> None:
+    absent = [name for name, shard in weight_map.items() if homes.get(name) != shard]
+    unlisted = [name for name in homes if name not in weight_map]
+    problems = count_problems(
+        {"that are not where it says": absent, "that it does not name": unlisted}
+    )
+    if problems:
+        raise CheckpointError(
+            f"{INDEX_NAME} does not fit its shards; tensors: {problems}. Download the folder again."
+        )
+
+
+def _list_shard(shard: Path) -> dict[str, TensorSpec]:
+    specs = {}
+    with _opened(shard) as file:
+        for name in file.keys():  # noqa: SIM118 - the handle is no mapping
+            header = file.get_slice(name)
+            dtype = STORED_DTYPES.get(header.get_dtype())
+            if dtype is None:
+                raise CheckpointError(
+                    f"{name} in {shard.name} has the dtype {quote(header.get_dtype())}; "
+                    f"expected one of {', '.join(STORED_DTYPES)}."
+                )
+            specs[name] = TensorSpec(tuple(header.get_shape()), dtype)
+    return specs
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -44,7 +131,7 @@ def _shards(folder: Path) -> list[Path]:
         if missing:
             raise CheckpointError(
                 f"{len(missing)} of {len(names)} shards are missing from {folder.name} "
-                f"({_some(missing)}). Download them again."
+                f"({some(missing)}). Download them again."
             )
         return [folder / name for name in names]
     if (folder / WEIGHTS_NAME).is_file():
@@ -54,7 +141,7 @@ def _shards(folder: Path) -> list[Path]:
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickled:
         raise CheckpointError(
-            f"{folder.name} holds pickled weights only ({_some(pickled)}); expected "
+            f"{folder.name} holds pickled weights only ({some(pickled)}); expected "
             f"{WEIGHTS_NAME}. Convert them to safetensors: pickle files can run code."
         )
     raise CheckpointError(
@@ -92,14 +179,16 @@ def load_weights(
     Attributes carry the checkpoint's own names, so most keys match as they are; `renames` maps the
     few prefixes that do not, and `ignore` lists tensors this model has no use for. Anything else
     left over, on either side, raises CheckpointError and leaves the model as it was. A model built
-    on the meta device becomes real; tied parameters stay tied. `dtype` None keeps the tensors'.
+    on the meta device becomes real; tied parameters stay tied. `dtype` None keeps the tensors';
+    the scales of quantised layers always keep theirs.
     """
     slots = dict(model.named_parameters()) | dict(model.named_buffers())
+    scales = {f"{path}.scales" for path in quantized_layers(model)}
     found: dict[str, Tensor] = {}
     unexpected: list[str] = []
     misfits: dict[str, str] = {}
     for name, tensor in tensors:
-        key = _renamed(name, renames or {})
+        key = renamed(name, renames or {})
         if key in ignore:
             continue
         if key not in slots or key in found:
@@ -107,21 +196,19 @@ def load_weights(
         elif slots[key].shape != tensor.shape:
             misfits[key] = f"{name} is {tuple(tensor.shape)}, not {tuple(slots[key].shape)}"
         else:
-            is_float = tensor.is_floating_point()
-            found[key] = tensor.to(device=device, dtype=dtype if is_float else None)
+            is_fixed = key in scales or not tensor.is_floating_point()
+            found[key] = tensor.to(device=device, dtype=None if is_fixed else dtype)
     missing = [name for name in slots if name not in found and name not in misfits]
-    if missing or unexpected or misfits:
-        problems = [
-            f"{len(names)} {what} ({_some(names)})"
-            for what, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", list(misfits.values())),
-            )
-            if names
-        ]
+    problems = count_problems(
+        {
+            "missing": missing,
+            "unexpected": unexpected,
+            "of another shape": list(misfits.values()),
+        }
+    )
+    if problems:
         raise CheckpointError(
-            f"Checkpoint does not fit {type(model).__name__}; tensors: {', '.join(problems)}."
+            f"Checkpoint does not fit {type(model).__name__}; tensors: {problems}."
         )
     _assign(model, found)
 
@@ -141,12 +228,25 @@ def _assign(model: nn.Module, found: Mapping[str, Tensor]) -> None:
     model.load_state_dict(state, strict=True, assign=True)
 
 
-def _renamed(name: str, renames: Mapping[str, str]) -> str:
+def quantized_layers(model: nn.Module) -> list[str]:
+    """Name the quantised layers of a model."""
+    return [path for path, part in model.named_modules() if isinstance(part, QuantizedLinear)]
+
+
+def renamed(name: str, renames: Mapping[str, str]) -> str:
+    """Give the model's name for a checkpoint's name."""
     prefix = next((prefix for prefix in renames if name.startswith(prefix)), None)
     return name if prefix is None else renames[prefix] + name.removeprefix(prefix)
 
 
-def _some(names: list[str]) -> str:
+def count_problems(problems: Mapping[str, Sequence[str]]) -> str:
+    """Count and name what is wrong, each kind of it; empty when nothing is."""
+    return ", ".join(
+        f"{len(names)} {kind} ({some(names)})" for kind, names in problems.items() if names
+    )
+
+
+def some(names: Sequence[str]) -> str:
     """Name the first few."""
     shown = ", ".join(names[:NAMES_SHOWN])
     return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
@@ -159,7 +259,15 @@ def save_checkpoint(
 
     Shared parameters are written once, under their first name. The file appears whole or not at
     all, so that a killed run leaves the previous one readable. `dtype` None keeps the tensors'.
+    Raises CheckpointError for a model with quantised layers: the form they are run in is no
+    published one, and no config.json would describe the file.
     """
+    quantized = quantized_layers(model)
+    if quantized:
+        raise CheckpointError(
+            f"{len(quantized)} layers are quantised ({some(quantized)}); expected plain weights to "
+            "save. Keep the folder they were loaded from."
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     slots = dict(model.named_parameters()) | dict(model.named_buffers())
