@@ -82,8 +82,7 @@ class PackedLinear:
             unpacked["codes"] = pack_codes(_awq_values(parts["qweight"]).t(), bits)
             unpacked["zeros"] = _awq_values(parts["qzeros"]).t().contiguous()
             return unpacked
-        # A word's lowest byte comes first, so that the bytes of a row are its packed codes.
-        codes = parts["qweight"].t().contiguous().view(torch.uint8)  # (out, in*bits/8)
+        codes = _bytes(parts["qweight"].t())  # (out, in*bits/8)
         if "g_idx" in parts:
             order = _sort_groups(parts["g_idx"].long(), groups, name=f"{self.name}.g_idx")
             if self.config.desc_act:
@@ -94,15 +93,20 @@ class PackedLinear:
                     f"{self.name}.g_idx reorders the columns, but desc_act is false; expected "
                     "groups that follow one another."
                 )
-        zeros = unpack_codes(parts["qzeros"].contiguous().view(torch.uint8), bits)  # (groups, out)
+        zeros = unpack_codes(_bytes(parts["qzeros"]), bits)  # (groups, out)
         unpacked["codes"] = codes
         unpacked["zeros"] = _real_zeros(zeros, self.config).t().contiguous()  # (out, groups)
         return unpacked
 
 
+def _bytes(words: Tensor) -> Tensor:
+    """Give the bytes of (rows, n) int32 words, the lowest first, (rows, 4*n): packed codes."""
+    return words.flatten().view(torch.uint8).view(len(words), -1)
+
+
 def _awq_values(words: Tensor) -> Tensor:
     """Give (rows, out) uint8 for (rows, out/8) words of eight values."""
-    values = unpack_codes(words.contiguous().view(torch.uint8), 4)  # (rows, out), as packed
+    values = unpack_codes(_bytes(words), 4)  # (rows, out), as packed
     by_word = values.view(len(words), -1, len(AWQ_COLUMNS))  # (rows, words, 8)
     return by_word[..., AWQ_COLUMNS].flatten(-2)  # (rows, out)
 
