@@ -14,6 +14,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qianyan.cli.terminal import printable
 from qianyan.inspection.records import Detection, Inspection, SubLabel
 from qianyan.inspection.results import to_json, to_record
 from qianyan.inspection.verdict import give_verdict, is_hazard
@@ -125,11 +126,6 @@ class RunDisplay:
         self._write("report", path=out / "report.pdf")
         self._write("marked", path=out / "marked_images")
         self._write("data", path=out / "results.json")
-
-
-def printable(text: str) -> str:
-    """Show names that others chose without what would steer a terminal or cannot be written."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _is_severe(found: Detection) -> bool:

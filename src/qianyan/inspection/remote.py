@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +125,7 @@ class ChatEndpoint:
         with self._naming_the_model(body):
             return self._repeat("POST", _CHAT, body)
 
-    def stream(self, body: Mapping[str, Any]) -> Iterator[Delta]:
+    def stream(self, body: Mapping[str, Any]) -> Generator[Delta, None, None]:
         """Ask for one chat completion and yield it as it arrives.
 
         Failures are repeated until the answer begins, and not after. Closing the iterator ends the

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qianyan.cli.run_display import MOST_FAILURES_SHOWN, RunDisplay, printable
+from qianyan.cli.run_display import MOST_FAILURES_SHOWN, RunDisplay
 from qianyan.inspection.records import Box, Detection, Failure, Hazard, Inspection, SubLabel
 
 FIRE = Detection(Hazard.FIRE, SubLabel.SEVERE, Box(0, 0, 5, 5), 0.9, "logprob")
@@ -51,7 +51,3 @@ def test_a_long_list_of_failures_is_cut_with_the_rest_counted(
     shown = capsys.readouterr().out
     assert "  … +5" in shown
     assert shown.count("cut short") == MOST_FAILURES_SHOWN
-
-
-def test_names_cannot_steer_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\r\n\udcb9工地") == "a�[2Jb���工地"

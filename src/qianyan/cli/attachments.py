@@ -1,0 +1,138 @@
+"""What a user attaches to a message: read at once, and refused there and then if it is no use.
+
+Opening needs no model, so that a wrong path is told before a large model is loaded; fitting makes
+of what was opened the parts of a message for one model.
+"""
+
+import mimetypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from qianyan.cli.answering import Model
+from qianyan.cli.conversation import Attachment, Kind
+from qianyan.errors import InputError
+from qianyan.inputs.container import VideoFile
+from qianyan.inputs.document_parts import Document
+from qianyan.inputs.fetch import FetchLimits, fetch, find_file
+from qianyan.inputs.images import Photo, read_image
+from qianyan.inputs.media import MediaLimits
+
+_TEXT_ONLY = "This model reads text only; it sees no pictures and no videos."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A picture, document or video that can be read, before any model has seen it.
+
+    `content` of a video is its file or its bytes.
+    """
+
+    kind: Kind
+    name: str
+    content: Photo | Document | Path | bytes
+    media_type: str | None = None
+    data: bytes = b""
+
+
+def open_attachment(kind: Kind, source: str, limits: FetchLimits) -> Opened:
+    """Fetch and read what a path or URL leads to; `limits` are the user's, for pictures.
+
+    Raises InputError for what cannot be attached; MediaError for what cannot be fetched or read.
+    """
+    place = _expanded(source)
+    if kind == "image":
+        fetched = fetch(place, limits=limits, allow_files=True)
+        return Opened(kind=kind, name=fetched.name, content=read_image(fetched.data))
+    if kind == "file":
+        return _open_document(place, limits)
+    if kind == "video":
+        return _open_video(place, limits)
+    raise InputError("Audio comes with a later version; expected a picture, a video or a document.")
+
+
+def _open_document(place: str | Path, limits: FetchLimits) -> Opened:
+    from qianyan.inputs.documents import read_document
+
+    allowed = _with_hosts(MediaLimits().fetch_document, limits)
+    fetched = fetch(place, limits=allowed, allow_files=True, noun="document")
+    document = read_document(fetched.data, name=fetched.name, media_type=fetched.media_type)
+    return Opened(
+        kind="file",
+        name=fetched.name,
+        content=document,
+        media_type=fetched.media_type,
+        data=fetched.data,
+    )
+
+
+def _open_video(place: str | Path, limits: FetchLimits) -> Opened:
+    path = find_file(place)
+    if path is not None:
+        kind = mimetypes.guess_type(path.name)[0]
+        VideoFile(path, MediaLimits().video).list_frames()
+        return Opened(kind="video", name=path.name, content=path, media_type=kind)
+    allowed = _with_hosts(MediaLimits().fetch_video, limits)
+    fetched = fetch(place, limits=allowed, noun="video")
+    VideoFile(fetched.data, MediaLimits().video).list_frames()
+    return Opened(
+        kind="video", name=fetched.name, content=fetched.data, media_type=fetched.media_type
+    )
+
+
+def fit(opened: Opened, model: Model) -> Attachment:
+    """Make the parts of a message; raises InputError for what this model does not read."""
+    content = opened.content
+    if isinstance(content, Photo):
+        if not model.sees_pictures:
+            raise InputError(_TEXT_ONLY)
+        return Attachment(
+            kind="image",
+            name=opened.name,
+            parts=({"type": "image", "image": content.rgb},),
+            photo_wh=(content.width, content.height),
+            seen_wh=model.seen_wh((content.width, content.height)),
+            notes=content.notes,
+        )
+    if isinstance(content, Document):
+        return _fit_document(opened, content, model)
+    if not model.sees_pictures:
+        raise InputError(_TEXT_ONLY)
+    clip = model.watch(content, opened.media_type or "video/mp4")
+    return Attachment(kind="video", name=opened.name, parts=(clip.part,), notes=clip.notes)
+
+
+def _fit_document(opened: Opened, document: Document, model: Model) -> Attachment:
+    from qianyan.inputs.documents import read_document
+
+    if not model.sees_pictures and any(not isinstance(piece, str) for piece in document.parts):
+        document = read_document(
+            opened.data, name=opened.name, media_type=opened.media_type, wants_pictures=False
+        )
+    parts = tuple(_document_part(piece) for piece in document.parts)
+    return Attachment(kind="file", name=opened.name, parts=parts, notes=document.notes)
+
+
+def _document_part(piece: str | Image.Image) -> dict[str, Any]:
+    if isinstance(piece, str):
+        return {"type": "text", "text": piece}
+    return {"type": "image", "image": piece}
+
+
+def _with_hosts(limits: FetchLimits, user: FetchLimits) -> FetchLimits:
+    """Let larger downloads go where the user allows pictures to come from."""
+    return FetchLimits(
+        max_bytes=limits.max_bytes, timeout_s=limits.timeout_s, allow_private=user.allow_private
+    )
+
+
+def _expanded(source: str) -> str | Path:
+    """Read a path as a shell would have: a home folder's ~, and spaces after backslashes."""
+    if "://" in source or source.startswith("data:"):
+        return source
+    path = Path(source).expanduser()
+    if not path.exists() and "\\ " in source:
+        return Path(source.replace("\\ ", " ")).expanduser()
+    return path
