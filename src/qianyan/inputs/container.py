@@ -1,0 +1,384 @@
+"""Video files: what frames they hold, and the wanted ones decoded.
+
+The only file that knows PyAV (the extra `video`). A file is read twice: once to list its packets,
+which decodes nothing and gives the time of every frame even where the index is broken or absent,
+and once to decode, which jumps to key frames where frames in between are not wanted.
+
+Files come from strangers. Formats and codecs are those of an allow-list, whatever a file's name
+says; a file cannot make the reader open another one (playlists, references); sizes are checked
+before anything is decoded and again by the decoder itself; one deadline covers all reading. Error
+sentences are ours, never the library's.
+"""
+
+import bisect
+import os
+import stat
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
+
+import numpy as np
+
+from qianyan.errors import MediaError, quote
+from qianyan.inputs.frames import VideoLimits
+from qianyan.inputs.signatures import SIGNATURE_BYTES, check_signature, unreadable
+from qianyan.inputs.timeline import FALLBACK_FPS, Timeline
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+SEEK_FRAMES = 12  # what a jump costs, counted in frames decoded in the same time
+THREADS = 4
+BUFFER_BYTES = 1 << 17
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu,flv,"
+    "asf,ogg,mxf,gif,mp3,wav,flac,aac,amr"  # the last ones only to say that they are sound
+)
+CODECS = (
+    "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mpeg2video,mpeg1video,msmpeg4v1,msmpeg4v2,msmpeg4,h261,"
+    "h263,h263p,flv,wmv1,wmv2,wmv3,vc1,mjpeg,prores,dnxhd,theora,gif,rawvideo,qtrle,png,ffv1,"
+    "ffvhuff,huffyuv,utvideo,dvvideo,svq3,cinepak"
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a video file holds, by frame in the order of showing.
+
+    `keys` are the indices of frames that decoding can start at, each with the packet's pts and
+    dts. `pts` is None where the file gives its frames no times; then frames are told by number.
+    """
+
+    timeline: Timeline
+    pts: np.ndarray | None
+    keys: tuple[int, ...] = ()
+    key_times: tuple[tuple[int, int | None], ...] = ()
+    time_base: Fraction = Fraction(1)
+    notes: tuple[str, ...] = ()
+
+    def moment(self, index: int) -> int:
+        """What a decoded frame must have reached to be the frame of that index."""
+        return index if self.pts is None else int(self.pts[index])
+
+
+@dataclass(frozen=True)
+class Run:
+    """Wanted frames decoded in one go: from a key frame, or from where the reader stands."""
+
+    key: int | None  # index into Listing.keys
+    wanted: tuple[int, ...]
+
+
+class VideoFile:
+    """One video, in memory or on disk, read within its limits."""
+
+    def __init__(self, source: bytes | Path, limits: VideoLimits) -> None:
+        """Take the source; nothing is read yet."""
+        self._source = source
+        self._limits = limits
+        self._deadline = time.monotonic() + limits.max_read_s
+        self._av = _import_av()
+
+    def list_frames(self) -> Listing:
+        """List the frames without decoding any.
+
+        Raises:
+            MediaError: code not_found, empty_file, not_a_video, unsupported_format, audio_only,
+                truncated, no_frames, too_small, too_large, too_many_frames or timeout.
+        """
+        with self._opened() as (container, stream):
+            packets = _Packets()
+            try:
+                for packet in container.demux(stream):
+                    self._check_time()
+                    packets.add(packet)
+                    if len(packets.pts) + packets.untimed > self._limits.max_source_frames:
+                        raise MediaError(
+                            "The video has more than "
+                            f"{self._limits.max_source_frames} frames. Cut it into pieces.",
+                            code="too_many_frames",
+                        )
+            except self._av.error.FFmpegError:
+                packets.is_cut = True
+            return packets.listing(container, stream)
+
+    def decode(self, listing: Listing, wanted: Sequence[int]) -> "Iterator[tuple[int, VideoFrame]]":
+        """Decode the frames of the wanted indices, ascending and no two alike.
+
+        Yields each index with its frame; where damage took that frame, with the next one there is.
+        Frames at the end that cannot be decoded are left out.
+        """
+        runs = split_runs(wanted, listing.keys)
+        while runs:
+            with self._opened() as (container, stream):
+                stream.thread_type = "AUTO"
+                stream.codec_context.thread_count = min(THREADS, os.cpu_count() or 1)
+                while runs:
+                    start = runs[0].key
+                    packets = (
+                        container.demux(stream)
+                        if start is None
+                        else self._jump(container, stream, listing, start)
+                    )
+                    if packets is None:  # jumping does not work here: all the rest in one go
+                        runs = [Run(None, tuple(chain(*(run.wanted for run in runs))))]
+                        break
+                    yield from self._decode_run(packets, listing, runs.pop(0).wanted)
+
+    def _decode_run(
+        self, packets: "Iterator[Packet[VideoStream]]", listing: Listing, wanted: Sequence[int]
+    ) -> "Iterator[tuple[int, VideoFrame]]":
+        """Decode on until the last wanted frame has come."""
+        left = list(reversed(wanted))
+        count = -1
+        for packet in packets:
+            self._check_time()
+            try:
+                frames = packet.decode()
+            except self._av.error.FFmpegError:  # a damaged packet: go on with the next
+                continue
+            for frame in frames:
+                count += 1
+                moment = frame.pts if listing.pts is not None else count
+                while left and moment is not None and moment >= listing.moment(left[-1]):
+                    yield left.pop(), frame
+            if not left:
+                return
+
+    def _jump(
+        self, container: "InputContainer", stream: "VideoStream", listing: Listing, key: int
+    ) -> "Iterator[Packet[VideoStream]] | None":
+        """Go to a key frame; None where the file does not lead there."""
+        pts, dts = listing.key_times[key]
+        # Some formats look for the time of showing, some for the time of decoding.
+        for target in (pts, dts):
+            if target is None:
+                continue
+            try:
+                container.seek(target, stream=stream)
+                packets = container.demux(stream)
+                first = self._first_key(packets)
+            except self._av.error.FFmpegError:
+                return None
+            if first is not None and first.pts is not None and first.pts <= pts:
+                return chain([first], packets)
+        return None
+
+    def _first_key(self, packets: "Iterator[Packet[VideoStream]]") -> "Packet[VideoStream] | None":
+        for packet in packets:
+            self._check_time()
+            if packet.is_keyframe and packet.size:
+                return packet
+        return None
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise MediaError(
+                f"Reading the video took longer than {self._limits.max_read_s:g} seconds. Send a "
+                "shorter or smaller one.",
+                code="timeout",
+            )
+
+    @contextmanager
+    def _opened(self) -> "Iterator[tuple[InputContainer, VideoStream]]":
+        """Open the container and pick its video; checks all that the header says."""
+        with _file(self._source) as file:
+            head = file.read(SIGNATURE_BYTES)
+            check_signature(head)
+            file.seek(0)
+            try:
+                container = self._av.open(
+                    _TimedFile(file, self._check_time),
+                    options={"format_whitelist": FORMATS, "codec_whitelist": CODECS},
+                    metadata_errors="replace",
+                    buffer_size=BUFFER_BYTES,
+                    io_open=_refuse_file,
+                )
+            except self._av.error.FFmpegError as error:
+                raise unreadable(head) from error
+            with container:
+                yield container, self._pick_stream(container)
+
+    def _pick_stream(self, container: "InputContainer") -> "VideoStream":
+        """Pick the video among the streams; a sound file's cover picture is none."""
+        streams = [
+            stream
+            for stream in container.streams.video
+            if not stream.disposition & self._av.stream.Disposition.attached_pic
+        ]
+        if not streams:
+            if container.streams.audio:
+                raise MediaError(
+                    "The file has sound and no video; expected a video.", code="audio_only"
+                )
+            raise MediaError("The file has no video in it.", code="no_frames")
+        best = container.streams.best("video")
+        stream = best if best in streams else streams[0]
+        codec = stream.codec_context
+        if codec is None or codec.name not in CODECS.split(","):
+            name = "an unknown codec" if codec is None else quote(codec.name)
+            raise MediaError(
+                f"The video is coded with {name}, which is not read here; expected one of the "
+                "usual ones, such as H.264.",
+                code="unsupported_format",
+            )
+        check_size(codec.width, codec.height, self._limits)
+        codec.options = {"max_pixels": str(self._limits.max_pixels)}
+        return stream
+
+
+class _Packets:
+    """The packets of one stream, as they come."""
+
+    def __init__(self) -> None:
+        self.pts = array("q")
+        self.untimed = 0
+        self.keys: list[tuple[int, int | None]] = []
+        self.last: tuple[int, int] = (-(1 << 63), 0)  # pts and duration of the last one shown
+        self.is_cut = False
+
+    def add(self, packet: "Packet[VideoStream]") -> None:
+        """Take one packet into account; flushing, damaged and hidden ones are no frames."""
+        if not packet.size or packet.is_discard:
+            return
+        if packet.is_corrupt:
+            self.is_cut = True
+        elif packet.pts is None:
+            self.untimed += 1
+        else:
+            self.pts.append(packet.pts)
+            self.last = max(self.last, (packet.pts, packet.duration or 0))
+            if packet.is_keyframe:
+                self.keys.append((packet.pts, packet.dts))
+
+    def listing(self, container: "InputContainer", stream: "VideoStream") -> Listing:
+        """Put the packets into the order of showing."""
+        stated = (stream.average_rate, stream.guessed_rate, stream.base_rate)
+        rates = [rate for rate in stated if rate is not None and rate > 0]
+        count = len(self.pts) + self.untimed
+        if not count:
+            raise MediaError("The video holds no frames.", code="no_frames")
+        time_base = stream.time_base or Fraction(1, 90_000)
+        if self.untimed:
+            rate = next(iter(rates), FALLBACK_FPS)
+            note = f"frames carry no times: taken as {float(rate):.6g} a second"
+            return Listing(Timeline.counted(count, rate), None, notes=(note,))
+        pts = np.unique(np.frombuffer(self.pts, dtype=np.int64))
+        timeline = Timeline.timed(pts, time_base, rates, self.last[1] * float(time_base))
+        keys = sorted(self.keys, key=lambda times: times[0])
+        return Listing(
+            timeline,
+            pts,
+            tuple(int(index) for index in np.searchsorted(pts, [key for key, _ in keys])),
+            tuple(keys),
+            time_base,
+            self._cut_notes(timeline, _stated_s(container, stream)),
+        )
+
+    def _cut_notes(self, timeline: Timeline, stated_s: float | None) -> tuple[str, ...]:
+        """Say when a file ends before its header says."""
+        if stated_s is not None and timeline.duration_s < 0.95 * stated_s - 1:
+            return (f"cut short: {timeline.duration_s:.6g} of {stated_s:.6g} seconds are there",)
+        return ("damaged: not all of it could be read",) if self.is_cut else ()
+
+
+def split_runs(wanted: Sequence[int], keys: Sequence[int]) -> list[Run]:
+    """Split wanted frames where jumping to a key frame saves more decoding than it costs."""
+    runs: list[tuple[int | None, list[int]]] = []
+    reached = -1  # the last frame decoded so far
+    for index in wanted:
+        key = bisect.bisect_right(keys, index) - 1
+        if key >= 0 and keys[key] - reached > SEEK_FRAMES:
+            runs.append((key, [index]))
+        elif runs:
+            runs[-1][1].append(index)
+        else:
+            runs.append((None, [index]))
+        reached = index
+    return [Run(key, tuple(indices)) for key, indices in runs]
+
+
+def check_size(width: int, height: int, limits: VideoLimits) -> None:
+    """Refuse frames outside the limits (MediaError too_small or too_large)."""
+    if min(width, height) < limits.min_side_px:
+        raise MediaError(
+            f"The video's frames are {width}x{height} pixels; expected at least "
+            f"{limits.min_side_px} on each side.",
+            code="too_small",
+        )
+    if max(width, height) > limits.max_side_px or width * height > limits.max_pixels:
+        raise MediaError(
+            f"The video's frames are {width}x{height} pixels; expected at most "
+            f"{limits.max_pixels / 1e6:g} megapixels and {limits.max_side_px} on a side. Make "
+            "them smaller.",
+            code="too_large",
+        )
+
+
+class _TimedFile:
+    """A file that stops being read at the deadline; it has no name, which could be a URL."""
+
+    def __init__(self, file: BinaryIO, check_time: Callable[[], None]) -> None:
+        self._check_time = check_time
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        """Read up to `size` bytes before the deadline."""
+        self._check_time()
+        return self._file.read(size)
+
+
+def _refuse_file(*_: object) -> NoReturn:
+    """Refuse to open what a file refers to."""
+    raise MediaError(
+        "The video refers to another file, which is not followed. Send one whole file.",
+        code="unsupported_format",
+    )
+
+
+def _stated_s(container: "InputContainer", stream: "VideoStream") -> float | None:
+    """Find the length that the header states, in seconds."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / 1e6
+
+
+@contextmanager
+def _file(source: bytes | Path) -> Iterator[BinaryIO]:
+    """Open the source; a path must be an ordinary file, as devices and pipes could be endless."""
+    if isinstance(source, bytes):
+        yield BytesIO(source)
+        return
+    shown = quote(source.name)
+    try:
+        if not stat.S_ISREG(source.stat().st_mode):
+            raise MediaError(f"{shown} is not an ordinary file.", code="not_found")
+        file = source.open("rb")
+    except (OSError, ValueError) as error:
+        raise MediaError(
+            f"There is no file {shown}, or it may not be read.", code="not_found"
+        ) from error
+    with file:
+        yield file
+
+
+def _import_av() -> ModuleType:
+    try:
+        import av  # noqa: PLC0415  (extra: video)
+    except ImportError as error:
+        raise MediaError(
+            "Videos need the extra: pip install 'qianyan[video]'.", code="unsupported_format"
+        ) from error
+    return av
