@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qianyan.engine.options import Sampling
+from qianyan.engine.reply import Reply
 from qianyan.engine.request import Request
 from qianyan.engine.sampler import Sampler
 
@@ -60,7 +61,7 @@ def test_a_drawn_token_is_one_that_the_filters_leave(
 ) -> None:
     seen = {token_id for token_id in seen if token_id < len(logits)}
     sampling = Sampling(max_tokens=9, seed=seed, **how)  # type: ignore[arg-type]
-    request = Request(0, sorted(seen), sampling, Silent())
+    request = Request(0, sorted(seen), sampling, Reply(Silent()))
     sampler = Sampler(num_tokens=len(logits))
     padded = torch.tensor([[*logits, 99.0]])
     drawn = {sampler(padded.clone(), [request])[0].token_id for _ in range(8)}
@@ -73,7 +74,7 @@ def test_neighbours_in_the_batch_change_nothing(logits: list[float], seed: int) 
     sampler = Sampler(num_tokens=len(logits))
 
     def make(**how: float) -> Request:
-        return Request(0, [0], Sampling(max_tokens=9, logprobs=2, **how), Silent())  # type: ignore[arg-type]
+        return Request(0, [0], Sampling(max_tokens=9, logprobs=2, **how), Reply(Silent()))  # type: ignore[arg-type]
 
     alone, batched = make(temperature=1.0, seed=seed), make(temperature=1.0, seed=seed)
     others = [make(), make(temperature=0.5, top_k=2, repetition_penalty=1.5)]

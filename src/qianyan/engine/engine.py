@@ -20,13 +20,14 @@ from qianyan.engine.options import (
     read_generation_defaults,
     to_sampling,
 )
+from qianyan.engine.reply import Reply, ReplyForm
 from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt, Runner
 from qianyan.engine.sampler import Sampler
 from qianyan.engine.scheduler import EngineConfig, Scheduler
 from qianyan.errors import ConfigError, quote
-from qianyan.inputs.processor import Processor
-from qianyan.models.registry import load_model
+from qianyan.inputs.processor import THINK_END, THINK_START, Processor
+from qianyan.models.registry import find_architecture, load_model, read_config_json
 
 Messages = Sequence[dict[str, Any]]
 """OpenAI chat messages; pictures as http, data: or file references, or as Pillow images."""
@@ -79,7 +80,13 @@ class Engine:
         self.config = config or EngineConfig()
         self.processor = Processor.from_folder(folder, max_pixels=max_pixels)
         tokenizer = self.processor.tokenizer
-        self._defaults = read_generation_defaults(folder, eos_token_id=tokenizer.eos_token_id)
+        self.architecture = find_architecture(read_config_json(folder)).name
+        self._defaults = read_generation_defaults(
+            folder,
+            eos_token_id=tokenizer.eos_token_id,
+            extra_stop_ids=self.processor.extra_stop_ids,
+            is_thinking=self.processor.template.is_thinking,
+        )
         loaded = load_model(folder, dtype=dtype, device=device)
         self._max_model_len = min(
             self.config.max_model_len or loaded.max_position_embeddings,
@@ -156,27 +163,40 @@ class Engine:
 
     def _prepare(self, messages: Messages, options: ChatOptions) -> tuple[Request, Prompt]:
         """Parse what was sent, once, before anything runs."""
-        inputs = self.processor(
-            messages,
-            tools=options.get("tools"),
-            enable_thinking=options.get("enable_thinking"),
-        )
+        grammar = self._begin_grammar(options.get("response_format"))
+        thinking = options.get("enable_thinking")
+        if grammar is not None and thinking is None and self.processor.template.takes_thinking:
+            thinking = False  # a form was asked for, not a train of thought before it
+        inputs = self.processor(messages, tools=options.get("tools"), enable_thinking=thinking)
         sampling = to_sampling(
             options,
             self._defaults,
             num_prompt_tokens=len(inputs.prompt_token_ids),
             max_model_len=self._max_model_len,
         )
+        # With a grammar, a model told to think is free until it has said </think>.
+        is_thinking = inputs.is_thinking or (grammar is not None and thinking is True)
+        form = self._reply_form(options, is_thinking=is_thinking)
         request = Request(
             next(self._request_ids),
             inputs.prompt_token_ids,
             sampling,
-            self.processor.tokenizer.stream(),
-            self._begin_grammar(options.get("response_format")),
-            inputs.images,
+            Reply(self.processor.tokenizer.stream(), sampling.stop, form),
+            grammar,
+            inputs.seen,
         )
         request.append_forced()
         return request, self._runner.to_prompt(inputs)
+
+    def _reply_form(self, options: ChatOptions, *, is_thinking: bool) -> ReplyForm:
+        tokenizer = self.processor.tokenizer
+        think_end = tokenizer.token_id(THINK_END)
+        return ReplyForm(
+            think_start=tokenizer.token_id(THINK_START),
+            think_end=think_end,
+            is_thinking=is_thinking and think_end is not None,
+            has_tools=bool(options.get("tools")),
+        )
 
     def _begin_grammar(self, response_format: dict[str, Any] | None) -> Grammar | None:
         if response_format is None:

@@ -22,7 +22,7 @@ def forbid(logits: Tensor, requests: Sequence[Request], num_tokens: int) -> None
     masks: list[bytes] = []
     constrained: list[int] = []
     for index, request in enumerate(requests):
-        if request.grammar is not None:
+        if request.grammar is not None and request.is_constrained:
             try:
                 masks.append(request.grammar.mask())
                 constrained.append(index)

@@ -16,6 +16,7 @@ from qianyan.inputs.tokenizer import read_json
 
 DEFAULT_MAX_TOKENS = 2048
 """Length of an answer when the caller states none and the model has room for it."""
+THINKING_SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20}
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -112,10 +113,21 @@ def to_sampling(
     )
 
 
-def read_generation_defaults(folder: Path, *, eos_token_id: int | None) -> GenerationDefaults:
+def read_generation_defaults(
+    folder: Path,
+    *,
+    eos_token_id: int | None,
+    extra_stop_ids: frozenset[int] = frozenset(),
+    is_thinking: bool = False,
+) -> GenerationDefaults:
     """Read generation_config.json, and from config.json the stop tokens that it does not name.
 
-    `eos_token_id`, the tokenizer's, is the last resort.
+    Args:
+        folder: the checkpoint.
+        eos_token_id: the tokenizer's, the last resort.
+        extra_stop_ids: what ends an answer beside those.
+        is_thinking: whether the model thinks before it answers; where nothing is stated it
+            samples then, because greedy reasoning runs in loops (Qwen3 and QwQ model cards).
     """
     generation = read_json(folder / "generation_config.json")
     config = read_json(folder / "config.json")
@@ -126,9 +138,11 @@ def read_generation_defaults(folder: Path, *, eos_token_id: int | None) -> Gener
         eos_token_id,
         [],
     )
+    if is_thinking and "do_sample" not in generation and "temperature" not in generation:
+        generation = THINKING_SAMPLING | generation
     samples = bool(generation.get("do_sample"))
     return GenerationDefaults(
-        stop_token_ids=frozenset([stops] if isinstance(stops, int) else stops),
+        stop_token_ids=frozenset([stops] if isinstance(stops, int) else stops) | extra_stop_ids,
         temperature=_first(generation.get("temperature"), 1.0) if samples else 0.0,
         top_p=_first(generation.get("top_p"), 1.0) if samples else 1.0,
         top_k=_first(generation.get("top_k"), 0) if samples else 0,

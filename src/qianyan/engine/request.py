@@ -5,16 +5,17 @@ Knows no torch. The scheduler owns requests and is the only one that changes the
 """
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from qianyan.engine.grammar import Grammar
 from qianyan.engine.options import Sampling
+from qianyan.engine.reply import Reply, ToolCall
 from qianyan.errors import QianyanError
-from qianyan.inputs.processor import SeenImage
+from qianyan.inputs.media import Seen, SeenImage
+from qianyan.inputs.video import SeenVideo
 
 FinishReason = Literal["stop", "length"]
 Logprobs = dict[int, float]
@@ -34,9 +35,12 @@ class Completion:
     """A finished answer.
 
     `token_ids` includes the stop token that ended it, if one was drawn; `text` holds neither stop
-    token nor stop string. `logprobs[i]` maps token ids to natural-log probabilities of the model
-    itself at step i, before grammar, penalties, temperature and filters: the likeliest ones and
-    the chosen one. A token that the grammar forced took no step: its entry is {token_id: 0.0}.
+    token nor stop string, nor reasoning, nor calls. `reasoning` is what stood between <think> and
+    </think>, None for a model that did not think; `tool_calls` are looked for where `tools` were
+    given. `images` and `videos` tell what was seen of each, in order. `logprobs[i]` maps token ids
+    to natural-log probabilities of the model itself at step i, before grammar, penalties,
+    temperature and filters: the likeliest ones and the chosen one. A token that the grammar forced
+    took no step: its entry is {token_id: 0.0}.
     """
 
     text: str
@@ -45,16 +49,23 @@ class Completion:
     logprobs: list[Logprobs] | None
     finish_reason: FinishReason
     usage: Usage
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
     images: tuple[SeenImage, ...] = ()
+    videos: tuple[SeenVideo, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenText:
-    """One more token, and the text that became certain with it (often empty, see `Reply`)."""
+    """One more token, and the text that became certain with it (often empty, see `Reply`).
+
+    The text belongs to the reasoning where `is_reasoning`, else to the answer.
+    """
 
     text: str
     token_id: int
     logprobs: Logprobs | None = None
+    is_reasoning: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,66 +83,6 @@ class Sampled:
     logprobs: Logprobs | None = None
 
 
-class TextDecoder(Protocol):
-    """Turn tokens into text one by one, holding back bytes of an unfinished character."""
-
-    def push(self, token_id: int) -> str:
-        """Take one token and return the text that is complete."""
-
-    def finish(self) -> str:
-        """Return what is left when no more tokens come."""
-
-
-class Reply:
-    """The text of an answer as it grows, cut before the first stop string.
-
-    Text is held back while it may still turn out to begin a stop string.
-    """
-
-    def __init__(self, decoder: TextDecoder, stop: Sequence[str]) -> None:
-        self.text = ""
-        self.is_stopped = False
-        self._decoder = decoder
-        self._stop = stop
-        self._held = ""
-
-    def push(self, token_id: int) -> str:
-        """Take one token and return the text that is now certain."""
-        return self._release(self._decoder.push(token_id))
-
-    def finish(self) -> str:
-        """Return the text still held back when the answer has ended."""
-        if self.is_stopped:
-            return ""
-        certain = self._release(self._decoder.finish())
-        rest, self._held = self._held, ""
-        if not self.is_stopped:
-            self.text += rest
-            certain += rest
-        return certain
-
-    def _release(self, piece: str) -> str:
-        held = self._held + piece
-        starts = [at for stop in self._stop if (at := held.find(stop)) >= 0]
-        if starts:
-            self.is_stopped = True
-            certain, self._held = held[: min(starts)], ""
-        else:
-            keep = _overlap(held, self._stop)
-            certain, self._held = held[: len(held) - keep], held[len(held) - keep :]
-        self.text += certain
-        return certain
-
-
-def _overlap(text: str, stops: Sequence[str]) -> int:
-    """Count the last characters of `text` that begin one of `stops`."""
-    longest = max((len(stop) - 1 for stop in stops), default=0)
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-size:]) for stop in stops):
-            return size
-    return 0
-
-
 class Request:
     """A conversation being answered.
 
@@ -144,21 +95,21 @@ class Request:
         request_id: int,
         prompt_token_ids: list[int],
         sampling: Sampling,
-        decoder: TextDecoder,
+        reply: Reply,
         grammar: Grammar | None = None,
-        images: tuple[SeenImage, ...] = (),
+        seen: Seen | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = prompt_token_ids
         self.sampling = sampling
         self.grammar = grammar
-        self.images = images
+        self.seen = seen or Seen()
         self.output_token_ids: list[int] = []
         self.num_computed_tokens = 0
         self.num_forwarded_tokens = 0
         self.seen_token_ids = set(prompt_token_ids)
         self.random = np.random.default_rng(sampling.seed)
-        self.reply = Reply(decoder, sampling.stop)
+        self.reply = reply
         self.events: deque[TokenText] = deque()
         self.finish_reason: FinishReason | None = None
         self.error: QianyanError | None = None
@@ -179,6 +130,11 @@ class Request:
         """Whether no more tokens will come."""
         return self.finish_reason is not None or self.error is not None
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the grammar has a say about the next token: reasoning is free."""
+        return self.grammar is not None and not self.reply.is_reasoning
+
     def token_ids(self, start: int, stop: int) -> list[int]:
         """Return tokens start to stop of prompt and output taken together."""
         num_prompt = len(self.prompt_token_ids)
@@ -195,7 +151,7 @@ class Request:
 
     def append_forced(self) -> None:
         """Take the tokens that the grammar forces next; they need no forward pass to be known."""
-        if self.grammar is None or self.is_finished:
+        if self.grammar is None or not self.is_constrained or self.is_finished:
             return
         wants_logprobs = self.sampling.logprobs is not None
         for token_id in self.grammar.forced():
@@ -219,7 +175,10 @@ class Request:
                 completion_tokens=len(self.output_token_ids),
                 forwarded_tokens=self.num_forwarded_tokens,
             ),
-            images=self.images,
+            reasoning=self.reply.reasoning if self.reply.has_reasoned else None,
+            tool_calls=self.reply.tool_calls,
+            images=self.seen.images,
+            videos=self.seen.videos,
         )
 
     def _append(self, token_id: int, logprobs: Logprobs | None) -> None:
@@ -227,19 +186,29 @@ class Request:
         self.seen_token_ids.add(token_id)
         if logprobs is not None:
             self._logprobs.append(logprobs)
+        was_reasoning = self.reply.is_reasoning
+        was_constrained = self.is_constrained
         text = ""
         if token_id in self.sampling.stop_token_ids:
             self.finish_reason = "stop"
         else:
             text = self.reply.push(token_id)
-            self.finish_reason = self._reason_to_finish(token_id)
+            self.finish_reason = self._reason_to_finish(token_id if was_constrained else None)
         if self.is_finished:
             text += self.reply.finish()
-        self.events.append(TokenText(text=text, token_id=token_id, logprobs=logprobs))
+        self.events.append(
+            TokenText(
+                text=text,
+                token_id=token_id,
+                logprobs=logprobs,
+                is_reasoning=was_reasoning or self.reply.is_reasoning,
+            )
+        )
 
-    def _reason_to_finish(self, token_id: int) -> FinishReason | None:
-        if self.grammar is not None:
-            self.grammar.consume(token_id)
+    def _reason_to_finish(self, constrained_id: int | None) -> FinishReason | None:
+        """Step the grammar over its token, if it was one of its own, and see whether to end."""
+        if self.grammar is not None and constrained_id is not None:
+            self.grammar.consume(constrained_id)
             if self.grammar.is_complete:
                 return "stop"
         if self.reply.is_stopped:

@@ -123,6 +123,16 @@ class ChatTemplate:
         return plain == parts
 
     @property
+    def takes_thinking(self) -> bool:
+        """Whether the template can be told to let the model think, or not to (Qwen3)."""
+        return "enable_thinking" in self.source
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the template is that of a model that thinks before it answers."""
+        return "<think>" in self.source
+
+    @property
     def takes_arguments_as_text(self) -> bool:
         """Whether a tool call's arguments may stay the JSON text that the OpenAI form has.
 

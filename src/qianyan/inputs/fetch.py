@@ -22,12 +22,14 @@ import ssl
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, unquote_to_bytes
 
 import httpcore2
@@ -39,6 +41,7 @@ from qianyan.inputs.addresses import find_literal, is_hostname, is_public
 from qianyan.inputs.connection import PinnedBackend
 
 Resolver = Callable[[str, int], Sequence[str]]
+Noun = Literal["picture", "video", "document"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: C:\ is a path
 _UNSAFE_IN_URL = re.compile(r"[\x00-\x20\x7f\\]")
@@ -91,8 +94,11 @@ def fetch(
     limits: FetchLimits | None = None,
     allow_files: bool = False,
     resolver: Resolver = resolve,
+    noun: Noun = "picture",
 ) -> Fetched:
     """Bring the bytes of a URL, a data: URI or, where allowed, a local file.
+
+    `noun` is what is looked for; only a document may be a web page.
 
     Raises:
         MediaError: code bad_url, private_address, name_not_resolved, connection_failed, timeout,
@@ -103,7 +109,7 @@ def fetch(
     if isinstance(source, str) and scheme:
         name = scheme[1].lower()
         if name in {"http", "https"}:
-            return _Download(limits, resolver).run(source)
+            return _Download(limits, resolver, noun).run(source)
         if name == "data":
             return _read_data_uri(source, limits)
         if "://" in source:
@@ -111,25 +117,51 @@ def fetch(
             raise _bad_url(f"has the scheme {quote(name)}; expected {instead}", source)
     if not allow_files:
         raise MediaError(
-            "The picture is neither an http(s) URL nor a data: URI; local paths are not "
+            f"The {noun} is neither an http(s) URL nor a data: URI; local paths are not "
             "accepted here.",
             code="bad_url",
         )
     return _read_file(Path(source), limits)
 
 
+def find_file(source: str | Path) -> Path | None:
+    """Take a local path as such, to be read piece by piece; None for a URL or data: URI.
+
+    Raises MediaError not_found where there is no ordinary file.
+    """
+    if isinstance(source, str) and _SCHEME.match(source):
+        return None
+    path = Path(source)
+    with _file_errors(path):
+        _check_file(path)
+    return path
+
+
 def _read_file(path: Path, limits: FetchLimits) -> Fetched:
     """Read a regular file; devices and pipes could be endless."""
+    with _file_errors(path):
+        if _check_file(path) > limits.max_file_bytes:
+            raise _too_large(f"The file {quote(path.name)}", limits.max_file_bytes)
+        data = path.read_bytes()
+    return Fetched(data, mimetypes.guess_type(path.name)[0], path.name)
+
+
+def _check_file(path: Path) -> int:
+    """Give the size in bytes of an ordinary file; refuse everything else."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError(f"{quote(path.name)} is a folder; expected a file.", code="not_found")
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(f"{quote(path.name)} is not an ordinary file.", code="not_found")
+    return status.st_size
+
+
+@contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+    """Say in a sentence why a file cannot be read."""
     shown = quote(path.name)
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise MediaError(f"{shown} is a folder; expected a file.", code="not_found")
-        if not stat.S_ISREG(status.st_mode):
-            raise MediaError(f"{shown} is not an ordinary file.", code="not_found")
-        if status.st_size > limits.max_file_bytes:
-            raise _too_large(f"The file {shown}", limits.max_file_bytes)
-        data = path.read_bytes()
+        yield
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise MediaError(f"There is no file {shown}.", code="not_found") from error
     except PermissionError as error:
@@ -138,7 +170,6 @@ def _read_file(path: Path, limits: FetchLimits) -> Fetched:
         )
     except OSError as error:
         raise MediaError(f"The file {shown} cannot be read.", code="not_found") from error
-    return Fetched(data, mimetypes.guess_type(path.name)[0], path.name)
 
 
 def _read_data_uri(source: str, limits: FetchLimits) -> Fetched:
@@ -175,8 +206,9 @@ class _Target:
 class _Download:
     """One fetch over http(s): the gate, the hops and the deadline."""
 
-    def __init__(self, limits: FetchLimits, resolver: Resolver) -> None:
+    def __init__(self, limits: FetchLimits, resolver: Resolver, noun: Noun) -> None:
         self._limits = limits
+        self._noun = noun
         self._resolver = resolver
         self._deadline = time.monotonic() + limits.timeout_s
 
@@ -201,7 +233,7 @@ class _Download:
             )
         raise MediaError(
             f"{shown} redirects more than {self._limits.max_redirects} times; expected the "
-            "picture's own URL.",
+            f"{self._noun}'s own URL.",
             code="too_many_redirects",
         )
 
@@ -288,7 +320,7 @@ class _Download:
             raise MediaError(f"{shown} answered {_status(response.status)}.", code="http_status")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise MediaError(
-                f"{shown} answered with packed data; expected a picture as it is.",
+                f"{shown} answered with packed data; expected a {self._noun} as it is.",
                 code="not_a_picture",
             )
         announced = headers.get("content-length", "")
@@ -301,9 +333,9 @@ class _Download:
                 raise _too_large(shown, self._limits.max_bytes)
         if not body:
             raise MediaError(f"{shown} answered with nothing (0 bytes).", code="empty_file")
-        if _WEB_PAGE.match(body[:_SNIFFED_BYTES]):
+        if self._noun != "document" and _WEB_PAGE.match(body[:_SNIFFED_BYTES]):
             raise MediaError(
-                f"{shown} is a web page, not a picture; expected the picture's own URL.",
+                f"{shown} is a web page, not a {self._noun}; expected the {self._noun}'s own URL.",
                 code="not_a_picture",
             )
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()

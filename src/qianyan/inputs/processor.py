@@ -1,68 +1,62 @@
 """The one way from chat messages to what a model reads.
 
-Messages are OpenAI chat messages: content is text or a list of parts, a part is text or a picture
-(`image_url` with an http(s) URL, a data: URI or, in process, a local path; `image` with a
-PIL.Image). Everything is checked here, once; a message outside the form is an InputError.
+Messages are checked (`messages.py`), their pictures, videos and documents read (`media.py`), the
+checkpoint's template writes the prompt (`chat.py`), its tokenizer cuts it (`tokenizer.py`), and
+here each picture's placeholder is widened to the tokens it takes.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
 
-from qianyan.errors import CapacityError, ConfigError, InputError, quote
+from qianyan.errors import ConfigError, InputError
 from qianyan.inputs.chat import ChatTemplate
-from qianyan.inputs.fetch import FetchLimits, fetch
-from qianyan.inputs.images import ImageLimits, read_image, upright_rgb
-from qianyan.inputs.patches import GridTHW, PatchConfig, make_patches
+from qianyan.inputs.first_generation import (
+    IMAGE_PAD as SQUARE_PAD,
+)
+from qianyan.inputs.first_generation import (
+    encode_first_generation,
+    read_chat_format,
+    stop_token_ids,
+    template_source,
+)
+from qianyan.inputs.frames import VideoConfig
+from qianyan.inputs.media import Media, MediaLimits, Seen
+from qianyan.inputs.messages import MessageReader, refuse_placeholders
+from qianyan.inputs.parts import PictureConfig
+from qianyan.inputs.patches import GridTHW, PatchConfig
+from qianyan.inputs.squares import SquareConfig
 from qianyan.inputs.tokenizer import Tokenizer, read_json
 
 IMAGE_PAD = "<|image_pad|>"
 VIDEO_PAD = "<|video_pad|>"
-MAX_IMAGES = 64
-
-ROLES = ("system", "user", "assistant", "tool")
-_MESSAGE_KEYS = frozenset(
-    {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"}
-)
-_LATER_PARTS = frozenset({"video", "video_url", "audio", "audio_url", "input_audio", "file"})
-
-
-@dataclass(frozen=True)
-class SeenImage:
-    """One picture of a prompt: its own size and the size the model sees it in, (width, height)."""
-
-    photo_wh: tuple[int, int]
-    seen_wh: tuple[int, int]
-    notes: tuple[str, ...] = ()
+THINK_START, THINK_END = "<think>", "</think>"
+VIDEO_TOKENS = {"qwen2_vl": 16_384}
+"""Most tokens of one video by model_type: those of training (Qwen2-VL, section 2.1)."""
+DEFAULT_VIDEO_TOKENS = 24_576
+"""Of later generations (Qwen2.5-VL, section 3.3.4)."""
 
 
 @dataclass(frozen=True)
 class ModelInputs:
     """A prompt as a model reads it.
 
-    `pixel_values` is (patches, 1176) float32 over all pictures and videos in order of appearance,
-    None without any; each grid of `grid_thw` has t*h*w of those rows and a quarter as many pad
-    tokens. `second_per_grid_ts` holds, for each video, the seconds between two temporal patches.
+    `pixel_values` is float32 over all pictures and videos in order of appearance, (patches, 1176)
+    or (pictures, 3, side, side) by the model's kind, None without any; `grid_thw` has the patches
+    of each. `second_per_grid_ts` holds, for each video, the seconds between two temporal patches.
+    `is_thinking` says that the prompt ends inside the reasoning.
     """
 
     prompt_token_ids: list[int]
     pixel_values: np.ndarray | None = None
     grid_thw: tuple[GridTHW, ...] = ()
     second_per_grid_ts: tuple[float, ...] = ()
-    images: tuple[SeenImage, ...] = ()
-
-
-@dataclass
-class _Pictures:
-    """The pictures of a prompt in order, resized, with what is to be said about them."""
-
-    seen: list[Image.Image] = field(default_factory=list)
-    records: list[SeenImage] = field(default_factory=list)
+    seen: Seen = field(default_factory=Seen)
+    is_thinking: bool = False
 
 
 class Processor:
@@ -72,27 +66,47 @@ class Processor:
         self,
         tokenizer: Tokenizer,
         template: ChatTemplate,
-        patches: PatchConfig | None = None,
+        pictures: PictureConfig | None = None,
         *,
-        fetch_limits: FetchLimits | None = None,
-        image_limits: ImageLimits | None = None,
+        videos: VideoConfig | None = None,
+        encode: Callable[[str], list[int]] | None = None,
+        limits: MediaLimits | None = None,
     ) -> None:
-        """Compose the parts; without `patches` the model reads text only."""
+        """Compose the parts.
+
+        Args:
+            tokenizer: the checkpoint's.
+            template: the checkpoint's.
+            pictures: how it wants pictures; None reads text only.
+            videos: how it wants videos; None reads none.
+            encode: prompt to token ids where the tokenizer's own way is not all of it.
+            limits: what pictures, videos and documents may cost.
+        """
         self.tokenizer = tokenizer
         self.template = template
-        self.patches = patches
-        self.fetch_limits = fetch_limits or FetchLimits()
-        self.image_limits = image_limits or ImageLimits()
-        self._image_pad_id = tokenizer.token_id(IMAGE_PAD)
-        if patches is not None and self._image_pad_id is None:
+        self.pictures = pictures
+        self.videos = videos
+        self.limits = limits or MediaLimits()
+        self.extra_stop_ids: frozenset[int] = frozenset()
+        self._encode = encode or tokenizer.encode
+        self._pads = {
+            token: tokenizer.token_id(token) for token in (IMAGE_PAD, VIDEO_PAD, SQUARE_PAD)
+        }
+        needed = SQUARE_PAD if isinstance(pictures, SquareConfig) else IMAGE_PAD
+        if pictures is not None and self._pads[needed] is None:
             raise ConfigError(
-                f"The tokenizer has no {IMAGE_PAD} though the checkpoint reads pictures; "
-                "copy tokenizer.json from the same repository as preprocessor_config.json."
+                f"The tokenizer has no {needed} though the checkpoint reads pictures; "
+                "copy the tokenizer from the same repository as the other files."
             )
 
     @classmethod
     def from_folder(
-        cls, folder: Path | str, *, min_pixels: int | None = None, max_pixels: int | None = None
+        cls,
+        folder: Path | str,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        limits: MediaLimits | None = None,
     ) -> Self:
         """Load a checkpoint's tokenizer, template and picture settings.
 
@@ -100,17 +114,45 @@ class Processor:
             folder: the checkpoint; without preprocessor_config.json it reads text only.
             min_pixels: least area a picture is enlarged to, instead of the checkpoint's.
             max_pixels: largest area a picture is reduced to, instead of the checkpoint's.
+            limits: what pictures, videos and documents may cost.
         """
         folder = Path(folder)
         tokenizer = Tokenizer.from_folder(folder)
+        if tokenizer.is_first_generation:
+            return cls._first_generation(folder, tokenizer, limits)
         template = ChatTemplate.from_folder(folder, special_tokens=tokenizer.special_tokens)
-        patches = None
         settings = _picture_settings(folder)
-        if settings:
-            patches = PatchConfig.from_json(settings).within(
-                min_pixels=min_pixels, max_pixels=max_pixels
-            )
-        return cls(tokenizer, template, patches)
+        if not settings:
+            return cls(tokenizer, template, limits=limits)
+        pictures = PatchConfig.from_json(settings)
+        model_type = read_json(folder / "config.json").get("model_type")
+        total_tokens = VIDEO_TOKENS.get(str(model_type), DEFAULT_VIDEO_TOKENS)
+        return cls(
+            tokenizer,
+            template,
+            pictures.within(min_pixels=min_pixels, max_pixels=max_pixels),
+            videos=VideoConfig(patches=pictures, total_tokens=total_tokens),
+            limits=limits,
+        )
+
+    @classmethod
+    def _first_generation(
+        cls, folder: Path, tokenizer: Tokenizer, limits: MediaLimits | None
+    ) -> Self:
+        """Load a checkpoint of the first generation: its template and prompt rules are ours."""
+        chat_format = read_chat_format(folder)
+        visual = read_json(folder / "config.json").get("visual")
+        pictures = SquareConfig.from_json(visual) if visual else None
+        num_slots = pictures.n_queries if pictures else 1
+        processor = cls(
+            tokenizer,
+            ChatTemplate(template_source(chat_format), special_tokens=tokenizer.special_tokens),
+            pictures,
+            encode=partial(encode_first_generation, tokenizer, num_slots=num_slots),
+            limits=limits,
+        )
+        processor.extra_stop_ids = stop_token_ids(tokenizer, chat_format)
+        return processor
 
     def __call__(
         self,
@@ -128,14 +170,14 @@ class Processor:
             tools: OpenAI function tools, shown to the model by its template.
             add_generation_prompt: end with the opening of the assistant's turn.
             enable_thinking: passed to templates that know it; None leaves their default.
-            allow_files: whether pictures may be named by a local path.
+            allow_files: whether pictures, videos and documents may be named by a local path.
 
         Raises:
-            InputError: a message is outside the form; MediaError for its pictures.
+            InputError: a message is outside the form; MediaError for its pictures and the like.
         """
-        pictures = _Pictures()
-        plain = self._plain_messages(messages, pictures, allow_files=allow_files)
-        _refuse_pads([plain, list(tools or ())])
+        media = Media(self.pictures, self.videos, self.limits, allow_files=allow_files)
+        plain = MessageReader(self.template, media).read(messages)
+        refuse_placeholders([plain, list(tools or ())], self._placeholders)
         variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         prompt = self.template.render(
             plain,
@@ -143,139 +185,43 @@ class Processor:
             add_generation_prompt=add_generation_prompt,
             **variables,
         )
-        return self._model_inputs(self.tokenizer.encode(prompt), pictures)
+        return ModelInputs(
+            self._widen(self._encode(prompt), media),
+            media.rows(),
+            tuple(item.grid for item in media.items),
+            media.second_per_grid_ts,
+            media.seen,
+            is_thinking=add_generation_prompt and prompt.rstrip().endswith(THINK_START),
+        )
 
     def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
         """Tell in which size (width, height) the model sees a picture of that size."""
-        if self.patches is None:
+        if self.pictures is None:
             raise InputError("This model reads text only; it sees no pictures.")
-        return self.patches.seen_size(*photo_wh)
+        return self.pictures.seen_size(*photo_wh)
 
-    def _model_inputs(self, token_ids: list[int], pictures: _Pictures) -> ModelInputs:
-        """Widen each picture's pad token to one per merged patch, and cut the pixels."""
-        pads = token_ids.count(self._image_pad_id) if self._image_pad_id is not None else 0
-        if pads != len(pictures.seen):
+    @property
+    def _placeholders(self) -> tuple[str, ...]:
+        if isinstance(self.pictures, SquareConfig):
+            return ()  # texts are searched for them with their tags, in `Media.add_text`
+        return (IMAGE_PAD, VIDEO_PAD)
+
+    def _widen(self, token_ids: list[int], media: Media) -> list[int]:
+        """Widen each placeholder to the tokens that its picture or video takes."""
+        if isinstance(self.pictures, SquareConfig):  # encoding has widened them
+            return token_ids
+        pads = {self._pads[IMAGE_PAD]: False, self._pads[VIDEO_PAD]: True}
+        places = [pads[token_id] for token_id in token_ids if token_id in pads]
+        if places != [item.is_video for item in media.items]:
             raise InputError(
-                f"The prompt has {pads} places for {len(pictures.seen)} pictures; the chat "
-                f"template drops pictures in this position, or a text spells {IMAGE_PAD}."
+                f"The prompt has {len(places)} places for {len(media.items)} pictures and videos; "
+                f"the chat template drops some in this position, or a text spells {IMAGE_PAD}."
             )
-        if not pictures.seen or self.patches is None:
-            return ModelInputs(token_ids)
-        grids = tuple(self.patches.grid(image.size) for image in pictures.seen)
-        merged = self.patches.merge_size**2
-        widths = iter([t * h * w // merged for t, h, w in grids])
-        prompt_token_ids: list[int] = []
+        widths = iter([item.num_tokens for item in media.items])
+        widened: list[int] = []
         for token_id in token_ids:
-            if token_id == self._image_pad_id:
-                prompt_token_ids += [token_id] * next(widths)
-            else:
-                prompt_token_ids.append(token_id)
-        return ModelInputs(
-            prompt_token_ids,
-            make_patches(pictures.seen, self.patches),
-            grids,
-            images=tuple(pictures.records),
-        )
-
-    def _plain_messages(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        pictures: _Pictures,
-        *,
-        allow_files: bool,
-    ) -> list[dict[str, Any]]:
-        """Check messages and rebuild them from plain values, collecting their pictures."""
-        if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
-            raise InputError("messages is empty or not a list; expected a list of chat messages.")
-        plain = []
-        for index, message in enumerate(messages):
-            where = f"messages[{index}]"
-            checked = _check_message(message, where)
-            content = message.get("content")
-            if isinstance(content, list | tuple) and content:
-                parts = [
-                    self._plain_part(
-                        part, pictures, f"{where}.content[{number}]", allow_files=allow_files
-                    )
-                    for number, part in enumerate(content)
-                ]
-                checked["content"] = parts if self._keeps_parts(parts) else _joined(parts)
-            elif isinstance(content, str):
-                checked["content"] = content
-            elif content is None and message.get("tool_calls"):
-                checked["content"] = ""
-            else:
-                raise InputError(f"{where} has no content; expected text or a list of parts.")
-            if message.get("tool_calls"):
-                checked["tool_calls"] = self._tool_calls(message["tool_calls"], where)
-            plain.append(checked)
-        return plain
-
-    def _keeps_parts(self, parts: list[dict[str, Any]]) -> bool:
-        """Whether the template is given parts as they are, rather than their text joined."""
-        return self.template.takes_parts or any(part["type"] != "text" for part in parts)
-
-    def _plain_part(
-        self, part: Any, pictures: _Pictures, where: str, *, allow_files: bool
-    ) -> dict[str, Any]:
-        """Check one content part; a picture joins `pictures` and leaves a placeholder."""
-        if not isinstance(part, Mapping):
-            raise InputError(f"{where} is {type(part).__name__}; expected an object with a type.")
-        kind = str(part.get("type"))
-        if kind == "text":
-            _only_keys(part, {"type", "text"}, where)
-            return {"type": "text", "text": _text(part.get("text"), f"{where}.text")}
-        if kind in _LATER_PARTS:
-            raise InputError(
-                f"{where} is of type {quote(kind)}, which is not supported yet by this model "
-                "class; expected text or image_url."
-            )
-        if kind not in {"image_url", "image"}:
-            raise InputError(
-                f"{where} is of type {quote(kind)}; expected text, image_url or image."
-            )
-        _only_keys(part, {"type", kind, "min_pixels", "max_pixels"}, where)
-        self._add_picture(part, pictures, where, allow_files=allow_files)
-        return {"type": "image"}
-
-    def _add_picture(
-        self, part: Mapping[str, Any], pictures: _Pictures, where: str, *, allow_files: bool
-    ) -> None:
-        """Read one picture and resize it to what the model will see."""
-        if self.patches is None:
-            raise InputError(f"{where} is a picture; this model reads text only.")
-        if len(pictures.seen) >= MAX_IMAGES:
-            raise CapacityError(f"The messages hold more than {MAX_IMAGES} pictures. Send fewer.")
-        patches = _part_patches(part, self.patches, where)
-        source = _picture_source(part, where)
-        notes: tuple[str, ...] = ()
-        if isinstance(source, Image.Image):
-            rgb = upright_rgb(source)
-        else:
-            fetched = fetch(source, limits=self.fetch_limits, allow_files=allow_files)
-            photo = read_image(fetched.data, limits=self.image_limits)
-            rgb, notes = photo.rgb, photo.notes
-        seen = rgb.resize(patches.seen_size(*rgb.size), patches.resample)
-        pictures.seen.append(seen)
-        pictures.records.append(SeenImage(rgb.size, seen.size, notes))
-
-    def _tool_calls(self, calls: Any, where: str) -> list[dict[str, Any]]:
-        """Check an assistant's tool calls; their arguments as the template wants them."""
-        if not isinstance(calls, list | tuple):
-            raise InputError(f"{where}.tool_calls is {type(calls).__name__}; expected a list.")
-        plain = []
-        for number, call in enumerate(calls):
-            at = f"{where}.tool_calls[{number}]"
-            function = call.get("function") if isinstance(call, Mapping) else None
-            if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-                raise InputError(f"{at} has no function with a name.")
-            arguments = function.get("arguments") or {}
-            if isinstance(arguments, str) and not self.template.takes_arguments_as_text:
-                arguments = _parsed_arguments(arguments, at)
-            named = {"name": function["name"], "arguments": arguments}
-            call_id = {"id": _text(call["id"], f"{at}.id")} if call.get("id") else {}
-            plain.append({"type": "function", **call_id, "function": named})
-        return plain
+            widened += [token_id] * (next(widths) if token_id in pads else 1)
+        return widened
 
 
 def _picture_settings(folder: Path) -> dict[str, Any]:
@@ -287,102 +233,3 @@ def _picture_settings(folder: Path) -> dict[str, Any]:
         "image_processor", {}
     )
     return combined
-
-
-def _check_message(message: Any, where: str) -> dict[str, Any]:
-    """Check a message's role and keys; returns it without content and tool calls."""
-    if not isinstance(message, Mapping):
-        raise InputError(f"{where} is {type(message).__name__}; expected an object with a role.")
-    role = message.get("role")
-    if role not in ROLES:
-        raise InputError(f"{where} has the role {quote(role)}; expected one of {', '.join(ROLES)}.")
-    # Clients send back whole replies, with null for all that a reply did not have.
-    stated = {key: value for key, value in message.items() if value is not None}
-    _only_keys(stated, _MESSAGE_KEYS, where)
-    checked = {"role": role}
-    for key in ("name", "tool_call_id", "reasoning_content"):
-        if key in stated:
-            checked[key] = _text(stated[key], f"{where}.{key}")
-    return checked
-
-
-def _only_keys(data: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    unknown = sorted(str(key) for key in set(data) - set(known))
-    if unknown:
-        raise InputError(
-            f"{where} has {quote(unknown[0])}, which is not known here; "
-            f"expected {', '.join(sorted(known))}."
-        )
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{where} is {type(value).__name__}; expected text.")
-    return value
-
-
-def _part_patches(part: Mapping[str, Any], patches: PatchConfig, where: str) -> PatchConfig:
-    """Apply a part's own limits; it may ask for less than the settings allow, never for more."""
-    most = patches.max_pixels
-    stated: dict[str, int] = {}
-    for name in ("max_pixels", "min_pixels"):
-        value = part.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            raise InputError(
-                f"{where}.{name} is {quote(value)}; expected a number of pixels up to {most}."
-            )
-        stated[name] = most = value
-    return patches.within(**stated)
-
-
-def _picture_source(part: Mapping[str, Any], where: str) -> str | Path | Image.Image:
-    """Take the picture's source out of an image_url or image part."""
-    kind = part["type"]
-    source = part.get(kind)
-    if kind == "image_url" and isinstance(source, Mapping):
-        # `detail` asks hosted services for a size; here the size is the checkpoint's.
-        _only_keys(source, {"url", "detail"}, f"{where}.image_url")
-        source = source.get("url")
-    allowed = (str,) if kind == "image_url" else (str, Path, Image.Image)
-    if not isinstance(source, allowed) or source == "":
-        raise InputError(
-            f"{where} names no picture; expected "
-            + ("a URL." if kind == "image_url" else "a PIL.Image, a path or a URL.")
-        )
-    return source
-
-
-def _parsed_arguments(arguments: str, where: str) -> Any:
-    try:
-        return json.loads(arguments)
-    except ValueError as error:
-        raise InputError(
-            f"{where}.function.arguments is not valid JSON: {quote(arguments)}."
-        ) from error
-
-
-def _joined(parts: list[dict[str, Any]]) -> str:
-    return "".join(part["text"] for part in parts)
-
-
-def _refuse_pads(value: Any) -> None:
-    """Refuse texts that spell a placeholder, which would shift every picture after it.
-
-    Other control tokens in a text are read as such, as the checkpoints' own tools do.
-    """
-    if isinstance(value, str):
-        for pad in (IMAGE_PAD, VIDEO_PAD):
-            if pad in value:
-                raise InputError(
-                    f"A text contains {pad}, the model's own placeholder for pictures. Remove it "
-                    "and send pictures as image_url parts."
-                )
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _refuse_pads(key)
-            _refuse_pads(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_pads(item)

@@ -14,6 +14,7 @@ from typing import Any, Self
 import tokenizers
 
 from qianyan.errors import CheckpointError, ConfigError, quote
+from qianyan.inputs.tiktoken_vocabulary import VOCABULARY_NAME, load_tiktoken
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -31,9 +32,16 @@ _BYTES = _byte_alphabet()
 class Tokenizer:
     """Text to token ids and back; safe to share between threads."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        settings: dict[str, Any],
+        *,
+        is_first_generation: bool = False,
+    ) -> None:
         """Take a loaded tokenizer and the contents of its tokenizer_config.json."""
         self._backend = backend
+        self.is_first_generation = is_first_generation
         self.special_tokens = _named_tokens(settings)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
@@ -41,8 +49,16 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Self:
-        """Load tokenizer.json, and tokenizer_config.json where there is one."""
+        """Load tokenizer.json, or qwen.tiktoken, and tokenizer_config.json where there is one."""
         path = Path(folder) / "tokenizer.json"
+        tiktoken = path.with_name(VOCABULARY_NAME)
+        if not path.is_file() and tiktoken.is_file():
+            has_pictures = "visual" in read_json(path.with_name("config.json"))
+            return cls(
+                load_tiktoken(tiktoken, has_pictures=has_pictures),
+                {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+                is_first_generation=True,
+            )
         if not path.is_file():
             raise CheckpointError(
                 f"{path.parent.name}/ has no tokenizer.json; copy it from the model's repository."

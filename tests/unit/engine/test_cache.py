@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from qianyan.engine.cache import GROWTH_TOKENS, DenseCache
 from qianyan.engine.options import Sampling
+from qianyan.engine.reply import Reply
 from qianyan.engine.request import Request
 from qianyan.engine.scheduler import Chunk, Plan
 from qianyan.models.attention import NoCache
@@ -22,7 +23,7 @@ class Silent:
 
 
 def request(request_id: int, num_tokens: int) -> Request:
-    return Request(request_id, [0] * num_tokens, Sampling(max_tokens=4), Silent())
+    return Request(request_id, [0] * num_tokens, Sampling(max_tokens=4), Reply(Silent()))
 
 
 def heads(num_tokens: int, count: int, seed: int) -> torch.Tensor:

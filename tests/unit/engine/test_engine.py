@@ -324,7 +324,7 @@ def test_two_engines_share_nothing(tiny_checkpoint: Path, engine: Engine) -> Non
     events = other.stream(ask("the"), max_tokens=9)
     next(events)
     assert engine.chat(ask("the"), max_tokens=9) == expected
-    assert other.processor.patches != engine.processor.patches
+    assert other.processor.pictures != engine.processor.pictures
     assert engine.name == other.name == tiny_checkpoint.name
 
 

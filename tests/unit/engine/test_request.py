@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from qianyan.engine.options import Sampling
-from qianyan.engine.request import Reply, Request, Sampled
+from qianyan.engine.reply import Reply
+from qianyan.engine.request import Request, Sampled
 
 STOP_TOKEN = 300
 
@@ -82,7 +83,7 @@ def test_overlapping_beginnings_hold_back_the_longest() -> None:
 
 def make_request(**how: object) -> Request:
     sampling = Sampling(**{"max_tokens": 5, "stop_token_ids": frozenset({STOP_TOKEN}), **how})  # type: ignore[arg-type]
-    return Request(1, [10, 11], sampling, ByteDecoder())
+    return Request(1, [10, 11], sampling, Reply(ByteDecoder(), sampling.stop))
 
 
 def draw(request: Request, *token_ids: int) -> None:

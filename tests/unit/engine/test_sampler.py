@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qianyan.engine.options import Sampling
+from qianyan.engine.reply import Reply
 from qianyan.engine.request import Request
 from qianyan.engine.sampler import Sampler
 from qianyan.errors import CheckpointError
@@ -25,7 +26,7 @@ class Silent:
 def request(
     prompt: tuple[int, ...] = (), answered: tuple[int, ...] = (), **how: float | None
 ) -> Request:
-    made = Request(0, list(prompt), Sampling(max_tokens=99, **how), Silent())  # type: ignore[arg-type]
+    made = Request(0, list(prompt), Sampling(max_tokens=99, **how), Reply(Silent()))  # type: ignore[arg-type]
     made.output_token_ids += answered
     made.seen_token_ids.update(answered)
     return made

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from qianyan.engine.options import Sampling
+from qianyan.engine.reply import Reply
 from qianyan.engine.request import Request, Sampled
 from qianyan.engine.scheduler import EngineConfig, Plan, Scheduler
 from qianyan.errors import ConfigError
@@ -23,7 +24,7 @@ class Silent:
 
 def request(request_id: int, num_prompt_tokens: int, max_tokens: int = 4) -> Request:
     prompt = list(range(num_prompt_tokens))
-    return Request(request_id, prompt, Sampling(max_tokens=max_tokens), Silent())
+    return Request(request_id, prompt, Sampling(max_tokens=max_tokens), Reply(Silent()))
 
 
 def shape(plan: Plan) -> list[tuple[int, int, int, bool]]:

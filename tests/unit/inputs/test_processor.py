@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from qianyan.errors import CapacityError, ConfigError, InputError, MediaError
-from qianyan.inputs.processor import MAX_IMAGES, Processor
+from qianyan.inputs.media import Seen
+from qianyan.inputs.processor import Processor
 
 PICTURES = {"min_pixels": 3136, "max_pixels": 100 * 28 * 28}
 TEXT_TEMPLATE = (
@@ -55,7 +56,7 @@ def test_text_alone_has_no_pixels(process: Processor) -> None:
     assert process.tokenizer.decode(inputs.prompt_token_ids, skip_special=False) == (
         "<|im_start|>user\nthe fire<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert (inputs.pixel_values, inputs.grid_thw, inputs.images) == (None, (), ())
+    assert (inputs.pixel_values, inputs.grid_thw, inputs.seen) == (None, (), Seen())
 
 
 def test_every_way_to_name_a_picture_gives_the_same_inputs(
@@ -97,8 +98,8 @@ def test_pads_rows_and_grids_belong_together(process: Processor) -> None:
     for run, count in zip(runs, counts, strict=True):
         assert ids[run + 1 : run + 1 + count // 4] == [pad] * (count // 4)
         assert ids[run + 1 + count // 4] == process.tokenizer.token_id("<|vision_end|>")
-    assert [image.photo_wh for image in inputs.images] == [(300, 200), (60, 600)]
-    for image, (_, rows, columns) in zip(inputs.images, inputs.grid_thw, strict=True):
+    assert [image.photo_wh for image in inputs.seen.images] == [(300, 200), (60, 600)]
+    for image, (_, rows, columns) in zip(inputs.seen.images, inputs.grid_thw, strict=True):
         assert image.seen_wh == (columns * 14, rows * 14) == process.seen_wh(image.photo_wh)
 
 
@@ -107,7 +108,7 @@ def test_notes_of_a_picture_are_kept(process: Processor) -> None:
     photo().save(out, "GIF", save_all=True, append_images=[photo().rotate(180)])
     uri = "data:image/gif;base64," + base64.b64encode(out.getvalue()).decode()
     inputs = process(user({"type": "image_url", "image_url": {"url": uri}}))
-    assert inputs.images[0].notes == ("animated: first frame only",)
+    assert inputs.seen.images[0].notes == ("animated: first frame only",)
 
 
 def test_limits_come_from_the_folder_and_can_be_overridden(
@@ -126,7 +127,7 @@ def test_limits_come_from_the_folder_and_can_be_overridden(
 
 def test_a_part_may_ask_for_less_but_not_for_more(process: Processor) -> None:
     small = {"type": "image", "image": photo(1000, 1000), "max_pixels": 16 * 784}
-    assert process(user(small)).images[0].seen_wh == (112, 112)
+    assert process(user(small)).seen.images[0].seen_wh == (112, 112)
     for limits in (
         {"max_pixels": 101 * 784},
         {"max_pixels": 0},
@@ -232,9 +233,8 @@ def test_a_template_that_drops_pictures_is_said_so(make_folder: Callable[..., Pa
         (user({"type": ["text"]}), "expected text, image_url"),
         (user({"type": "text", "text": 7}), r"content\[0\].text is int"),
         (user({"type": "text", "text": "x", "cache": 1}), "has 'cache'"),
-        (user({"type": "video_url", "video_url": {"url": "x"}}), "not supported yet by this model"),
-        (user({"type": "input_audio", "input_audio": {}}), "not supported yet by this model"),
-        (user({"type": "picture"}), "expected text, image_url or image"),
+        (user({"type": "input_audio", "input_audio": {}}), "this model does not hear"),
+        (user({"type": "picture"}), "expected text, image_url, image"),
         (user({"type": "image_url"}), "names no picture"),
         (user({"type": "image_url", "image_url": {"url": ""}}), "names no picture"),
         (user({"type": "image_url", "image_url": {"url": "x", "size": 1}}), "has 'size'"),
@@ -274,9 +274,10 @@ def test_pictures_that_cannot_be_read_carry_their_code(process: Processor, tmp_p
 
 def test_too_many_pictures_are_refused(process: Processor) -> None:
     part = {"type": "image", "image": photo(28, 28)}
-    process(user(*[part] * MAX_IMAGES))
-    with pytest.raises(CapacityError, match=f"more than {MAX_IMAGES} pictures"):
-        process(user(*[part] * (MAX_IMAGES + 1)))
+    most = process.limits.max_images
+    process(user(*[part] * most))
+    with pytest.raises(CapacityError, match=f"one picture more than {most}"):
+        process(user(*[part] * (most + 1)))
 
 
 def test_a_tokenizer_without_the_placeholder_cannot_read_pictures(

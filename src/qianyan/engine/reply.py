@@ -1,0 +1,183 @@
+"""The text of an answer as it grows: reasoning apart, cut at stop strings, tool calls taken out.
+
+Forms are those of the released templates: reasoning stands between <think> and </think> before
+the answer, or begins in the prompt (QwQ); a call is a JSON object between <tool_call> and
+</tool_call> after the answer's text (Hermes). Text is held back while it may still turn out to
+begin a stop string or a call, so what was shown is never taken back.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+CALL_START, CALL_END = "<tool_call>", "</tool_call>"
+
+
+class TextDecoder(Protocol):
+    """Turn tokens into text one by one, holding back bytes of an unfinished character."""
+
+    def push(self, token_id: int) -> str:
+        """Take one token and return the text that is complete."""
+
+    def finish(self) -> str:
+        """Return what is left when no more tokens come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """A function that the model wants called; `arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyForm:
+    """How the replies of a model are divided.
+
+    think_start: the token <think>, None where the vocabulary has none; think_end likewise.
+    is_thinking: the reply begins inside the reasoning, because the prompt opened it.
+    has_tools: functions were offered, so calls are looked for.
+    """
+
+    think_start: int | None = None
+    think_end: int | None = None
+    is_thinking: bool = False
+    has_tools: bool = False
+
+
+class Reply:
+    """One answer's text, reasoning and calls.
+
+    `text` and `reasoning` grow by what `push` and `finish` return; `is_reasoning` says to which.
+    """
+
+    def __init__(
+        self, decoder: TextDecoder, stop: Sequence[str] = (), form: ReplyForm | None = None
+    ) -> None:
+        self.text = ""
+        self.reasoning = ""
+        self.tool_calls: tuple[ToolCall, ...] = ()
+        self.is_stopped = False
+        self._form = form or ReplyForm()
+        self.is_reasoning = self.has_reasoned = self._form.is_thinking
+        self._decoder = decoder
+        self._stop = stop
+        self._marks = (*stop, CALL_START) if self._form.has_tools else tuple(stop)
+        self._held = ""
+        self._calls = ""  # everything from the first call on
+
+    def push(self, token_id: int) -> str:
+        """Take one token and return the text that is now certain."""
+        if self.is_reasoning:
+            return self._push_reasoning(token_id)
+        if token_id == self._form.think_start and not (self.text or self._held.strip()):
+            self.is_reasoning = self.has_reasoned = True
+            self._held = ""
+            return ""
+        return self._release(self._decoder.push(token_id))
+
+    def finish(self) -> str:
+        """Return the text still held back when the answer has ended."""
+        if self.is_stopped:
+            return ""
+        if self.is_reasoning:
+            return self._think(self._decoder.finish())
+        certain = self._release(self._decoder.finish())
+        if self.is_stopped:
+            return certain
+        rest = self._held
+        if self._calls:
+            self.tool_calls, unread = parse_tool_calls(self._calls)
+            rest = rest + unread if unread else ""
+        self._held = ""
+        self.text += rest
+        return certain + rest
+
+    def _push_reasoning(self, token_id: int) -> str:
+        if token_id == self._form.think_end:
+            self._decoder.finish()  # half a character does not run into the answer
+            self.is_reasoning, self._held = False, ""
+            return ""
+        if token_id == self._form.think_start and not self.reasoning:
+            return ""
+        return self._think(self._decoder.push(token_id))
+
+    def _think(self, piece: str) -> str:
+        """Add to the reasoning without the line breaks around it."""
+        held = self._held + piece
+        if not self.reasoning:
+            held = held.lstrip("\n")
+        certain = held.rstrip("\n")
+        self._held = held[len(certain) :]
+        self.reasoning += certain
+        return certain
+
+    def _release(self, piece: str) -> str:
+        if self._calls:
+            self._calls += piece
+            return ""
+        held = self._held + piece
+        if self.has_reasoned and not self.text:  # the blank lines after </think>
+            held = held.lstrip()
+        at, mark = min(((held.find(m), m) for m in self._marks if m in held), default=(-1, ""))
+        if at < 0:
+            keep = _overlap(held, self._marks)
+            if self._form.has_tools:  # blanks before a call are not the answer's
+                keep += len(held[: len(held) - keep]) - len(held[: len(held) - keep].rstrip())
+            certain, self._held = held[: len(held) - keep], held[len(held) - keep :]
+        elif mark == CALL_START and self._form.has_tools:
+            certain = held[:at].rstrip()
+            self._held, self._calls = held[len(certain) : at], held[at:]
+        else:
+            self.is_stopped = True
+            certain, self._held = held[:at], ""
+        self.text += certain
+        return certain
+
+
+def parse_tool_calls(text: str) -> tuple[tuple[ToolCall, ...], str]:
+    """Read the calls out of a reply; also give the text that is none, as it stood.
+
+    A block that is no JSON object with a name is no call: it stays text, so that nothing is lost.
+    The last block may lack its end, as when the answer was cut.
+    """
+    calls: list[ToolCall] = []
+    rest: list[str] = []
+    at = 0
+    while (start := text.find(CALL_START, at)) >= 0:
+        rest.append(text[at:start])
+        end = text.find(CALL_END, start)
+        stop = len(text) if end < 0 else end
+        call = _read_call(text[start + len(CALL_START) : stop])
+        at = len(text) if end < 0 else end + len(CALL_END)
+        if call is None:
+            rest.append(text[start:at])
+        else:
+            calls.append(call)
+    rest.append(text[at:])
+    left = "".join(rest)
+    return tuple(calls), left if left.strip() else ""
+
+
+def _read_call(block: str) -> ToolCall | None:
+    try:
+        call = json.loads(block)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    arguments = call.get("arguments", {})
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(name=call["name"], arguments=arguments)
+
+
+def _overlap(text: str, marks: Sequence[str]) -> int:
+    """Count the last characters of `text` that begin one of `marks`."""
+    longest = max((len(mark) - 1 for mark in marks), default=0)
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(mark.startswith(text[-size:]) for mark in marks):
+            return size
+    return 0
