@@ -24,6 +24,7 @@ from qianyan.models.attention import NoCache
 from qianyan.models.packed import swap_packed, unpack_tensors
 from qianyan.models.quantization import QuantizationConfig
 from qianyan.models.quantize import QuantizedLinear
+from qianyan.models.qwen import QWenLMHeadModel, qwen_config
 from qianyan.models.registry import build_model, find_architecture, load_model, read_config_json
 from qianyan.models.weights import TensorSpec, initialise, load_weights, save_checkpoint
 
@@ -227,23 +228,6 @@ def test_a_symmetric_file_that_publishes_real_zeros_under_the_old_name_is_read_r
         assert torch.equal(model[0].dequantize(), layer.weight())  # type: ignore[operator]
 
 
-class Block(nn.Module):
-    """Names and kinds of layers as in first-generation Qwen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(32, bias=False)
-        self.attn = nn.ModuleDict(
-            {"c_attn": nn.Linear(32, 96), "c_proj": nn.Linear(32, 32, bias=False)}
-        )
-        self.mlp = nn.ModuleDict(
-            {
-                name: nn.Linear(*sizes, bias=False)
-                for name, sizes in (("w1", (32, 48)), ("w2", (32, 48)), ("c_proj", (48, 32)))
-            }
-        )
-
-
 def pack_model(
     model: nn.Module, config: QuantizationConfig, is_packed: Callable[[str], bool]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -264,17 +248,35 @@ def pack_model(
 
 
 def test_the_fused_layers_of_the_first_generation_are_read_with_their_biases() -> None:
+    data = {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "kv_channels": 16,
+        "max_position_embeddings": 512,
+        "seq_length": 512,
+        "layer_norm_epsilon": 1e-6,
+        "rotary_emb_base": 10000,
+        "use_dynamic_ntk": True,
+        "use_logn_attn": True,
+    }
     torch.manual_seed(0)
-    model = nn.ModuleDict({"transformer": nn.ModuleDict({"h": nn.ModuleList([Block(), Block()])})})
-    config = gptq(4, 16)
-    packed, plain = pack_model(model, config, lambda module: True)
+    models = [QWenLMHeadModel(qwen_config(data)) for _ in range(3)]
+    initialise(models[0], std=0.15)
+    for name, parameter in models[0].named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    config = gptq(4, 16, sym=True)
+    packed, plain = pack_model(models[0], config, lambda module: "transformer.h." in module)
     assert "transformer.h.1.attn.c_attn.qweight" in packed
-    loaded = load_packed(model, packed, config)
-    layer = loaded.get_submodule("transformer.h.1.attn.c_attn")
+    load_packed(models[1], packed, config)
+    load_weights(models[2], plain.items())
+    layer = models[1].get_submodule("transformer.h.1.attn.c_attn")
     assert isinstance(layer, QuantizedLinear)
     assert torch.equal(layer.dequantize(), plain["transformer.h.1.attn.c_attn.weight"])
-    assert layer.bias is not None
-    assert torch.equal(layer.bias, plain["transformer.h.1.attn.c_attn.bias"])
+    assert_close(logits_of(models[1]), logits_of(models[2]), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("value", "is_read"), [(0.0, True), (0.5, False)])

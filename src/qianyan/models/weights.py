@@ -68,13 +68,18 @@ def read_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def _opened(shard: Path) -> Iterator[Any]:
+def _opened(shard: Path, *, framework: str = "pt") -> Iterator[Any]:
     try:
-        with safe_open(shard, framework="pt", device="cpu") as file:
+        with safe_open(shard, framework=framework, device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{shard.name} cannot be read as safetensors ({error}). Download it again."
+        ) from error
+    except RuntimeError as error:  # torch maps the whole file at once
+        raise CheckpointError(
+            f"{shard.name} does not fit into memory ({error}). Use a checkpoint with smaller "
+            "shards or a machine with more memory."
         ) from error
 
 
@@ -110,7 +115,7 @@ def _require_agreement(weight_map: Mapping[str, str], homes: Mapping[str, str]) 
 
 def _list_shard(shard: Path) -> dict[str, TensorSpec]:
     specs = {}
-    with _opened(shard) as file:
+    with _opened(shard, framework="numpy") as file:  # maps nothing but the header
         for name in file.keys():  # noqa: SIM118 - the handle is no mapping
             header = file.get_slice(name)
             dtype = STORED_DTYPES.get(header.get_dtype())

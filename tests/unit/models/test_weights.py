@@ -9,7 +9,14 @@ from torch import nn
 from torch.testing import assert_close
 
 from qianyan.errors import CheckpointError
-from qianyan.models.weights import initialise, load_weights, read_tensors, save_checkpoint
+from qianyan.models.weights import (
+    TensorSpec,
+    initialise,
+    list_tensors,
+    load_weights,
+    read_tensors,
+    save_checkpoint,
+)
 
 
 class Tied(nn.Module):
@@ -75,6 +82,114 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"1 of 2 shards are missing .* \(b.safetensors\)"):
         list(read_tensors(tmp_path))
+
+
+def test_shapes_and_dtypes_are_listed_over_all_shards(tmp_path: Path) -> None:
+    write_shards(
+        tmp_path,
+        {
+            "a.safetensors": {"codes": torch.zeros(2, 3, dtype=torch.int32)},
+            "b.safetensors": {
+                "scales": torch.zeros(4, dtype=torch.float16),
+                "one": torch.zeros((), dtype=torch.bfloat16),
+            },
+        },
+    )
+    assert list_tensors(tmp_path) == {
+        "codes": TensorSpec((2, 3), torch.int32),
+        "one": TensorSpec((), torch.bfloat16),
+        "scales": TensorSpec((4,), torch.float16),
+    }
+
+
+def write_header(path: Path, header: dict[str, Any], size_bytes: int) -> None:
+    """Write a safetensors file whose numbers are a hole on the disk."""
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size_bytes)
+
+
+def test_listing_reads_no_weights(tmp_path: Path) -> None:
+    """A file of 64 GB that takes no room."""
+    size = 2**36
+    header = {"big": {"dtype": "F32", "shape": [2**17, 2**17], "data_offsets": [0, size]}}
+    write_header(tmp_path / "model.safetensors", header, size)
+    assert list_tensors(tmp_path) == {"big": TensorSpec((2**17, 2**17), torch.float32)}
+
+
+def test_a_shard_larger_than_memory_gets_a_sentence(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    size = 2**36
+    header = {"big": {"dtype": "F32", "shape": [2**17, 2**17], "data_offsets": [0, size]}}
+    write_header(tmp_path / "model.safetensors", header, size)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size // 2, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"model.safetensors does not fit into memory"):
+            list(read_tensors(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_an_unknown_dtype_is_named(tmp_path: Path) -> None:
+    header = {"odd": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}
+    write_header(tmp_path / "model.safetensors", header, 4)
+    with pytest.raises(CheckpointError, match=r"odd in model.safetensors has the dtype 'F8_E8M0'"):
+        list_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("reader", [list_tensors, lambda folder: list(read_tensors(folder))])
+class TestShardsAndIndexDisagree:
+    def test_a_name_in_two_shards_is_refused(self, tmp_path: Path, reader: Any) -> None:
+        first, second = {"x": torch.zeros(1)}, {"x": torch.ones(1)}
+        write_shards(tmp_path, {"a.safetensors": first, "b.safetensors": second})
+        save_file(first, tmp_path / "a.safetensors")
+        (tmp_path / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"x": "b.safetensors", "w": "a.safetensors"}})
+        )
+        with pytest.raises(
+            CheckpointError, match=r"b.safetensors holds 1 tensors that another shard .* \(x\)"
+        ):
+            reader(tmp_path)
+
+    def test_a_tensor_that_the_index_only_promises_is_refused(
+        self, tmp_path: Path, reader: Any
+    ) -> None:
+        write_shards(tmp_path, {"a.safetensors": {"w": torch.zeros(1), "x": torch.zeros(1)}})
+        save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors")
+        with pytest.raises(CheckpointError, match=r"1 that are not where it says \(x\)\. Down"):
+            reader(tmp_path)
+
+    def test_a_tensor_that_the_index_does_not_name_is_refused(
+        self, tmp_path: Path, reader: Any
+    ) -> None:
+        write_shards(tmp_path, {"a.safetensors": {"w": torch.zeros(1)}})
+        save_file({"w": torch.zeros(1), "x": torch.zeros(1)}, tmp_path / "a.safetensors")
+        with pytest.raises(CheckpointError, match=r"1 that it does not name \(x\)"):
+            reader(tmp_path)
+
+    def test_a_tensor_in_another_shard_than_the_index_says_is_refused(
+        self, tmp_path: Path, reader: Any
+    ) -> None:
+        zero = torch.zeros(1)
+        write_shards(tmp_path, {"a.safetensors": {"w": zero}, "b.safetensors": {"x": zero}})
+        save_file({"x": zero}, tmp_path / "a.safetensors")
+        save_file({"w": zero}, tmp_path / "b.safetensors")
+        with pytest.raises(CheckpointError, match=r"2 that are not where it says \(w, x\)"):
+            reader(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_chosen_dtype_is_taken_whatever_is_stored(
+    tmp_path: Path, stored: torch.dtype, dtype: torch.dtype
+) -> None:
+    original, model = linear(0), linear(1)
+    save_checkpoint(original, tmp_path, dtype=stored)
+    load_weights(model, read_tensors(tmp_path), dtype=dtype)
+    assert model.weight.dtype == model.bias.dtype == dtype
+    assert torch.equal(model.weight.detach(), original.weight.detach().to(stored).to(dtype))
 
 
 @pytest.mark.parametrize("shard", ["../other.safetensors", "/etc/x.safetensors", "weights.bin"])
