@@ -76,7 +76,7 @@ def _opened(shard: Path, *, framework: str = "pt") -> Iterator[Any]:
         raise CheckpointError(
             f"{shard.name} cannot be read as safetensors ({error}). Download it again."
         ) from error
-    except RuntimeError as error:  # torch maps the whole file at once
+    except (RuntimeError, MemoryError) as error:  # both map the whole file at once
         raise CheckpointError(
             f"{shard.name} does not fit into memory ({error}). Use a checkpoint with smaller "
             "shards or a machine with more memory."
@@ -115,7 +115,7 @@ def _require_agreement(weight_map: Mapping[str, str], homes: Mapping[str, str]) 
 
 def _list_shard(shard: Path) -> dict[str, TensorSpec]:
     specs = {}
-    with _opened(shard, framework="numpy") as file:  # maps nothing but the header
+    with _opened(shard, framework="numpy") as file:  # unlike torch, it claims no memory
         for name in file.keys():  # noqa: SIM118 - the handle is no mapping
             header = file.get_slice(name)
             dtype = STORED_DTYPES.get(header.get_dtype())
