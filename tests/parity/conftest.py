@@ -6,6 +6,8 @@ For every room, not only the models:
                                    generation settings; `generation` is qwen2_5_vl or another
                                    model_type, `text` changes the text config, `vision` the vision
                                    config, `tied` shares the output matrix
+    make_text_checkpoint(model_type, **text)
+                                   the same for models that read text only
     official_checkpoint            the default one, made once per session
     hub_checkpoint                 the same weights under the Hub's flat config.json
     load_oracle(folder)            the folder as a transformers model, float32, evaluation mode
@@ -257,6 +259,33 @@ def to_hub_form(config: dict[str, Any]) -> dict[str, Any]:
             "model_type": model_type,
         },
     }
+
+
+@pytest.fixture(scope="session")
+def make_text_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokens: dict[str, int], one_thread: None
+) -> Callable[..., Path]:
+    """Give a function that writes a random text checkpoint of a model_type.
+
+    Its answers end only at their length: the stop token is a row of padding.
+    """
+
+    def make(model_type: str, *, seed: int = 0, **text: Any) -> Path:
+        import transformers
+
+        folder = tmp_path_factory.mktemp(model_type)
+        rope = {"rope_type": "default", "rope_theta": 1e6}
+        fields = {**TEXT, "rope_parameters": rope, "eos_token_id": 319, **text}
+        for name in ("bos_token_id", "pad_token_id"):
+            fields[name] = tiny_tokens["<|endoftext|>"]
+        config = transformers.AutoConfig.for_model(model_type, **fields)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        randomise(model, seed=seed)
+        model.save_pretrained(folder)
+        write_tokenizer(folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,8 @@ def text_config(
     text |= {"attention_bias": attention_bias, "qk_norm": qk_norm}
     if not text.get("use_sliding_window"):  # the other two are stated all the same, and unused
         text |= {"sliding_window": None, "max_window_layers": 0}
+    if text.get("num_experts") is None:  # newer tools' name
+        text["num_experts"] = text.get("num_local_experts")
     text["moe"] = build(MoeConfig, stated(text), where="config.json") if has_experts else None
     if text.get("head_dim") is None:
         text["head_dim"] = _head_dim(text.get("hidden_size"), text.get("num_attention_heads"))

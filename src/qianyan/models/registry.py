@@ -17,14 +17,15 @@ from qianyan.models.config import build
 from qianyan.models.flatten import text_config, vision_fields, vision_token_ids
 from qianyan.models.packed import swap_packed, unpack_tensors
 from qianyan.models.quantization import read_quantization
+from qianyan.models.qwen import QWenConfig, QWenLMHeadModel, ignored_tensors, qwen_config
 from qianyan.models.text import CausalLM, TextConfig
 from qianyan.models.vision_language import VisionLanguageConfig, VisionLanguageModel
 from qianyan.models.weights import DTYPES, list_tensors, load_weights, read_tensors
 
 RENAMES = {"model.visual.": "visual.", "model.language_model.": "model."}  # newer tools' prefixes
 
-ModelConfig = TextConfig | VisionLanguageConfig
-Model = CausalLM | VisionLanguageModel  # each a `LanguageModel`
+ModelConfig = TextConfig | VisionLanguageConfig | QWenConfig
+Model = CausalLM | VisionLanguageModel | QWenLMHeadModel  # each a `LanguageModel`
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def _vision_language_config(
 
 
 ARCHITECTURES = {
+    "qwen": Architecture("QWenLMHeadModel", qwen_config),
     "qwen2": Architecture("Qwen2ForCausalLM", qwen2_config),
     "qwen3": Architecture("Qwen3ForCausalLM", qwen3_config),
     "qwen3_moe": Architecture("Qwen3MoeForCausalLM", qwen3_moe_config),
@@ -122,6 +124,8 @@ def build_model(config: ModelConfig) -> Model:
     """
     if isinstance(config, VisionLanguageConfig):
         return VisionLanguageModel(config)
+    if isinstance(config, QWenConfig):
+        return QWenLMHeadModel(config)
     return CausalLM(config)
 
 
@@ -146,15 +150,17 @@ def load_model(
         model,
         unpack_tensors(read_tensors(folder), packed),
         renames=RENAMES,
-        # Some tools write the output matrix of a tied model a second time.
-        ignore={"lm_head.weight"} if is_tied(config) else (),
+        ignore=_ignored(config),
         dtype=DTYPES.get(dtype) if isinstance(dtype, str) else dtype,
         device=device,
     )
     return model.eval()
 
 
-def is_tied(config: ModelConfig) -> bool:
-    """Whether the output matrix is the word embeddings."""
+def _ignored(config: ModelConfig) -> frozenset[str]:
+    """Name the tensors that some tools write and the model has no use for."""
+    if isinstance(config, QWenConfig):
+        return ignored_tensors(config)
     text = config.text if isinstance(config, VisionLanguageConfig) else config
-    return text.tie_word_embeddings
+    # The output matrix of a tied model, written a second time.
+    return frozenset({"lm_head.weight"} if text.tie_word_embeddings else ())

@@ -263,8 +263,8 @@ def test_impossible_configs_get_a_sentence(
         (None, "has no config.json; expected a checkpoint folder"),
         ("{", "is not JSON"),
         ("[]", "holds no JSON object"),
-        ("{}", "model_type is 'None'; expected one of qwen2, "),
-        ('{"model_type": "llama"}', "model_type is 'llama'; expected one of qwen2, "),
+        ("{}", "model_type is 'None'; expected one of qwen, "),
+        ('{"model_type": "llama"}', "model_type is 'llama'; expected one of qwen, "),
     ],
 )
 def test_unusable_config_files_get_a_sentence(
