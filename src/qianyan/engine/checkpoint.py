@@ -1,32 +1,38 @@
-"""Where a model's files are: a folder, the package itself, or a repository of the Hub."""
+"""Where a model's files are: a folder, the package itself, on disk under a hub's name, or a hub."""
 
-import re
 from importlib.resources import files
 from pathlib import Path
 
-import httpx2
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
-
+from qianyan.engine.places import HUB_ID, find_on_disk
+from qianyan.engine.pull import pull
 from qianyan.errors import CheckpointError, quote
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(str(files("qianyan"))) / "assets" / "bundled"
 """The models that come with the package, `detector/` and `judge/`; the judge answers chats."""
-FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
-"""What is downloaded: never pickled weights, never code."""
 
 
 def find_checkpoint(model: str | Path) -> Path:
-    """Return a checkpoint's folder, downloading `owner/name` from the Hub when it is no folder.
+    """Return a checkpoint's folder, downloading `owner/name` when it is neither folder nor on disk.
 
-    The name "bundled" stands for the small model that comes with the package.
+    What was pulled from Hugging Face or ModelScope is found without network, as it is; a pull
+    brings what is new. The name "bundled" stands for the small model that comes with the package.
+    """
+    found = find_local(model)
+    if found is not None:
+        return found
+    try:
+        return pull(str(model))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{quote(model)} is neither a folder nor a model that can be downloaded. {error}"
+        ) from error
+
+
+def find_local(model: str | Path) -> Path | None:
+    """Find a checkpoint without network; None for a hub's name of which nothing whole is on disk.
+
+    Raises CheckpointError for what is neither a folder nor such a name.
     """
     if model == BUNDLED:
         return BUNDLED_FOLDER / "judge"
@@ -38,17 +44,4 @@ def find_checkpoint(model: str | Path) -> Path:
             f"{quote(model)} is not a folder; expected a checkpoint folder or a Hub name "
             "such as Qwen/Qwen2.5-VL-3B-Instruct."
         )
-    try:
-        return Path(snapshot_download(model, allow_patterns=FILES))
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        httpx2.HTTPError,
-        OSError,
-    ) as error:
-        raise CheckpointError(
-            f"{quote(model)} is neither a folder nor a model that can be downloaded "
-            f"({type(error).__name__}). Check the name and the network, or give a folder."
-        ) from error
+    return find_on_disk(model)
