@@ -267,7 +267,9 @@ class _Packets:
         rates = [rate for rate in stated if rate is not None and rate > 0]
         count = len(self.pts) + self.untimed
         if not count:
-            raise MediaError("The video holds no frames.", code="no_frames")
+            raise MediaError(
+                "The video holds no frames: it is empty, or its index is damaged.", code="no_frames"
+            )
         time_base = stream.time_base or Fraction(1, 90_000)
         if self.untimed:
             rate = next(iter(rates), FALLBACK_FPS)
@@ -282,13 +284,16 @@ class _Packets:
             tuple(int(index) for index in np.searchsorted(pts, [key for key, _ in keys])),
             tuple(keys),
             time_base,
-            self._cut_notes(timeline, _stated_s(container, stream)),
+            self._cut_notes(timeline, float(pts[0] * time_base), _stated_s(container, stream)),
         )
 
-    def _cut_notes(self, timeline: Timeline, stated_s: float | None) -> tuple[str, ...]:
-        """Say when a file ends before its header says."""
-        if stated_s is not None and timeline.duration_s < 0.95 * stated_s - 1:
-            return (f"cut short: {timeline.duration_s:.6g} of {stated_s:.6g} seconds are there",)
+    def _cut_notes(
+        self, timeline: Timeline, start_s: float, stated_s: float | None
+    ) -> tuple[str, ...]:
+        """Say when a file ends before its header says, counted from zero or from its start."""
+        ends_s = timeline.duration_s + max(start_s, 0.0)
+        if stated_s is not None and ends_s < 0.95 * stated_s - 1:
+            return (f"the pictures end after {ends_s:.6g} of {stated_s:.6g} seconds",)
         return ("damaged: not all of it could be read",) if self.is_cut else ()
 
 
@@ -310,6 +315,11 @@ def split_runs(wanted: Sequence[int], keys: Sequence[int]) -> list[Run]:
 
 def check_size(width: int, height: int, limits: VideoLimits) -> None:
     """Refuse frames outside the limits (MediaError too_small or too_large)."""
+    if not width or not height:  # the reader's own answer to sizes beyond its reach
+        raise MediaError(
+            "The video's header states no frame size, or one that is too large to be read.",
+            code="too_large",
+        )
     if min(width, height) < limits.min_side_px:
         raise MediaError(
             f"The video's frames are {width}x{height} pixels; expected at least "

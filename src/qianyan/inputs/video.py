@@ -93,7 +93,7 @@ def read_video(
         fps=choice.fps,
         source_fps=listing.timeline.fps,
         duration_s=choice.duration_s,
-        timestamps_s=choice.timestamps_s,
+        timestamps_s=tuple(round(time_s, 6) for time_s in choice.timestamps_s),
         notes=(*listing.notes, *choice.notes, *gathered.notes),
     )
     return SampledVideo(frames, record, config.step)
@@ -139,7 +139,7 @@ def read_frames(
     if num_frames > len(images):
         frames[len(images) :] = frames[len(images) - 1]
         notes = (*notes, "odd number of frames: the last is repeated")
-    times = tuple(index / fps for index in range(num_frames))
+    times = tuple(round(index / fps, 6) for index in range(num_frames))
     duration_s = num_frames / fps
     record = SeenVideo(photo_wh, seen_wh, num_frames, fps, fps, duration_s, times, notes)
     return SampledVideo(frames, record, config.step)
@@ -208,7 +208,9 @@ class _Gathered:
         for place in np.flatnonzero(~self._is_there):
             self._frames[place] = self._frames[there[np.abs(there - place).argmin()]]
         if missing:
-            self.notes += (f"damaged: for {missing} frames a neighbour stands in",)
+            self.notes += (
+                f"damaged: {missing} of {len(self._is_there)} frames replaced by a neighbour",
+            )
         return self._frames
 
     def _start(self, frame: "VideoFrame") -> np.ndarray:
