@@ -1,0 +1,1 @@
+"""What a vision-language model reads off pictures, pages, clips and screens, as plain values."""
