@@ -126,8 +126,8 @@ def read_generation_defaults(
         folder: the checkpoint.
         eos_token_id: the tokenizer's, the last resort.
         extra_stop_ids: what ends an answer beside those.
-        is_thinking: whether the model thinks before it answers; where nothing is stated it
-            samples then, because greedy reasoning runs in loops (Qwen3 and QwQ model cards).
+        is_thinking: whether the model thinks before it answers; without the file it samples
+            then, because greedy reasoning runs in loops (Qwen3 and QwQ model cards).
     """
     generation = read_json(folder / "generation_config.json")
     config = read_json(folder / "config.json")
@@ -138,8 +138,8 @@ def read_generation_defaults(
         eos_token_id,
         [],
     )
-    if is_thinking and "do_sample" not in generation and "temperature" not in generation:
-        generation = THINKING_SAMPLING | generation
+    if is_thinking and not generation:
+        generation = THINKING_SAMPLING
     samples = bool(generation.get("do_sample"))
     return GenerationDefaults(
         stop_token_ids=frozenset([stops] if isinstance(stops, int) else stops) | extra_stop_ids,
