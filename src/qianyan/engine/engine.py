@@ -196,6 +196,7 @@ class Engine:
             think_end=think_end,
             is_thinking=is_thinking and think_end is not None,
             has_tools=bool(options.get("tools")),
+            gap=tuple(tokenizer.encode("\n\n")),
         )
 
     def _begin_grammar(self, response_format: dict[str, Any] | None) -> Grammar | None:

@@ -39,12 +39,14 @@ class ReplyForm:
     think_start: the token <think>, None where the vocabulary has none; think_end likewise.
     is_thinking: the reply begins inside the reasoning, because the prompt opened it.
     has_tools: functions were offered, so calls are looked for.
+    gap: the tokens of the blank line between </think> and the answer.
     """
 
     think_start: int | None = None
     think_end: int | None = None
     is_thinking: bool = False
     has_tools: bool = False
+    gap: tuple[int, ...] = ()
 
 
 class Reply:
@@ -60,11 +62,11 @@ class Reply:
         self.reasoning = ""
         self.tool_calls: tuple[ToolCall, ...] = ()
         self.is_stopped = False
-        self._form = form or ReplyForm()
-        self.is_reasoning = self.has_reasoned = self._form.is_thinking
+        self.form = form or ReplyForm()
+        self.is_reasoning = self.has_reasoned = self.form.is_thinking
         self._decoder = decoder
         self._stop = stop
-        self._marks = (*stop, CALL_START) if self._form.has_tools else tuple(stop)
+        self._marks = (*stop, CALL_START) if self.form.has_tools else tuple(stop)
         self._held = ""
         self._calls = ""  # everything from the first call on
 
@@ -72,7 +74,7 @@ class Reply:
         """Take one token and return the text that is now certain."""
         if self.is_reasoning:
             return self._push_reasoning(token_id)
-        if token_id == self._form.think_start and not (self.text or self._held.strip()):
+        if token_id == self.form.think_start and not (self.text or self._held.strip()):
             self.is_reasoning = self.has_reasoned = True
             self._held = ""
             return ""
@@ -96,11 +98,11 @@ class Reply:
         return certain + rest
 
     def _push_reasoning(self, token_id: int) -> str:
-        if token_id == self._form.think_end:
+        if token_id == self.form.think_end:
             self._decoder.finish()  # half a character does not run into the answer
             self.is_reasoning, self._held = False, ""
             return ""
-        if token_id == self._form.think_start and not self.reasoning:
+        if token_id == self.form.think_start and not self.reasoning:
             return ""
         return self._think(self._decoder.push(token_id))
 
@@ -124,10 +126,10 @@ class Reply:
         at, mark = min(((held.find(m), m) for m in self._marks if m in held), default=(-1, ""))
         if at < 0:
             keep = _overlap(held, self._marks)
-            if self._form.has_tools:  # blanks before a call are not the answer's
+            if self.form.has_tools:  # blanks before a call are not the answer's
                 keep += len(held[: len(held) - keep]) - len(held[: len(held) - keep].rstrip())
             certain, self._held = held[: len(held) - keep], held[len(held) - keep :]
-        elif mark == CALL_START and self._form.has_tools:
+        elif mark == CALL_START and self.form.has_tools:
             certain = held[:at].rstrip()
             self._held, self._calls = held[len(certain) : at], held[at:]
         else:

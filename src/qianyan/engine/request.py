@@ -5,6 +5,7 @@ Knows no torch. The scheduler owns requests and is the only one that changes the
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,18 +147,25 @@ class Request:
     def append_sampled(self, sampled: Sampled) -> None:
         """Take a drawn token, then every token that the grammar leaves no choice about."""
         self.num_forwarded_tokens += 1
+        was_reasoning = self.reply.is_reasoning
         self._append(sampled.token_id, sampled.logprobs)
+        if was_reasoning and self.is_constrained:
+            # The grammar knows no blank line, but the model answers after one.
+            self._append_known(self.reply.form.gap, is_free=True)
         self.append_forced()
 
     def append_forced(self) -> None:
         """Take the tokens that the grammar forces next; they need no forward pass to be known."""
         if self.grammar is None or not self.is_constrained or self.is_finished:
             return
+        self._append_known(self.grammar.forced())
+
+    def _append_known(self, token_ids: Iterable[int], *, is_free: bool = False) -> None:
         wants_logprobs = self.sampling.logprobs is not None
-        for token_id in self.grammar.forced():
-            self._append(token_id, {token_id: 0.0} if wants_logprobs else None)
+        for token_id in token_ids:
             if self.is_finished:
                 return
+            self._append(token_id, {token_id: 0.0} if wants_logprobs else None, is_free=is_free)
 
     def completion(self) -> Completion:
         """Return the finished answer, or raise what ended it."""
@@ -181,13 +189,14 @@ class Request:
             videos=self.seen.videos,
         )
 
-    def _append(self, token_id: int, logprobs: Logprobs | None) -> None:
+    def _append(self, token_id: int, logprobs: Logprobs | None, *, is_free: bool = False) -> None:
+        """Take one token; `is_free` ones are none of the grammar's."""
         self.output_token_ids.append(token_id)
         self.seen_token_ids.add(token_id)
         if logprobs is not None:
             self._logprobs.append(logprobs)
         was_reasoning = self.reply.is_reasoning
-        was_constrained = self.is_constrained
+        was_constrained = self.is_constrained and not is_free
         text = ""
         if token_id in self.sampling.stop_token_ids:
             self.finish_reason = "stop"
