@@ -186,6 +186,7 @@ def test_the_dequantised_weight_is_exact(
     layer = draw_codes(40, 256, config, np.random.default_rng(group_size + 1))
     loaded = load_linear(layer, config)
     assert torch.equal(loaded.dequantize(), layer.weight())
+    assert all(tensor.is_contiguous() for tensor in loaded.buffers()), "rows lie scattered"
     assert loaded.scales.dtype == torch.float16
     hidden = torch.randn(5, 256, generator=torch.Generator().manual_seed(0))
     assert_close(loaded(hidden), hidden @ layer.weight().T, rtol=1e-4, atol=1e-3)

@@ -119,12 +119,11 @@ def unpack_codes(packed: Tensor, bits: int) -> Tensor:
     """Give one code per byte: (rows, columns*bits/8) to (rows, columns), both uint8."""
     if bits == 8:
         return packed
-    pairs = packed.to(torch.int16)  # both codes of a byte, spread over two
-    return ((pairs | (pairs << 4)) & 0x0F0F).view(torch.uint8)  # (rows, columns)
+    pairs = packed.flatten().to(torch.int16)  # both codes of a byte, spread over two
+    return ((pairs | (pairs << 4)) & 0x0F0F).view(torch.uint8).view(len(packed), -1)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Put codes side by side again: (rows, columns) to (rows, columns*bits/8), both uint8."""
-    if bits == 8:
-        return codes.contiguous()
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    packed = codes if bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return packed.contiguous()  # a transposed input would leave the rows scattered
