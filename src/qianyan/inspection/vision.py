@@ -114,8 +114,7 @@ class LocalVision:
 
     def __init__(self, engine: "Engine") -> None:
         """Get ready to ask; raises ConfigError for a checkpoint that sees no pictures."""
-        architecture = getattr(engine, "architecture", "Qwen2_5_VLForConditionalGeneration")
-        notation = find_notation(architecture)
+        notation = find_notation(engine.architecture)
         try:
             engine.processor.seen_wh(SOME_PHOTO_WH)
         except InputError as error:
@@ -125,12 +124,12 @@ class LocalVision:
             ) from error
         if notation is None:
             raise ConfigError(
-                f"How {quote(architecture)} counts the coordinates of boxes is not known; "
+                f"How {quote(engine.architecture)} counts the coordinates of boxes is not known; "
                 "expected a checkpoint of Qwen-VL, Qwen2-VL or Qwen2.5-VL."
             )
         self._engine = engine
         self._notation = notation
-        self._markup = find_markup(architecture)
+        self._markup = find_markup(engine.architecture)
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ Lang = Literal["zh", "en"]
 OVERSHOOT = 1.2
 MAX_LABEL_CHARS = 60
 MAX_LINE_CHARS = 200
+MAX_COUNT = 9_999
 
 NOTHING: Mapping[Lang, str] = {"zh": "没有", "en": "none"}
 _IN_PIXELS: dict[Lang, str] = {
@@ -101,7 +102,8 @@ def points_schema(view: View, *, max_objects: int, labels: Sequence[str] = ()) -
 def count_schema(view: View, *, max_objects: int, labels: Sequence[str] = ()) -> dict[str, Any]:
     """Bound boxes followed by their number."""
     boxes = boxes_schema(view, max_objects=max_objects, labels=labels)
-    return object_schema({"objects": boxes, "count": {"type": "integer", "minimum": 0}})
+    number = {"type": "integer", "minimum": 0, "maximum": MAX_COUNT}
+    return object_schema({"objects": boxes, "count": number})
 
 
 def object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
