@@ -130,7 +130,7 @@ def official_indices(total: int, fps: float, asked: dict[str, float]) -> list[in
         least = math.ceil(asked.get("min_frames", 4) / 2) * 2
         most = math.floor(asked.get("max_frames", min(768, count)) / 2) * 2
         wanted = count / fps * asked.get("fps", 2.0)
-        num_frames = math.floor(min(min(max(wanted, least), most), count) / 2) * 2
+        num_frames = math.floor(min(max(wanted, least), most, count) / 2) * 2
     return torch.linspace(first, last, num_frames).round().long().tolist()
 
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 SEEK_FRAMES = 12  # what a jump costs, counted in frames decoded in the same time
 THREADS = 4
+COUNTED_FORMATS = frozenset({"avi"})  # constant rate by definition, and no times of showing
+REORDERED_FRAMES = 16  # how far codecs store frames out of order at the most
 BUFFER_BYTES = 1 << 17
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu,flv,"
@@ -271,30 +273,47 @@ class _Packets:
                 "The video holds no frames: it is empty, or its index is damaged.", code="no_frames"
             )
         time_base = stream.time_base or Fraction(1, 90_000)
-        if self.untimed:
+        if self.untimed or container.format.name in COUNTED_FORMATS:
             rate = next(iter(rates), FALLBACK_FPS)
             note = f"frames carry no times: taken as {float(rate):.6g} a second"
-            return Listing(Timeline.counted(count, rate), None, notes=(note,))
+            return Listing(
+                Timeline.counted(count, rate), None, notes=(note,) if self.untimed else ()
+            )
         pts = np.unique(np.frombuffer(self.pts, dtype=np.int64))
+        stated_s = _stated_s(container, stream)
+        end_s = float(max(pts[-1], pts[-1] - pts[0]) * time_base)
+        notes = self._cut_notes(end_s, stated_s)
+        if notes:
+            pts = without_torn_end(pts)
         timeline = Timeline.timed(pts, time_base, rates, self.last[1] * float(time_base))
-        keys = sorted(self.keys, key=lambda times: times[0])
+        keys = sorted(key for key in self.keys if key[0] <= pts[-1])
         return Listing(
             timeline,
             pts,
-            tuple(int(index) for index in np.searchsorted(pts, [key for key, _ in keys])),
+            tuple(int(index) for index in np.searchsorted(pts, [pts_ for pts_, _ in keys])),
             tuple(keys),
             time_base,
-            self._cut_notes(timeline, float(pts[0] * time_base), _stated_s(container, stream)),
+            notes,
         )
 
-    def _cut_notes(
-        self, timeline: Timeline, start_s: float, stated_s: float | None
-    ) -> tuple[str, ...]:
-        """Say when a file ends before its header says, counted from zero or from its start."""
-        ends_s = timeline.duration_s + max(start_s, 0.0)
-        if stated_s is not None and ends_s < 0.95 * stated_s - 1:
-            return (f"the pictures end after {ends_s:.6g} of {stated_s:.6g} seconds",)
+    def _cut_notes(self, end_s: float, stated_s: float | None) -> tuple[str, ...]:
+        """Say when the last frame comes before the end that the header states."""
+        if stated_s is not None and end_s < 0.95 * stated_s - 1:
+            return (f"the pictures end after {end_s:.6g} of {stated_s:.6g} seconds",)
         return ("damaged: not all of it could be read",) if self.is_cut else ()
+
+
+def without_torn_end(pts: np.ndarray) -> np.ndarray:
+    """Leave out the last frames of a file that was cut off, where one before them is missing.
+
+    Frames are stored in the order of decoding, so that a cut takes some that are shown earlier
+    than the last ones left.
+    """
+    gaps = np.diff(pts)
+    torn = np.flatnonzero(gaps[-REORDERED_FRAMES:] > 1.5 * np.median(gaps)) if len(gaps) else gaps
+    if not len(torn):
+        return pts
+    return pts[: len(gaps) - len(gaps[-REORDERED_FRAMES:]) + int(torn[0]) + 1]
 
 
 def split_runs(wanted: Sequence[int], keys: Sequence[int]) -> list[Run]:

@@ -199,10 +199,11 @@ def fit_frames(
 
 
 def _squeezed(height: int, width: int, *, most: int, factor: int) -> tuple[int, int]:
-    """Fit a size that whole blocks took past `most`: (height, width)."""
-    new_height = max(round(height / factor) * factor, factor)
-    new_width = max(round(width / factor) * factor, factor)
-    if new_height * new_width <= most:  # it was enlarged past it: leave it as large as it is
+    """Fit a size that enlarging, or a side of one block, took past `most`: (height, width)."""
+    scale = math.sqrt(most / (height * width))
+    new_height = max(math.floor(height * scale / factor) * factor, factor)
+    new_width = max(math.floor(width * scale / factor) * factor, factor)
+    if new_height * new_width <= most:
         return new_height, new_width
     room = most // factor**2 * factor  # a strip of one block's thickness: shorten it
     return (factor, room) if width > height else (room, factor)
