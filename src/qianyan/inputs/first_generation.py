@@ -38,9 +38,9 @@ CHATML_TEMPLATE = r"""
     {%- if message.role not in ('system', 'user', 'assistant') or message.tool_calls -%}
         {{- raise_exception('this model calls no tools') -}}
     {%- endif -%}
-    {%- set content = message.content -%}
     {{- '<|im_start|>' ~ message.role ~ '\n' -}}
-    {%- for part in [{'type': 'text', 'text': content}] if content is string else content -%}
+    {%- set text = [{'type': 'text', 'text': message.content}] -%}
+    {%- for part in (text if message.content is string else message.content) -%}
         {%- if part.type == 'image' -%}
             {%- set pictures.count = pictures.count + 1 -%}
             {{- 'Picture ' ~ pictures.count ~ ': <img><imgpad></img>\n' -}}
@@ -61,8 +61,8 @@ RAW_TEMPLATE = r"""
     {%- if message.role not in ('system', 'user', 'assistant') or message.tool_calls -%}
         {{- raise_exception('this model calls no tools') -}}
     {%- endif -%}
-    {%- set content = message.content -%}
-    {%- for part in [{'type': 'text', 'text': content}] if content is string else content -%}
+    {%- set text = [{'type': 'text', 'text': message.content}] -%}
+    {%- for part in (text if message.content is string else message.content) -%}
         {%- if part.type == 'image' -%}
             {{- '<img><imgpad></img>' -}}
         {%- elif part.type == 'text' -%}
