@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from qianyan.inspection.records import Box, Detection, Inspection
     from qianyan.inspection.service import inspect
+    from qianyan.reading.reader import Reader
 
 __all__ = [
     "Box",
@@ -36,6 +37,7 @@ __all__ = [
     "Inspection",
     "MediaError",
     "QianyanError",
+    "Reader",
     "ReplyError",
     "__version__",
     "inspect",
@@ -47,6 +49,7 @@ _ROOMS = {
     "Detection": "inspection.records",
     "Engine": "engine.engine",
     "Inspection": "inspection.records",
+    "Reader": "reading.reader",
     "inspect": "inspection.service",
 }
 

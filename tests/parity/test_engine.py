@@ -1,5 +1,6 @@
-"""The engine against transformers' generate, on a small random checkpoint."""
+"""The engine against transformers' generate, on small random checkpoints that see."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from qianyan.engine.engine import Engine
 from qianyan.engine.scheduler import EngineConfig
+from qianyan.inputs.processor import ModelInputs
 from qianyan.models.attention import NoCache
 
 NUM_TOKENS = 32
@@ -21,6 +23,12 @@ def noise(width: int, height: int, seed: int) -> dict[str, Any]:
     """A content part with a random picture."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return {"type": "image", "image": Image.fromarray(pixels)}
+
+
+def clip(num_frames: int, seed: int, *, fps: float = 2.0) -> dict[str, Any]:
+    """A content part with a random video, wide enough that both rules of position agree."""
+    frames = [noise(280, 84, seed + index)["image"] for index in range(num_frames)]
+    return {"type": "video", "video": frames, "fps": fps}
 
 
 def text(words: str) -> dict[str, Any]:
@@ -36,6 +44,14 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
             "content": [noise(56, 56, 2), noise(200, 60, 3), text("and"), noise(84, 196, 4)],
         }
     ],
+    "video with an odd number of frames": [
+        {"role": "user", "content": [clip(5, 20), text("What moves?")]}
+    ],
+    "video and image": [
+        {"role": "user", "content": [noise(84, 56, 8), text("then"), clip(4, 30, fps=4.0)]},
+        {"role": "assistant", "content": "Smoke."},
+        {"role": "user", "content": [text("And now?"), clip(4, 40), noise(56, 84, 9)]},
+    ],
     "mixed turns": [
         {"role": "system", "content": "Answer in one word."},
         {"role": "user", "content": [text("First."), noise(112, 84, 5)]},
@@ -45,11 +61,20 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
+def seeing_checkpoint(
+    request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path], official_checkpoint: Path
+) -> Path:
+    if request.param == "qwen2_5_vl":
+        return official_checkpoint
+    return make_checkpoint(request.param, generation=request.param)
+
+
 @pytest.fixture(scope="module")
-def endless_checkpoint(official_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The official checkpoint with a stop token that is never drawn: a row of padding."""
+def endless_checkpoint(seeing_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a stop token that is never drawn: a row of padding."""
     folder = tmp_path_factory.mktemp("endless") / "checkpoint"
-    shutil.copytree(official_checkpoint, folder)
+    shutil.copytree(seeing_checkpoint, folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": 319}')
     return folder
 
@@ -64,26 +89,41 @@ def oracle(endless_checkpoint: Path, load_oracle: Callable[[Path], Any]) -> Any:
     return load_oracle(endless_checkpoint)
 
 
+def oracle_pixels(oracle: Any, inputs: ModelInputs) -> dict[str, torch.Tensor]:
+    """Sort what our processor packed in order of appearance into images and videos."""
+    given: dict[str, torch.Tensor] = {}
+    if inputs.pixel_values is None:
+        return given
+    rows = torch.from_numpy(inputs.pixel_values).split([t * h * w for t, h, w in inputs.grid_thw])
+    for is_video, pixels, grid in (
+        (False, "pixel_values", "image_grid_thw"),
+        (True, "pixel_values_videos", "video_grid_thw"),
+    ):
+        picked = [i for i, (t, _, _) in enumerate(inputs.grid_thw) if (t > 1) is is_video]
+        if picked:
+            given[pixels] = torch.cat([rows[i] for i in picked])
+            given[grid] = torch.tensor([inputs.grid_thw[i] for i in picked])
+    if inputs.second_per_grid_ts and oracle.config.model_type == "qwen2_5_vl":
+        given["second_per_grid_ts"] = torch.tensor(inputs.second_per_grid_ts)
+    return given
+
+
 def generate(oracle: Any, engine: Engine, messages: list[dict[str, Any]], **how: Any) -> list[int]:
     """Let transformers answer what our processor read; rows of padding are suppressed."""
     inputs = engine.processor(messages)
     input_ids = torch.tensor([inputs.prompt_token_ids])
-    pictures = {}
-    if inputs.pixel_values is not None:
-        pictures = {
-            "pixel_values": torch.from_numpy(inputs.pixel_values),
-            "image_grid_thw": torch.tensor(inputs.grid_thw),
-        }
+    types = (input_ids == oracle.config.image_token_id).int()
+    types += 2 * (input_ids == oracle.config.video_token_id).int()
     num_tokens = engine.processor.tokenizer.vocab_size
     oracle.model.rope_deltas = None  # kept between calls, and wrong for the next one
     generated = oracle.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
-        mm_token_type_ids=(input_ids == oracle.config.image_token_id).int(),
+        mm_token_type_ids=types,
         suppress_tokens=list(range(num_tokens, oracle.config.text_config.vocab_size)),
         do_sample=False,
         **{"max_new_tokens": NUM_TOKENS, **how},
-        **pictures,
+        **oracle_pixels(oracle, inputs),
     )
     token_ids: list[int] = generated[0, input_ids.shape[1] :].tolist()
     return token_ids
@@ -116,16 +156,22 @@ def test_tokens_under_a_repetition_penalty_equal_those_of_transformers(
 
 
 def test_an_answer_ends_at_the_stop_token_where_transformers_ends(
-    official_checkpoint: Path, oracle: Any, endless_engine: Engine, tiny_tokens: dict[str, int]
+    endless_checkpoint: Path,
+    oracle: Any,
+    endless_engine: Engine,
+    oracle_tokens: dict[str, list[int]],
+    tmp_path: Path,
 ) -> None:
     messages = CONVERSATIONS["mixed turns"]
-    stops = [tiny_tokens["<|im_end|>"], tiny_tokens["<|endoftext|>"]]
-    expected = generate(oracle, endless_engine, messages, eos_token_id=stops)
-    done = Engine(official_checkpoint).chat(messages, max_tokens=NUM_TOKENS)
+    stop = oracle_tokens["mixed turns"][9]
+    expected = generate(oracle, endless_engine, messages, eos_token_id=[stop])
+    folder = shutil.copytree(endless_checkpoint, tmp_path / "stops")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, 318]}))
+    done = Engine(folder).chat(messages, max_tokens=NUM_TOKENS)
     assert done.token_ids == expected
-    assert done.token_ids[-1] in stops
+    assert done.token_ids[-1] == stop
     assert done.finish_reason == "stop"
-    assert "<|" not in done.text
+    assert done.text == endless_engine.processor.tokenizer.decode(expected[:-1])
 
 
 def test_a_batch_of_all_conversations_gives_the_same_tokens(
