@@ -88,9 +88,7 @@ class StepCache(KVCache):
                 kept = span.sequence.store(layer, span.start, key[span.rows], value[span.rows])
             if group[0].start == 0:
                 fresh = NoCache([span.count for span in group])
-                out[rows] = fresh.attend(
-                    layer, query[rows], key[rows], value[rows], window=window
-                )
+                out[rows] = fresh.attend(layer, query[rows], key[rows], value[rows], window=window)
             else:
                 out[rows] = causal_attention(
                     query[rows], *kept, offset=group[0].start, window=window
