@@ -134,7 +134,7 @@ def _ask_huggingface(
         )
     except OfflineModeIsEnabled as error:
         raise CheckpointError(
-            f"{quote(model)} is not on disk and HF_HUB_OFFLINE forbids to fetch it. Unset it."
+            f"HF_HUB_OFFLINE forbids to fetch {quote(model)}. Unset it, or use what is on disk."
         ) from error
     except HFValidationError as error:
         raise CheckpointError(f"{quote(model)} is not a model's name: {error}.") from error

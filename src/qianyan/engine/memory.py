@@ -24,6 +24,7 @@ from qianyan.engine.sizes import (
     count_active_parameters,
     count_kept_numbers,
     count_parameters,
+    require_plausible,
     weigh,
 )
 from qianyan.engine.transfer import connect, fetch
@@ -113,7 +114,9 @@ def _fetch_words(listing: Listing, folder: Path) -> None:
 
 
 def _describe(folder: Path, *, name: str, listing: Listing | None = None) -> ModelFacts:
-    config, data = read_config(folder), read_config_json(folder)
+    data = read_config_json(folder)
+    require_plausible(data)
+    config = read_config(folder)
     model = build_without_weights(config)
     tensors = list(read_headers(folder)) if listing is None else []
     stored_dtype, quantization = _stored_dtype(tensors, data), _quantization(data)

@@ -92,16 +92,20 @@ def find_on_disk(model: str) -> Path | None:
 
 def _snapshots(storage: Path) -> list[Path]:
     """List a cached model's snapshots: what `main` points at, then the others, newest first."""
-    folders = sorted(
-        _folders(storage / "snapshots"), key=lambda path: path.stat().st_mtime, reverse=True
-    )
-    main = storage / "refs" / "main"
-    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
-    return sorted(folders, key=lambda path: path.name != commit)
+    try:
+        main = (storage / "refs" / "main").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        main = ""
+    folders = _folders(storage / "snapshots")
+    return sorted(folders, key=lambda path: (path.name != main, -path.stat().st_mtime))
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+    """List the folders in a folder; what is not there or not for us to see holds none."""
+    try:
+        return sorted(path for path in parent.iterdir() if path.is_dir())
+    except OSError:
+        return []
 
 
 def all_places() -> Iterator[Place]:

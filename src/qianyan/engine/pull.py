@@ -171,8 +171,13 @@ class _PlainFolder:
 
     def publish(self, listing: Listing) -> None:
         fresh = [file for file in _in_order(listing) if self.whole(file).is_file()]
-        if fresh and self.whole(fresh[-1]).name == CONFIG:
-            (self.folder / CONFIG).unlink(missing_ok=True)
+        if fresh and (self.folder / CONFIG).is_file():
+            # Without its config the folder is no model while old and new files are mixed.
+            if fresh[-1].name == CONFIG:
+                (self.folder / CONFIG).unlink()
+            else:
+                (self.folder / CONFIG).replace(self._workshop / CONFIG)
+                fresh.append(next(file for file in listing.files if file.name == CONFIG))
         for file in fresh:
             self.whole(file).replace(self.folder / file.name)
 

@@ -6,8 +6,9 @@ makes keys and values in `k_proj` and `v_proj`, or in a third each of `c_attn`.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,15 +21,11 @@ SPEAKERS = ("talker", "token2wav")
 GROUP_SIZE = 128
 GROUP_BYTES = 3  # of a group of quantised weights: a float16 scale and a zero point
 MAX_COUNT = 1000  # layers or experts of a config that is built here; released: 94 and 128
-COUNTS = ("num_hidden_layers", "depth", "num_experts")
+COUNTS = ("num_hidden_layers", "depth", "layers", "num_experts")
 
 
 def build_without_weights(config: ModelConfig) -> Model:
-    """Build a model on the meta device; ConfigError for sizes that no model has."""
-    for name in COUNTS:
-        count = find_field(config, name)
-        if count is not None and count > MAX_COUNT:
-            raise ConfigError(f"{name} is {count}; expected at most {MAX_COUNT}.")
+    """Build a model on the meta device; ConfigError for matrices that no model has."""
     try:
         with torch.device("meta"):
             return build_model(config)
@@ -36,6 +33,17 @@ def build_without_weights(config: ModelConfig) -> Model:
         raise ConfigError(
             f"config.json describes matrices that cannot exist ({type(error).__name__})."
         ) from error
+
+
+def require_plausible(data: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a config.json's object with more layers than could ever be built."""
+    objects = [data]
+    for known in objects:  # grows while it is read
+        for name, value in known.items():
+            if isinstance(value, dict):
+                objects.append(value)
+            elif name in COUNTS and isinstance(value, int) and value > MAX_COUNT:
+                raise ConfigError(f"{name} is {value}; expected at most {MAX_COUNT}.")
 
 
 def find_field(config: object, name: str) -> int | None:

@@ -53,7 +53,7 @@ def fetch(
         try:
             _receive(client, listing, file, part, on_bytes)
             break
-        except (httpx2.TransportError, _BrokenOffError) as error:
+        except (httpx2.RequestError, _BrokenOffError) as error:
             failures = failures + 1 if length(part) <= longest else 0
             longest = max(longest, length(part))
             if failures > RETRIES:
