@@ -41,8 +41,10 @@ class SquareConfig:
             )
 
     @classmethod
-    def from_json(cls, visual: Mapping[str, Any]) -> Self:
+    def from_json(cls, visual: Any) -> Self:
         """Read the `visual` object of config.json."""
+        if not isinstance(visual, Mapping):
+            raise ConfigError(f"config.json's visual is {quote(visual)}; expected a JSON object.")
         missing = [name for name in ("image_size", "patch_size") if visual.get(name) is None]
         if missing:
             raise ConfigError(f"config.json's visual has no {', '.join(missing)}; copy it again.")

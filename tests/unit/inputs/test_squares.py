@@ -77,3 +77,8 @@ def test_impossible_settings_are_refused(changes: dict[str, Any], words: str) ->
     with pytest.raises(ConfigError) as raised:
         SquareConfig.from_json(RELEASED | changes)
     assert words in str(raised.value)
+
+
+def test_a_visual_that_is_no_object_is_refused() -> None:
+    with pytest.raises(ConfigError, match="visual is '7'; expected a JSON object"):
+        SquareConfig.from_json(7)
