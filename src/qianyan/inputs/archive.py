@@ -70,12 +70,12 @@ class Package:
 
     def related(self, name: str) -> dict[str, tuple[str, str]]:
         """Look up what a member refers to: relationship id -> (last word of its type, member)."""
-        blob = self.members.get(_rels_name(name))
-        if blob is None:
+        rels_name = _rels_name(name)
+        if rels_name not in self.members:
             return {}
         return {
             item.get("Id", ""): (item.get("Type", "").rpartition("/")[2], _target(name, item))
-            for item in Tree.fromstring(blob).iter(_RELATIONSHIP)  # noqa: S314  (no doctype: checked)
+            for item in parse_markup(self.members[rels_name]).iter(_RELATIONSHIP)
             if item.get("TargetMode") != "External"
         }
 
@@ -97,6 +97,11 @@ def read_package(data: bytes, pieces: Pieces) -> Package:
         kind = _normalise_types(members, pieces)
         _check_relationships(members, pieces)
         return Package(kind, members)
+
+
+def parse_markup(blob: bytes) -> Tree.Element:
+    """Parse a member's XML; raises SyntaxError when it is damaged."""
+    return Tree.fromstring(blob)  # noqa: S314  (has no document type: looked at when unpacked)
 
 
 def _unpack(archive: zipfile.ZipFile, packed_bytes: int, pieces: Pieces) -> dict[str, bytes]:
@@ -182,7 +187,7 @@ def _check_markup(blob: bytes, pieces: Pieces) -> None:
 
 def _normalise_types(members: dict[str, bytes], pieces: Pieces) -> str:
     """Find the kind, and give its main part the type of a document without macros."""
-    root = Tree.fromstring(members[CONTENT_TYPES])  # noqa: S314  (no doctype: checked)
+    root = parse_markup(members[CONTENT_TYPES])
     for item in root:
         declared = item.get("ContentType", "")
         found = _MAIN.search(declared)
@@ -209,7 +214,7 @@ def _check_relationships(members: dict[str, bytes], pieces: Pieces) -> None:
             code="unsupported_format",
         )
     for rels_name in [name for name in members if name.endswith(".rels")]:
-        root = Tree.fromstring(members[rels_name])  # noqa: S314  (no doctype: checked)
+        root = parse_markup(members[rels_name])
         source = join(dirname(dirname(rels_name)), rels_name.rpartition("/")[2][: -len(".rels")])
         lost = []
         for item in root.iter(_RELATIONSHIP):

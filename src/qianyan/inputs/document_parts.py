@@ -148,6 +148,11 @@ class Pieces:
         self._num_marks += 1
         return f"[picture {self._num_marks}]"
 
+    @property
+    def size(self) -> int:
+        """Characters and pictures so far, to tell whether something was added."""
+        return self._num_characters + self._num_pictures
+
     def count(self, what: str, number: int = 1) -> None:
         """Note that `number` more of something were left out or changed."""
         self._notes[what] = self._notes.get(what, 0) + number
@@ -169,6 +174,16 @@ class Pieces:
             raise CapacityError(
                 f"{quote(self.name)} has more than {most} characters of text, the most that are "
                 f"read at once. {self.way_out}"
+            )
+
+    def check_table(self, num_rows: int, num_columns: int, what: str = "a table") -> None:
+        """Refuse a table beyond the limits (CapacityError); `what` names it in the sentence."""
+        rows, columns = self.limits.max_rows, self.limits.max_columns
+        if num_rows > rows or num_columns > columns:
+            most, noun = (rows, "rows") if num_rows > rows else (columns, "columns")
+            raise CapacityError(
+                f"{quote(self.name)} has {what} of more than {most} {noun}, the most that are read "
+                f"at once. {self.way_out}"
             )
 
     def check_pictures(self) -> None:
