@@ -243,7 +243,7 @@ def send_json(
 
 
 @pytest.fixture(autouse=True)
-def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the user's caches, nor their token, nor waiting between attempts."""
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
@@ -253,8 +253,6 @@ def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(transfer, "RETRY_WAIT_S", 0.0)
-    yield
-    huggingface_hub.close_session()
 
 
 @pytest.fixture

@@ -313,6 +313,37 @@ def test_a_revision_is_kept_beside_the_main_one(hub: Any, files: dict[str, bytes
         pull(NAME, revision="v2", endpoint=hub.url)
 
 
+def test_a_folder_is_no_model_while_old_and_new_are_mixed(
+    hub: Any, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A pull stopped between two of its last steps leaves no folder that would load."""
+    hub.repositories[NAME] = Repository(files)
+    folder = pull(NAME, folder=tmp_path / "mine", endpoint=hub.url)
+    changed = files | {BIG: files[BIG][:-4] + b"\0\0\0\0", "tokenizer.json": b"[]"}
+    hub.repositories[NAME].files = changed
+    (folder / BIG).unlink()
+    (folder / BIG).mkdir()  # what cannot be replaced stops the pull there
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        pull(NAME, folder=folder, endpoint=hub.url)
+    assert (folder / "tokenizer.json").read_bytes() == b"[]"
+    assert not is_complete(folder)
+    assert not (folder / "config.json").exists()
+    (folder / BIG).rmdir()
+    hub.sent.clear()
+    pull(NAME, folder=folder, endpoint=hub.url)
+    assert not hub.sent
+    assert contents(folder) == {name: changed[name] for name in files if name not in REFUSED}
+
+
+def test_a_hub_that_redirects_without_end_is_given_up(hub: Any, files: dict[str, bytes]) -> None:
+    hub.repositories[NAME] = Repository(files)
+    hub.redirects_to = f"{hub.url}/{NAME}/resolve/main/x?"
+    hub.repositories[NAME].files["x"] = b""
+    with pytest.raises(CheckpointError, match="broke off at 0 of"):
+        pull(NAME, endpoint=hub.url)
+    assert is_partial()
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(
     hub: Any, files: dict[str, bytes], tmp_path: Path
 ) -> None:
