@@ -89,6 +89,7 @@ class VideoFile:
         self._source = source
         self._limits = limits
         self._deadline = time.monotonic() + limits.max_read_s
+        self._is_torn = False
         self._av = _import_av()
 
     def list_frames(self) -> Listing:
@@ -100,18 +101,16 @@ class VideoFile:
         """
         with self._opened() as (container, stream):
             packets = _Packets()
-            try:
-                for packet in container.demux(stream):
-                    self._check_time()
+            for packet in self._packets(container, stream):
+                if packet is not None:
                     packets.add(packet)
-                    if len(packets.pts) + packets.untimed > self._limits.max_source_frames:
-                        raise MediaError(
-                            "The video has more than "
-                            f"{self._limits.max_source_frames} frames. Cut it into pieces.",
-                            code="too_many_frames",
-                        )
-            except self._av.error.FFmpegError:
-                packets.is_cut = True
+                if len(packets.pts) + packets.untimed > self._limits.max_source_frames:
+                    raise MediaError(
+                        f"The video has more than {self._limits.max_source_frames} frames. Cut it "
+                        "into pieces.",
+                        code="too_many_frames",
+                    )
+            packets.is_cut |= self._is_torn
             return packets.listing(container, stream)
 
     def decode(self, listing: Listing, wanted: Sequence[int]) -> "Iterator[tuple[int, VideoFrame]]":
@@ -128,25 +127,29 @@ class VideoFile:
                 while runs:
                     start = runs[0].key
                     packets = (
-                        container.demux(stream)
+                        self._packets(container, stream)
                         if start is None
-                        else self._jump(container, stream, listing, start)
+                        else self._jump(container, stream, listing.key_times[start])
                     )
                     if packets is None:  # jumping does not work here: all the rest in one go
                         runs = [Run(None, tuple(chain(*(run.wanted for run in runs))))]
                         break
-                    yield from self._decode_run(packets, listing, runs.pop(0).wanted)
+                    run = runs.pop(0)
+                    yield from self._decode_run(stream, packets, listing, run.wanted)
 
     def _decode_run(
-        self, packets: "Iterator[Packet[VideoStream]]", listing: Listing, wanted: Sequence[int]
+        self,
+        stream: "VideoStream",
+        packets: "Iterator[Packet[VideoStream] | None]",
+        listing: Listing,
+        wanted: Sequence[int],
     ) -> "Iterator[tuple[int, VideoFrame]]":
         """Decode on until the last wanted frame has come."""
         left = list(reversed(wanted))
         count = -1
         for packet in packets:
-            self._check_time()
             try:
-                frames = packet.decode()
+                frames = stream.decode(packet)
             except self._av.error.FFmpegError:  # a damaged packet: go on with the next
                 continue
             for frame in frames:
@@ -157,30 +160,39 @@ class VideoFile:
             if not left:
                 return
 
+    def _packets(
+        self, container: "InputContainer", stream: "VideoStream"
+    ) -> "Iterator[Packet[VideoStream] | None]":
+        """Read packets as far as they can be read; None makes the decoder give what it holds."""
+        try:
+            for packet in container.demux(stream):
+                self._check_time()
+                yield packet
+        except self._av.error.FFmpegError:
+            self._is_torn = True
+            yield None
+        except IndexError:  # PyAV's, at the end of files in which further streams turn up
+            yield None
+
     def _jump(
-        self, container: "InputContainer", stream: "VideoStream", listing: Listing, key: int
-    ) -> "Iterator[Packet[VideoStream]] | None":
+        self,
+        container: "InputContainer",
+        stream: "VideoStream",
+        key_times: tuple[int, int | None],
+    ) -> "Iterator[Packet[VideoStream] | None] | None":
         """Go to a key frame; None where the file does not lead there."""
-        pts, dts = listing.key_times[key]
         # Some formats look for the time of showing, some for the time of decoding.
-        for target in (pts, dts):
+        for target in key_times:
             if target is None:
                 continue
             try:
                 container.seek(target, stream=stream)
-                packets = container.demux(stream)
-                first = self._first_key(packets)
             except self._av.error.FFmpegError:
                 return None
-            if first is not None and first.pts is not None and first.pts <= pts:
+            packets = self._packets(container, stream)
+            first = next((each for each in packets if each and each.is_keyframe), None)
+            if first is not None and first.pts is not None and first.pts <= key_times[0]:
                 return chain([first], packets)
-        return None
-
-    def _first_key(self, packets: "Iterator[Packet[VideoStream]]") -> "Packet[VideoStream] | None":
-        for packet in packets:
-            self._check_time()
-            if packet.is_keyframe and packet.size:
-                return packet
         return None
 
     def _check_time(self) -> None:
