@@ -48,9 +48,9 @@ What = str | Sequence[str]
 class Reader:
     """A loaded model that is asked for one thing at a time and answers with plain values.
 
-    All places are in pixels of the picture as it was given, the right way up. Every method raises InputError or
-    MediaError for what cannot be used, and ReplyError for an answer that cannot be read, which has
-    the answer as its `raw`; an empty result is always the model's own statement.
+    All places are in pixels of the picture as it was given, the right way up. Every method raises
+    InputError or MediaError for what cannot be used, and ReplyError for an answer that cannot be
+    read, which has the answer as its `raw`; an empty result is always the model's own statement.
 
     Example:
         reader = Reader(Engine("path/to/Qwen2.5-VL-3B-Instruct"), lang="en")
