@@ -18,6 +18,11 @@ PREFIX = "QIANYAN_"
 OTHER_VARIABLES = frozenset({"QIANYAN_SHARED"})
 
 
+def modelscope_cache() -> Path:
+    """Say where ModelScope's clients keep their models: MODELSCOPE_CACHE, else ~/.cache."""
+    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+
+
 def variable_name(option: str) -> str:
     """Name the environment variable of an option, --max-objects or max_objects."""
     return PREFIX + option.lstrip("-").replace("-", "_").upper()

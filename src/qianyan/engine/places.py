@@ -21,6 +21,7 @@ from typing import Literal
 from huggingface_hub import constants
 
 from qianyan.engine.folder import is_complete
+from qianyan.settings import modelscope_cache
 
 Source = Literal["huggingface", "modelscope"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -51,11 +52,6 @@ def is_hub_name(model: str) -> bool:
 def huggingface_folder(model: str) -> Path:
     """Say where Hugging Face's cache keeps all of a model."""
     return Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
-
-
-def modelscope_cache() -> Path:
-    """Say where ModelScope's clients keep their models."""
-    return Path("~/.cache/modelscope").expanduser()
 
 
 def modelscope_folder(model: str, revision: str | None) -> Path:

@@ -112,8 +112,9 @@ class Processor:
 
         Args:
             folder: the checkpoint; without preprocessor_config.json it reads text only.
-            min_pixels: least area a picture is enlarged to, instead of the checkpoint's.
-            max_pixels: largest area a picture is reduced to, instead of the checkpoint's.
+            min_pixels: least area a picture is enlarged to, instead of the checkpoint's; without
+                effect on the first generation, which sees squares of one size.
+            max_pixels: largest area a picture is reduced to, likewise.
             limits: what pictures, videos and documents may cost.
         """
         folder = Path(folder)

@@ -53,7 +53,7 @@ class Tokenizer:
         path = Path(folder) / "tokenizer.json"
         tiktoken = path.with_name(VOCABULARY_NAME)
         if not path.is_file() and tiktoken.is_file():
-            has_pictures = "visual" in read_json(path.with_name("config.json"))
+            has_pictures = bool(read_json(path.with_name("config.json")).get("visual"))
             return cls(
                 load_tiktoken(tiktoken, has_pictures=has_pictures),
                 {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},

@@ -28,7 +28,7 @@ MIN_IOU = 0.5
 _FAMILIES: tuple[tuple[str, Notation, int], ...] = (
     (r"qwen[-_ ]?2[._]5[-_ ]?(vl|omni)", Notation.RESIZED_PIXELS, 28),
     (r"qwen[-_ ]?3([._]\d+)?([-_ ]|$)", Notation.RELATIVE_1000, 32),
-    (r"qwen[-_ ]?2[-_ ]?vl", Notation.RELATIVE_1000, 28),
+    (r"qwen[-_ ]?2[-_ ]?vl", Notation.RELATIVE_BELOW_1000, 28),
     (r"qwen[-_ ]?vl[-_ ]?chat", Notation.RELATIVE_1000, 28),
 )
 

@@ -12,6 +12,10 @@ from qianyan.errors import ConfigError, quote
 
 Config = TypeVar("Config")
 
+MAX_LAYERS = 1000
+MAX_EXPERTS = 4096
+"""Far beyond any released model: a damaged config must not build modules for minutes."""
+
 
 def build(cls: type[Config], data: Mapping[str, Any], *, where: str) -> Config:
     """Make `cls` from a JSON object, taking the fields it declares and no others.
@@ -46,6 +50,13 @@ def check_positive_integer(name: str, value: object) -> None:
     """Raise ConfigError unless the value of field `name` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} is {quote(value)}; expected an integer of at least 1.")
+
+
+def require_at_most(config: object, name: str, limit: int) -> None:
+    """Raise ConfigError when field `name` is larger than `limit`."""
+    value = getattr(config, name)
+    if value > limit:
+        raise ConfigError(f"{name} is {value}; expected at most {limit}.")
 
 
 def require_positive_numbers(config: object, *names: str) -> None:

@@ -129,11 +129,13 @@ def _head_dim(hidden_size: Any, num_attention_heads: Any) -> int | None:
 
 def _check_layer_types(config: TextConfig, layer_types: object) -> None:
     """Refuse a list of layer types that says something else than the sliding-window fields."""
+    if layer_types is None:
+        return
     expected = [
         "full_attention" if config.window(layer) is None else "sliding_attention"
         for layer in range(config.num_hidden_layers)
     ]
-    if layer_types is not None and layer_types != expected:
+    if layer_types != expected:
         raise ConfigError(
             "layer_types does not agree with use_sliding_window and max_window_layers; expected "
             f"{expected.count('full_attention')} full_attention layers, then sliding_attention."

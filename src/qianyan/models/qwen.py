@@ -29,7 +29,9 @@ from torch.nn.functional import silu
 from qianyan.errors import ConfigError, InputError, quote
 from qianyan.models.attention import KVCache
 from qianyan.models.config import (
+    MAX_LAYERS,
     build,
+    require_at_most,
     require_booleans,
     require_multiple,
     require_positive_integers,
@@ -76,6 +78,7 @@ class QWenConfig:
             "max_position_embeddings",
             "seq_length",
         )
+        require_at_most(self, "num_hidden_layers", MAX_LAYERS)
         require_positive_numbers(self, "layer_norm_epsilon", "rotary_emb_base")
         require_booleans(self, "use_dynamic_ntk", "use_logn_attn", "no_bias", "tie_word_embeddings")
         require_multiple(self, "hidden_size", "num_attention_heads")

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from qianyan.errors import ConfigError, quote
 from qianyan.models.config import (
+    MAX_LAYERS,
+    require_at_most,
     require_multiple,
     require_positive_integers,
     require_positive_numbers,
@@ -69,6 +71,7 @@ class VisionConfig:
             "spatial_merge_size",
             "window_size",
         )
+        require_at_most(self, "depth", MAX_LAYERS)
         require_positive_numbers(self, "tokens_per_second")
         require_multiple(self, "hidden_size", "num_heads")
         require_silu(self.hidden_act)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from qianyan.errors import ConfigError, quote
 from qianyan.models.config import (
+    MAX_LAYERS,
+    require_at_most,
     require_multiple,
     require_positive_integers,
     require_positive_numbers,
@@ -62,6 +64,7 @@ class VisionConfig:
             "temporal_patch_size",
             "spatial_merge_size",
         )
+        require_at_most(self, "depth", MAX_LAYERS)
         require_positive_numbers(self, "mlp_ratio")
         require_multiple(self, "embed_dim", "num_heads")
         if self.hidden_act != "quick_gelu":

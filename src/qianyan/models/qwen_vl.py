@@ -21,6 +21,8 @@ from torch.nn.functional import gelu, interpolate, linear, scaled_dot_product_at
 from qianyan.errors import ConfigError
 from qianyan.models.attention import segment_attention
 from qianyan.models.config import (
+    MAX_LAYERS,
+    require_at_most,
     require_multiple,
     require_positive_integers,
     require_positive_numbers,
@@ -60,6 +62,7 @@ class VisualConfig:
             "width",
             "n_queries",
         )
+        require_at_most(self, "layers", MAX_LAYERS)
         require_positive_numbers(self, "mlp_ratio")
         require_multiple(self, "width", "heads")
         require_multiple(self, "image_size", "patch_size")

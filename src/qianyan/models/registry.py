@@ -102,6 +102,8 @@ def read_config_json(folder: str | Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{quote(path)} is not JSON: {error}.") from error
+    except (RecursionError, OSError) as error:
+        raise ConfigError(f"{quote(path)} cannot be read as JSON; copy the file again.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{quote(path)} holds no JSON object; expected one.")
     return data

@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from qianyan.errors import ConfigError
 from qianyan.models.attention import KVCache
 from qianyan.models.config import (
+    MAX_EXPERTS,
+    MAX_LAYERS,
+    require_at_most,
     require_booleans,
     require_multiple,
     require_positive_integers,
@@ -57,6 +60,7 @@ class MoeConfig:
             "decoder_sparse_step",
         )
         require_booleans(self, "norm_topk_prob")
+        require_at_most(self, "num_experts", MAX_EXPERTS)
         if self.num_experts_per_tok > self.num_experts:
             raise ConfigError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}; "
@@ -109,6 +113,7 @@ class TextConfig:
             "max_position_embeddings",
             "head_dim",
         )
+        require_at_most(self, "num_hidden_layers", MAX_LAYERS)
         require_positive_numbers(self, "rms_norm_eps", "rope_theta")
         require_multiple(self, "num_attention_heads", "num_key_value_heads")
         require_booleans(

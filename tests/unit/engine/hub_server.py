@@ -252,6 +252,7 @@ def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("MODELSCOPE_CACHE", raising=False)
     monkeypatch.setattr(transfer, "RETRY_WAIT_S", 0.0)
 
 

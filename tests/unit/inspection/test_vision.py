@@ -368,7 +368,7 @@ def test_answers_come_in_the_order_of_the_questions(start_endpoint: Start) -> No
         ("Qwen/Qwen2.5-VL-72B-Instruct-AWQ", Notation.RESIZED_PIXELS, 28),
         ("qwen2.5vl:7b", Notation.RESIZED_PIXELS, 28),
         ("Qwen2_5-Omni-7B", Notation.RESIZED_PIXELS, 28),
-        ("qwen2-vl-7b-instruct", Notation.RELATIVE_1000, 28),
+        ("qwen2-vl-7b-instruct", Notation.RELATIVE_BELOW_1000, 28),
         ("Qwen3-VL-8B-Instruct", Notation.RELATIVE_1000, 32),
         ("qwen3.5-plus", Notation.RELATIVE_1000, 32),
         ("a-model-nobody-knows", Notation.RESIZED_PIXELS, 28),
