@@ -10,6 +10,8 @@ before anything is decoded and again by the decoder itself; one deadline covers 
 sentences are ours, never the library's.
 """
 
+from __future__ import annotations
+
 import bisect
 import os
 import stat
@@ -113,7 +115,7 @@ class VideoFile:
             packets.is_cut |= self._is_torn
             return packets.listing(container, stream)
 
-    def decode(self, listing: Listing, wanted: Sequence[int]) -> "Iterator[tuple[int, VideoFrame]]":
+    def decode(self, listing: Listing, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Decode the frames of the wanted indices, ascending and no two alike.
 
         Yields each index with its frame; where damage took that frame, with the next one there is.
@@ -139,11 +141,11 @@ class VideoFile:
 
     def _decode_run(
         self,
-        stream: "VideoStream",
-        packets: "Iterator[Packet[VideoStream] | None]",
+        stream: VideoStream,
+        packets: Iterator[Packet[VideoStream] | None],
         listing: Listing,
         wanted: Sequence[int],
-    ) -> "Iterator[tuple[int, VideoFrame]]":
+    ) -> Iterator[tuple[int, VideoFrame]]:
         """Decode on until the last wanted frame has come."""
         left = list(reversed(wanted))
         count = -1
@@ -161,8 +163,8 @@ class VideoFile:
                 return
 
     def _packets(
-        self, container: "InputContainer", stream: "VideoStream"
-    ) -> "Iterator[Packet[VideoStream] | None]":
+        self, container: InputContainer, stream: VideoStream
+    ) -> Iterator[Packet[VideoStream] | None]:
         """Read packets as far as they can be read; None makes the decoder give what it holds."""
         try:
             for packet in container.demux(stream):
@@ -176,10 +178,10 @@ class VideoFile:
 
     def _jump(
         self,
-        container: "InputContainer",
-        stream: "VideoStream",
+        container: InputContainer,
+        stream: VideoStream,
         key_times: tuple[int, int | None],
-    ) -> "Iterator[Packet[VideoStream] | None] | None":
+    ) -> Iterator[Packet[VideoStream] | None] | None:
         """Go to a key frame; None where the file does not lead there."""
         # Some formats look for the time of showing, some for the time of decoding.
         for target in key_times:
@@ -204,7 +206,7 @@ class VideoFile:
             )
 
     @contextmanager
-    def _opened(self) -> "Iterator[tuple[InputContainer, VideoStream]]":
+    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         """Open the container and pick its video; checks all that the header says."""
         with _file(self._source) as file:
             head = file.read(SIGNATURE_BYTES)
@@ -223,7 +225,7 @@ class VideoFile:
             with container:
                 yield container, self._pick_stream(container)
 
-    def _pick_stream(self, container: "InputContainer") -> "VideoStream":
+    def _pick_stream(self, container: InputContainer) -> VideoStream:
         """Pick the video among the streams; a sound file's cover picture is none."""
         streams = [
             stream
@@ -261,7 +263,7 @@ class _Packets:
         self.last: tuple[int, int] = (-(1 << 63), 0)  # pts and duration of the last one shown
         self.is_cut = False
 
-    def add(self, packet: "Packet[VideoStream]") -> None:
+    def add(self, packet: Packet[VideoStream]) -> None:
         """Take one packet into account; flushing, damaged and hidden ones are no frames."""
         if not packet.size or packet.is_discard:
             return
@@ -275,7 +277,7 @@ class _Packets:
             if packet.is_keyframe:
                 self.keys.append((packet.pts, packet.dts))
 
-    def listing(self, container: "InputContainer", stream: "VideoStream") -> Listing:
+    def listing(self, container: InputContainer, stream: VideoStream) -> Listing:
         """Put the packets into the order of showing."""
         stated = (stream.average_rate, stream.guessed_rate, stream.base_rate)
         rates = [rate for rate in stated if rate is not None and rate > 0]
@@ -293,7 +295,7 @@ class _Packets:
             )
         pts = np.unique(np.frombuffer(self.pts, dtype=np.int64))
         stated_s = _stated_s(container, stream)
-        end_s = float(max(pts[-1], pts[-1] - pts[0]) * time_base)
+        end_s = float(max(int(pts[-1]), int(pts[-1]) - int(pts[0])) * time_base)
         notes = self._cut_notes(end_s, stated_s)
         if notes:
             pts = without_torn_end(pts)
@@ -389,7 +391,7 @@ def _refuse_file(*_: object) -> NoReturn:
     )
 
 
-def _stated_s(container: "InputContainer", stream: "VideoStream") -> float | None:
+def _stated_s(container: InputContainer, stream: VideoStream) -> float | None:
     """Find the length that the header states, in seconds."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)

@@ -6,6 +6,7 @@ qwen-vl-utils 0.0.14). All frames of a clip share one size. Everything here is a
 Differences from qwen-vl-utils, on purpose:
 - The cap on a clip's tokens holds always. There the least area of a frame wins over it: 768
   frames come to 384 * 128 * 1.05 tokens whatever total was asked. Here frames get smaller.
+- Frames given as a list are sized in the same blocks as a file's; there in blocks twice as large.
 - Values outside their range are errors that name the key; there some are silently changed.
 """
 

@@ -5,6 +5,8 @@ kept, so that memory does not grow with a video's length or resolution. What was
 a record without pixels, for reports and for positions in time.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +161,7 @@ def _check_list(count: int, request: VideoRequest, limits: VideoLimits) -> None:
             raise request.refused(key, "no such key, as frames given as a list are all shown")
 
 
-def _delay_s(listing: Listing, index: int, frame: "VideoFrame") -> float:
+def _delay_s(listing: Listing, index: int, frame: VideoFrame) -> float:
     """Tell by how much a decoded frame is later than the one that was wanted."""
     if listing.pts is None or frame.pts is None:
         return 0.0
@@ -179,7 +181,7 @@ class _Gathered:
         self._is_there = np.zeros(len(choice.indices), dtype=bool)
         self._frames: np.ndarray | None = None
 
-    def add(self, index: int, frame: "VideoFrame", *, delay_s: float) -> None:
+    def add(self, index: int, frame: VideoFrame, *, delay_s: float) -> None:
         """Resize a decoded frame into every place that shows it."""
         check_size(frame.width, frame.height, self._limits)
         if self._frames is None:
@@ -213,7 +215,7 @@ class _Gathered:
             )
         return self._frames
 
-    def _start(self, frame: "VideoFrame") -> np.ndarray:
+    def _start(self, frame: VideoFrame) -> np.ndarray:
         """Choose the size, and say what is special, by the first frame."""
         num_frames = len(self._choice.indices)
         self.photo_wh = (frame.width, frame.height)
@@ -228,7 +230,7 @@ class _Gathered:
         return np.zeros((num_frames, seen_wh[1], seen_wh[0], 3), dtype=np.uint8)
 
 
-def _upright(frame: "VideoFrame") -> Image.Image:
+def _upright(frame: VideoFrame) -> Image.Image:
     """Turn a decoded frame into upright RGB: alpha over white, one field of an interlaced one."""
     has_alpha = any(part.is_alpha for part in frame.format.components)
     # One thread: the converter would start its threads anew for every frame, at ten times the cost.
@@ -241,6 +243,6 @@ def _upright(frame: "VideoFrame") -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _turn(frame: "VideoFrame") -> int:
+def _turn(frame: VideoFrame) -> int:
     """Tell by how many degrees, counterclockwise, a frame is to be turned to stand upright."""
     return round(frame.rotation / 90) * 90 % 360
