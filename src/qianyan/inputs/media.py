@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from qianyan.errors import CapacityError, InputError
-from qianyan.inputs.document_parts import DocumentLimits
+from qianyan.inputs.documents import DocumentLimits, read_document
 from qianyan.inputs.fetch import Fetched, FetchLimits, Noun, fetch, find_file
 from qianyan.inputs.first_generation import IMAGE_PAD, find_references
 from qianyan.inputs.frames import VideoConfig, VideoLimits, VideoRequest
@@ -187,8 +187,6 @@ class Media:
 
     def add_document(self, part: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         """Read a document into parts for the template: text, and pictures where they are seen."""
-        from qianyan.inputs.documents import read_document  # noqa: PLC0415
-
         source, name, pages = file_source(part, where)
         fetched = self._fetch(source, "document", self._limits.fetch_document)
         document = read_document(
