@@ -5,6 +5,8 @@ of what was opened the parts of a message for one model.
 """
 
 import mimetypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from PIL import Image
 
 from qianyan.cli.answering import Model
 from qianyan.cli.conversation import Attachment, Kind
-from qianyan.errors import InputError
+from qianyan.errors import InputError, MediaError, quote
 from qianyan.inputs.container import VideoFile
 from qianyan.inputs.document_parts import Document
+from qianyan.inputs.documents import read_document
 from qianyan.inputs.fetch import FetchLimits, fetch, find_file
 from qianyan.inputs.images import Photo, read_image
 from qianyan.inputs.media import MediaLimits
@@ -45,7 +48,8 @@ def open_attachment(kind: Kind, source: str, limits: FetchLimits) -> Opened:
     place = _expanded(source)
     if kind == "image":
         fetched = fetch(place, limits=limits, allow_files=True)
-        return Opened(kind=kind, name=fetched.name, content=read_image(fetched.data))
+        with _naming(fetched.name):
+            return Opened(kind=kind, name=fetched.name, content=read_image(fetched.data))
     if kind == "file":
         return _open_document(place, limits)
     if kind == "video":
@@ -54,8 +58,6 @@ def open_attachment(kind: Kind, source: str, limits: FetchLimits) -> Opened:
 
 
 def _open_document(place: str | Path, limits: FetchLimits) -> Opened:
-    from qianyan.inputs.documents import read_document
-
     allowed = _with_hosts(MediaLimits().fetch_document, limits)
     fetched = fetch(place, limits=allowed, allow_files=True, noun="document")
     document = read_document(fetched.data, name=fetched.name, media_type=fetched.media_type)
@@ -72,14 +74,25 @@ def _open_video(place: str | Path, limits: FetchLimits) -> Opened:
     path = find_file(place)
     if path is not None:
         kind = mimetypes.guess_type(path.name)[0]
-        VideoFile(path, MediaLimits().video).list_frames()
+        with _naming(path.name):
+            VideoFile(path, MediaLimits().video).list_frames()
         return Opened(kind="video", name=path.name, content=path, media_type=kind)
     allowed = _with_hosts(MediaLimits().fetch_video, limits)
     fetched = fetch(place, limits=allowed, noun="video")
-    VideoFile(fetched.data, MediaLimits().video).list_frames()
+    with _naming(fetched.name):
+        VideoFile(fetched.data, MediaLimits().video).list_frames()
     return Opened(
         kind="video", name=fetched.name, content=fetched.data, media_type=fetched.media_type
     )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say of several files which one cannot be read."""
+    try:
+        yield
+    except MediaError as error:
+        raise MediaError(f"{quote(name)}: {error}", code=error.code) from error
 
 
 def fit(opened: Opened, model: Model) -> Attachment:
@@ -100,13 +113,12 @@ def fit(opened: Opened, model: Model) -> Attachment:
         return _fit_document(opened, content, model)
     if not model.sees_pictures:
         raise InputError(_TEXT_ONLY)
-    clip = model.watch(content, opened.media_type or "video/mp4")
+    with _naming(opened.name):
+        clip = model.watch(content, opened.media_type or "video/mp4")
     return Attachment(kind="video", name=opened.name, parts=(clip.part,), notes=clip.notes)
 
 
 def _fit_document(opened: Opened, document: Document, model: Model) -> Attachment:
-    from qianyan.inputs.documents import read_document
-
     if not model.sees_pictures and any(not isinstance(piece, str) for piece in document.parts):
         document = read_document(
             opened.data, name=opened.name, media_type=opened.media_type, wants_pictures=False

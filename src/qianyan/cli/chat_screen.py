@@ -154,19 +154,16 @@ class ChatScreen:
         if not line.strip():
             return
         try:
-            self._take(line)
+            asked = read_command(line)
+            if isinstance(asked, str):
+                self._ask(asked)
+            elif asked.verb in ("image", "video", "audio", "file"):
+                self._attach(asked.verb, asked.argument or "")
+            else:
+                self._do[asked.verb](asked.argument)
         except (QianyanError, OSError) as error:
             is_wrapped = self._errors.is_terminal
             self._errors.print(printable(str(error)), style="red", soft_wrap=not is_wrapped)
-
-    def _take(self, line: str) -> None:
-        asked = read_command(line)
-        if isinstance(asked, str):
-            self._ask(asked)
-        elif asked.verb in ("image", "video", "audio", "file"):
-            self._attach(asked.verb, asked.argument or "")
-        else:
-            self._do[asked.verb](asked.argument)
 
     def _ask(self, question: str) -> None:
         """Answer one question; the conversation keeps it when there is an answer."""
@@ -181,8 +178,6 @@ class ChatScreen:
             is_stopped = self._was_interrupted = heard.is_cut = True
         except QianyanError:
             self._end_line(heard)
-            if self.conversation.turns:
-                self._say("unchanged")
             raise
         self._end_line(heard)
         if is_stopped:

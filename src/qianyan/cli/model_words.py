@@ -23,6 +23,9 @@ _WORDS: dict[Lang, dict[str, str]] = {
         "colon": "：",
         "folder": "位置",
         "parameters": "参数",
+        "text": "文字",
+        "vision": "视觉",
+        "audio": "音频",
         "active": "，每个词元用到 {n}",
         "stored": "存储格式",
         "max_length": "最大长度",
@@ -33,7 +36,6 @@ _WORDS: dict[Lang, dict[str, str]] = {
         "weights": "权重",
         "with_context": "含 {n} 词元对话",
         "memory_note": "对话：权重加一次对话的键值缓存；计算中还需要一些，大图片可达数百 MB。",
-        "beyond": "注意：模型最多支持 {n} 词元。",
     },
     "en": {
         "name": "name",
@@ -49,6 +51,9 @@ _WORDS: dict[Lang, dict[str, str]] = {
         "colon": ": ",
         "folder": "folder",
         "parameters": "parameters",
+        "text": "text",
+        "vision": "vision",
+        "audio": "audio",
         "active": ", {n} take part in each token",
         "stored": "stored as",
         "max_length": "longest",
@@ -60,7 +65,6 @@ _WORDS: dict[Lang, dict[str, str]] = {
         "with_context": "with {n} tokens",
         "memory_note": "Conversations: weights, and the keys and values of one conversation. "
         "Computing takes some more, up to some hundred MB for a large picture.",
-        "beyond": "Mind that the model takes {n} tokens at most.",
     },
 }
 _LICENCES: dict[Lang, dict[str, str]] = {

@@ -130,7 +130,7 @@ def _print_list(models: "list[ModelOnDisk]", lang: Lang) -> None:
     for model in models:
         if model.licence is not None and model.licence.is_commercial is False:
             sentence = licence_sentence(model.licence, lang)
-            console.print(f"! {printable(model.name)}: {sentence}", soft_wrap=True, style="bold")
+            console.print(f"! {printable(model.name)}: {sentence}", style="bold")
 
 
 def _short_licence(licence: "Licence | None", lang: Lang) -> str:
@@ -202,7 +202,7 @@ def _print_facts(facts: "ModelFacts", contexts: Sequence[int], lang: Lang) -> No
     from rich.console import Console
 
     said = words(lang)
-    parts = [f"{part} {count_word(n)}" for part, n in facts.num_parameters.items() if n]
+    parts = [f"{said[part]} {count_word(n)}" for part, n in facts.num_parameters.items() if n]
     parameters = f"{count_word(sum(facts.num_parameters.values()))} ({' · '.join(parts)})"
     if facts.num_active_parameters is not None:
         parameters += said["active"].format(n=count_word(facts.num_active_parameters))
@@ -220,14 +220,13 @@ def _print_facts(facts: "ModelFacts", contexts: Sequence[int], lang: Lang) -> No
         console.print(f"{said[key]}{said['colon']}{printable(value)}", soft_wrap=True)
     is_free = facts.licence is not None and facts.licence.is_commercial is not False
     sentence = licence_sentence(facts.licence, lang)
-    console.print(sentence, soft_wrap=True, style="" if is_free else "bold")
+    console.print(sentence, style="" if is_free else "bold")
     console.print()
-    console.print(_memory_table(facts, contexts, lang))
-    console.print(said["memory_note"], soft_wrap=True, style="dim")
-    if any(length > facts.max_length for length in contexts):
-        console.print(said["beyond"].format(n=facts.max_length), soft_wrap=True)
+    fitting = list(dict.fromkeys(min(length, facts.max_length) for length in contexts))
+    console.print(_memory_table(facts, fitting, lang))
+    console.print(said["memory_note"], style="dim")
     for note in facts.notes:
-        console.print(f"- {printable(note)}", soft_wrap=True)
+        console.print(f"- {printable(note)}")
 
 
 def _memory_table(facts: "ModelFacts", contexts: Sequence[int], lang: Lang) -> "Table":

@@ -13,10 +13,8 @@ def printable(text: str) -> str:
 
 def printable_text(text: str) -> str:
     """Show what a model wrote: its lines, tabs and spaces of all kinds, and no control sequence."""
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}" if _steers(char) else char
-        for char in text.replace("\r\n", "\n")
-    )
+    lines = text.replace("\r", "")
+    return "".join("\N{REPLACEMENT CHARACTER}" if _steers(char) else char for char in lines)
 
 
 def _steers(char: str) -> bool:
