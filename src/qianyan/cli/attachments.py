@@ -5,9 +5,11 @@ of what was opened the parts of a message for one model.
 """
 
 import mimetypes
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from qianyan.inputs.fetch import FetchLimits, fetch, find_file
 from qianyan.inputs.images import Photo, read_image
 from qianyan.inputs.media import MediaLimits
 
+_PAGES = re.compile(r"(?P<place>.+?)\s+pages=[\"']?(?P<pages>[\d,\- ]+)[\"']?")
+"""A part of a document, as the sentence about one that is too long spells it."""
 _TEXT_ONLY = "This model reads text only; it sees no pictures and no videos."
 
 
@@ -30,14 +34,14 @@ _TEXT_ONLY = "This model reads text only; it sees no pictures and no videos."
 class Opened:
     """A picture, document or video that can be read, before any model has seen it.
 
-    `content` of a video is its file or its bytes.
+    `content` of a video is its file or its bytes; `read_text` reads a document's text alone.
     """
 
     kind: Kind
     name: str
     content: Photo | Document | Path | bytes
     media_type: str | None = None
-    data: bytes = b""
+    read_text: Callable[[], Document] | None = None
 
 
 def open_attachment(kind: Kind, source: str, limits: FetchLimits) -> Opened:
@@ -45,28 +49,36 @@ def open_attachment(kind: Kind, source: str, limits: FetchLimits) -> Opened:
 
     Raises InputError for what cannot be attached; MediaError for what cannot be fetched or read.
     """
-    place = _expanded(source)
     if kind == "image":
-        fetched = fetch(place, limits=limits, allow_files=True)
+        fetched = fetch(_expanded(source), limits=limits, allow_files=True)
         with _naming(fetched.name):
             return Opened(kind=kind, name=fetched.name, content=read_image(fetched.data))
     if kind == "file":
-        return _open_document(place, limits)
+        return _open_document(source, limits)
     if kind == "video":
-        return _open_video(place, limits)
+        return _open_video(_expanded(source), limits)
     raise InputError("Audio comes with a later version; expected a picture, a video or a document.")
 
 
-def _open_document(place: str | Path, limits: FetchLimits) -> Opened:
+def _open_document(source: str, limits: FetchLimits) -> Opened:
+    place, pages = source, None
+    if found := _PAGES.fullmatch(source):
+        place, pages = found["place"].strip("\"'"), found["pages"]
     allowed = _with_hosts(MediaLimits().fetch_document, limits)
-    fetched = fetch(place, limits=allowed, allow_files=True, noun="document")
-    document = read_document(fetched.data, name=fetched.name, media_type=fetched.media_type)
+    fetched = fetch(_expanded(place), limits=allowed, allow_files=True, noun="document")
+    read = partial(
+        read_document,
+        fetched.data,
+        name=fetched.name,
+        media_type=fetched.media_type,
+        limits=MediaLimits().document,
+        pages=pages,
+    )
     return Opened(
         kind="file",
-        name=fetched.name,
-        content=document,
-        media_type=fetched.media_type,
-        data=fetched.data,
+        name=f"{fetched.name} ({pages})" if pages else fetched.name,
+        content=read(wants_pictures=True),
+        read_text=partial(read, wants_pictures=False),
     )
 
 
@@ -119,10 +131,8 @@ def fit(opened: Opened, model: Model) -> Attachment:
 
 
 def _fit_document(opened: Opened, document: Document, model: Model) -> Attachment:
-    if not model.sees_pictures and any(not isinstance(piece, str) for piece in document.parts):
-        document = read_document(
-            opened.data, name=opened.name, media_type=opened.media_type, wants_pictures=False
-        )
+    if opened.read_text is not None and not model.sees_pictures:
+        document = opened.read_text()
     parts = tuple(_document_part(piece) for piece in document.parts)
     return Attachment(kind="file", name=opened.name, parts=parts, notes=document.notes)
 

@@ -49,7 +49,8 @@ def chat(
     ] = None,
     audio: Annotated[list[str] | None, option("--audio", "comes with a later version")] = None,
     file: Annotated[
-        list[str] | None, option("--file", "document for the first message; can be repeated")
+        list[str] | None,
+        option("--file", 'document for the first message, also "a.pdf pages=1-9"; can be repeated'),
     ] = None,
     model: Model = "bundled",
     base_url: BaseUrl = None,

@@ -38,6 +38,7 @@ WORDS: dict[Lang, dict[str, str]] = {
 /image 路径或网址   附上图片，随下一条消息发送
 /video 路径或网址   附上视频
 /file 路径或网址    附上文档（PDF、Word、Excel、PPT、网页、Markdown、CSV）
+                    长文档可只取一部分：/file 报告.pdf pages=1-20
 /detach             取下还没有发送的附件
 /system 文字        设定系统提示；不带文字则显示；/system "" 取消
 /reset              清空对话，系统提示保留
@@ -82,6 +83,7 @@ WORDS: dict[Lang, dict[str, str]] = {
 /image PATH or URL  attach a picture to the next message
 /video PATH or URL  attach a video
 /file PATH or URL   attach a document (PDF, Word, Excel, PowerPoint, HTML, Markdown, CSV)
+                    part of a long one: /file report.pdf pages=1-20
 /detach             take off what is attached and not sent yet
 /system TEXT        set the system prompt; without TEXT show it; /system "" removes it
 /reset              start the conversation anew; the system prompt stays
