@@ -14,7 +14,18 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-MODELS = ["thinks", "slow", "strict", "steers", "breaks", "drops", "lies", "nonsense", "busy"]
+MODELS = [
+    "thinks",
+    "mumbles",
+    "slow",
+    "strict",
+    "steers",
+    "breaks",
+    "drops",
+    "lies",
+    "nonsense",
+    "busy",
+]
 WORDS = ["The ", "roof ", "burns."]
 KEY = "secret-key"
 
@@ -79,28 +90,39 @@ async def events(model: str) -> AsyncIterator[bytes]:
     """Speak as this model does."""
     yield b": welcome\n\n"
     yield chunk(role="assistant", content="")
-    if model == "thinks":
-        for words in ("Grey, ", "rising."):
-            yield chunk(reasoning_content=words, content=None)
-    if model == "steers":
-        yield chunk(content="\x1b]0;owned\x07\x1b[2J")
-    for number, words in enumerate(WORDS):
-        if number and model in {"breaks", "drops", "lies", "nonsense"}:
-            break
+    for piece in before(model):
+        yield piece
+    has_fault = model in {"breaks", "drops", "lies", "nonsense"}
+    for words in WORDS[: 1 if has_fault else None]:
         yield chunk(content=words)
     if model == "slow":
         for _ in range(600):
             await asyncio.sleep(0.1)
             yield chunk(content=".")
-    if model == "breaks":
-        yield line({"error": {"message": "CUDA out of memory", "code": 500}})
+    for piece in after(model):
+        yield piece
+    yield chunk("stop")
+
+
+def before(model: str) -> list[bytes]:
+    """What comes before the answer."""
+    if model == "thinks":
+        return [chunk(reasoning_content=words, content=None) for words in ("Grey, ", "rising.")]
+    if model == "mumbles":
+        inline = ("<thi", "nk>Grey, ", "rising.</think>", "\n\n")
+        return [chunk(content=words) for words in inline]
+    return [chunk(content="\x1b]0;owned\x07\x1b[2J")] if model == "steers" else []
+
+
+def after(model: str) -> list[bytes]:
+    """What comes where the rest of the answer should."""
     if model == "drops":
         raise ConnectionResetError
+    if model == "breaks":
+        return [line({"error": {"message": "CUDA out of memory", "code": 500}})]
     if model == "nonsense":
-        yield b"data: {nonsense\n\n"
-    if model == "lies":
-        yield line({"object": "something else"})
-    yield chunk("stop")
+        return [b"data: {nonsense\n\n"]
+    return [line({"object": "something else"})] if model == "lies" else []
 
 
 def chunk(finish_reason: str | None = None, **delta: Any) -> bytes:

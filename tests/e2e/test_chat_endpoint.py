@@ -85,8 +85,9 @@ def test_one_question_prints_the_answer_without_the_thinking(server: Any, ask: A
         ("nonsense", "The ", 3, "sends '{nonsense' in the middle of its answer"),
         ("lies", "The ", 3, "answers without choices"),
         ("busy", "", 3, "refuses the request (status 400): 'The model is being replaced.'."),
-        ("absent", "", 3, "has no model 'absent'; it offers 'thinks', 'slow'"),
+        ("absent", "", 3, "has no model 'absent'; it offers 'thinks', 'mumbles'"),
         ("strict", f"{ANSWER}\n", 0, ""),
+        ("mumbles", f"{ANSWER}\n", 0, ""),
     ],
 )
 def test_what_a_server_does_wrong_is_one_sentence(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from qianyan.cli.think_marks import ThinkMarks
 from qianyan.engine.checkpoint import BUNDLED
 from qianyan.engine.engine import Engine
 from qianyan.engine.options import ChatOptions
@@ -208,14 +209,16 @@ class RemoteModel:
             yield from self._follow(body)
 
     def _follow(self, body: Mapping[str, Any]) -> Events:
-        end = End(is_full=True)
+        end, marks = End(is_full=True), ThinkMarks()
         with closing(self._endpoint.stream(body)) as deltas:
             for delta in deltas:
                 if delta.reasoning:
                     yield Piece(text=delta.reasoning, is_thinking=True)
-                if delta.text:
-                    yield Piece(text=delta.text)
+                for text, is_thinking in marks.push(delta.text):
+                    yield Piece(text=text, is_thinking=is_thinking)
                 end = _later(end, delta)
+        text, is_thinking = marks.finish()
+        yield Piece(text=text, is_thinking=is_thinking)
         yield end
 
     def _body(self, messages: Sequence[dict[str, Any]], options: TalkOptions) -> dict[str, Any]:

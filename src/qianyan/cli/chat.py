@@ -19,10 +19,10 @@ from qianyan.cli.options import (
     Debug,
     Device,
     DtypeOption,
-    LangOption,
     MaxPixels,
     Model,
     QuantizeOption,
+    WordsOption,
     look_settings,
     option,
 )
@@ -37,7 +37,7 @@ MAX_INPUT_CHARACTERS = 1_000_000
 def chat(
     context: typer.Context,
     message: Annotated[
-        str | None, typer.Argument(metavar="[MESSAGE]", help="the first message")
+        str | None, typer.Argument(metavar="MESSAGE", help="the first message")
     ] = None,
     once: Annotated[bool, option("--once", "answer MESSAGE and leave, printing no more")] = False,
     image: Annotated[
@@ -66,7 +66,7 @@ def chat(
         bool | None,
         option("--thinking/--no-thinking", "let a model that can think do so, or not"),
     ] = None,
-    lang: LangOption = "zh",
+    lang: WordsOption = "zh",
     max_pixels: MaxPixels = None,
     device: Device = "cpu",
     dtype: DtypeOption = "auto",
@@ -79,6 +79,7 @@ def chat(
 
     Without a terminal, or with --once, one question is answered and nothing else is printed; what
     standard input holds belongs to the question.
+
     Example: qianyan chat "What is wrong here?" --image site.jpg --lang en
     """
     from qianyan.cli.answering import TalkOptions, open_model

@@ -15,7 +15,7 @@ from qianyan.cli.model_words import (
     size_word,
     words,
 )
-from qianyan.cli.options import Config, Debug, Json, Lang, LangOption, Quiet, option
+from qianyan.cli.options import Config, Debug, Lang, Quiet, WordsOption, option
 from qianyan.cli.terminal import printable
 from qianyan.errors import ConfigError, quote
 
@@ -45,8 +45,8 @@ Endpoint = Annotated[str | None, option("--endpoint", "a mirror's address instea
 Contexts = Annotated[
     str, option("--context", "numbers of tokens to reckon the memory of a conversation for")
 ]
+Json = Annotated[bool, option("--json", "print JSON")]
 MAX_CONTEXTS = 5
-LONGEST_CONTEXT = 10**9
 
 
 @verbs.command(name="pull")
@@ -57,14 +57,16 @@ def pull_model(
     revision: Revision = None,
     token: Token = None,
     endpoint: Endpoint = None,
-    lang: LangOption = "zh",
+    lang: WordsOption = "zh",
     quiet: Quiet = False,
     config: Config = None,
     debug: Debug = False,
 ) -> None:
     """Bring a model from Hugging Face or ModelScope; an interrupted pull is gone on with.
 
-    Prints the model's folder. Example: qianyan models pull Qwen/Qwen2.5-VL-3B-Instruct
+    Prints the model's folder.
+
+    Example: qianyan models pull Qwen/Qwen2.5-VL-3B-Instruct
     """
     from qianyan.cli.pull_display import PullDisplay
     from qianyan.engine.library import read_licence
@@ -86,7 +88,7 @@ def pull_model(
 
 @verbs.command(name="list")
 def list_what_is_on_disk(
-    lang: LangOption = "zh", json: Json = False, config: Config = None, debug: Debug = False
+    lang: WordsOption = "zh", json: Json = False, config: Config = None, debug: Debug = False
 ) -> None:
     """List the models on disk with their size and licence.
 
@@ -150,7 +152,7 @@ def say_what_a_model_needs(
     source: SourceOption = "huggingface",
     token: Token = None,
     endpoint: Endpoint = None,
-    lang: LangOption = "zh",
+    lang: WordsOption = "zh",
     json: Json = False,
     config: Config = None,
     debug: Debug = False,
@@ -158,6 +160,7 @@ def say_what_a_model_needs(
     """Say what a model is, what memory it needs and what its licence allows, before loading it.
 
     A model that is not on disk is described from what its hub says about it.
+
     Example: qianyan models info Qwen/Qwen2.5-VL-3B-Instruct --context 8192
     """
     contexts = _contexts(context)

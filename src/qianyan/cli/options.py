@@ -56,6 +56,7 @@ Device = Annotated[str, option("--device", "where models run: cpu, cuda, cuda:1,
 DtypeOption = Annotated[Dtype, option("--dtype", "number format of a local checkpoint")]
 QuantizeOption = Annotated[Quantize, option("--quantize", "store a local checkpoint smaller")]
 LangOption = Annotated[Lang, option("--lang", "language of labels, report and questions")]
+WordsOption = Annotated[Lang, option("--lang", "language of what is said here")]
 Look = Annotated[
     Way,
     option("--look", "list: the model names boxes; cascade: the detector proposes, the model "
