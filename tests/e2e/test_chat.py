@@ -103,7 +103,7 @@ def test_whatever_goes_wrong_on_a_terminal_leaves_the_conversation_as_it_was(sit
             "/imge x": "did you mean /image?",
             "/audio a.wav": "Audio comes with a later version",
             "/save talk.txt": "expected a name ending in .md or .json",
-            "long " * 700: "The prompt is ",
+            "long " * 700: "The conversation is as it was; /reset starts it anew",
             "/detach": "Nothing is attached.",
         }.items():
             screen.answer(line)

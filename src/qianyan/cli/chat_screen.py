@@ -29,7 +29,7 @@ from qianyan.cli.conversation import (
 from qianyan.cli.exit_codes import DONE
 from qianyan.cli.options import Lang
 from qianyan.cli.terminal import printable, printable_text
-from qianyan.errors import QianyanError
+from qianyan.errors import CapacityError, QianyanError
 from qianyan.inputs.fetch import FetchLimits
 
 PROMPT, MORE = "> ", "… "
@@ -164,6 +164,8 @@ class ChatScreen:
         except (QianyanError, OSError) as error:
             is_wrapped = self._errors.is_terminal
             self._errors.print(printable(str(error)), style="red", soft_wrap=not is_wrapped)
+            if isinstance(error, CapacityError) and self.conversation.turns:
+                self._say("shorten")
 
     def _ask(self, question: str) -> None:
         """Answer one question; the conversation keeps it when there is an answer."""

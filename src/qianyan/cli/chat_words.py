@@ -22,6 +22,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "stopped": "已停止。再按一次 Ctrl-C 退出。",
         "unanswered": "已停止，还没有回答；对话保持原样。再按一次 Ctrl-C 退出。",
         "leave": "再按一次 Ctrl-C 或输入 /quit 退出。",
+        "shorten": "对话保持原样；/reset 清空对话，/detach 取下附件。",
         "length": "回答到达长度上限，被截断；可用 --max-tokens 调整。",
         "speed": "{n} 个词元 · {rate:.1f} 词元/秒",
         "seconds": "{seconds:.1f} 秒",
@@ -67,6 +68,8 @@ WORDS: dict[Lang, dict[str, str]] = {
         "unanswered": "Stopped before the answer; the conversation is as it was. "
         "Ctrl-C again leaves.",
         "leave": "Ctrl-C again or /quit leaves.",
+        "shorten": "The conversation is as it was; /reset starts it anew, /detach takes off "
+        "what is attached.",
         "length": "The answer was cut at its greatest length; --max-tokens allows more.",
         "speed": "{n} tokens · {rate:.1f} tokens/s",
         "seconds": "{seconds:.1f} s",
