@@ -35,10 +35,12 @@ def support(logits: list[float], sampling: Sampling, seen: set[int]) -> set[int]
     peak = max(scores)
     weights = [math.exp(score - peak) for score in scores]
     order = sorted(range(len(scores)), key=lambda i: -weights[i])
-    kept, before = set(), 0.0
+    kept, before, last = set(), 0.0, 1.0
     for i in order:
-        if weights[i] > 0 and before < sampling.top_p + 1e-5:
+        is_tied = weights[i] > last - 1e-6  # float32 may see no difference
+        if weights[i] > 0 and (before < sampling.top_p + 1e-5 or is_tied):
             kept.add(i)
+            last = weights[i]
         before += weights[i] / sum(weights)
     return kept
 

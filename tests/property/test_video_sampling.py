@@ -84,7 +84,8 @@ def test_a_stretch_is_sampled_from_inside_it(
     assume(start_s < timeline.duration_s)
     request = VideoRequest(video_start=start_s, video_end=start_s + length * timeline.duration_s)
     choice = choose_frames(timeline, request, config(), LIMITS)
-    slack_s = 1.01 / timeline.fps  # a stretch between two frames shows the earlier one
+    # A stretch between two frames shows the earlier one, whose time may be half a frame off.
+    slack_s = 1.6 / timeline.fps
     assert choice.timestamps_s[0] >= start_s - slack_s
     assert choice.timestamps_s[-1] <= start_s + length * timeline.duration_s + slack_s
 

@@ -1,4 +1,4 @@
-"""The first generation: Qwen-1.8B to 72B, and Qwen-VL, whose eyes are in `qwen_vl.py`.
+"""The first generation: Qwen-1.8B to 72B, and Qwen-VL with the eyes of qwen_vl.py.
 
 Source: Qwen technical report (arXiv 2309.16609), section 2.3; Qwen-VL (arXiv 2308.12966). Modules
 are named as in the checkpoints. Against Qwen2:
