@@ -4,6 +4,7 @@ The packer follows the formats' descriptions, not the reader: it never sees the 
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from qianyan.engine.engine import Engine
 from qianyan.errors import CheckpointError
 from qianyan.models.attention import NoCache
 from qianyan.models.packed import swap_packed, unpack_tensors
@@ -557,3 +560,24 @@ def test_a_wrong_g_idx_leaves_nothing_half_loaded(tmp_path: Path) -> None:
         CheckpointError, match=r"up_proj\.g_idx goes from 0 to 4; expected groups from 0 to 3"
     ):
         load_model(packed)
+
+
+@pytest.mark.parametrize("config", [gptq(4, 32, desc_act=True), awq(32)], ids=["gptq", "awq"])
+def test_the_engine_answers_about_a_picture_as_from_the_dequantised_folder(
+    official_checkpoint: Path, tmp_path: Path, config: QuantizationConfig
+) -> None:
+    model = load_model(official_checkpoint)
+    packed, plain = pack_model(model, config, lambda name: name.startswith("model.layers"))
+    answers = []
+    for name, tensors in (("packed", packed), ("plain", plain)):
+        folder = shutil.copytree(official_checkpoint, tmp_path / name)
+        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(whole, folder / "model.safetensors")
+        if name == "packed":
+            data = json.loads((folder / "config.json").read_text())
+            data["quantization_config"] = to_json(config)
+            (folder / "config.json").write_text(json.dumps(data))
+        photo = {"type": "image", "image": Image.new("RGB", (84, 56), (200, 40, 20))}
+        talk = [{"role": "user", "content": [photo, {"type": "text", "text": "What burns?"}]}]
+        answers.append(Engine(folder, dtype="float32").chat(talk, max_tokens=16, temperature=0))
+    assert answers[0].token_ids == answers[1].token_ids
