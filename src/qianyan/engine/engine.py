@@ -77,10 +77,10 @@ class Engine:
         check_device(device)
         folder = find_checkpoint(model)
         self.name = folder.resolve().name if Path(model).is_dir() else str(model)
+        self.architecture = find_architecture(read_config_json(folder)).name
         self.config = config or EngineConfig()
         self.processor = Processor.from_folder(folder, max_pixels=max_pixels)
         tokenizer = self.processor.tokenizer
-        self.architecture = find_architecture(read_config_json(folder)).name
         self._defaults = read_generation_defaults(
             folder,
             eos_token_id=tokenizer.eos_token_id,

@@ -56,7 +56,7 @@ def check_signature(head: bytes) -> None:
         )
     if picture:
         raise MediaError(
-            f"The file is a picture ({picture}), not a video. Send it as an image_url part.",
+            f"The file is a picture ({picture}), not a video. Send it as a picture.",
             code="not_a_video",
         )
 
