@@ -1,6 +1,8 @@
 """Write the reference pages from the code; with --check, fail when one has fallen behind."""
 
 import ast
+import dataclasses
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -11,6 +13,12 @@ import typer
 import qianyan
 from qianyan import errors
 from qianyan.cli import app
+from qianyan.engine.scheduler import EngineConfig
+from qianyan.inputs.documents import DocumentLimits
+from qianyan.inputs.fetch import FetchLimits
+from qianyan.inputs.frames import VideoLimits
+from qianyan.inputs.images import ImageLimits
+from qianyan.inputs.media import MediaLimits
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "qianyan"
@@ -61,6 +69,42 @@ def python_page() -> str:
     return "\n".join([*lines, "", "## Errors", "", "```", tree, "```", ""])
 
 
+LIMITS = {
+    "Fetching": FetchLimits,
+    "Messages": MediaLimits,
+    "Pictures": ImageLimits,
+    "Videos": VideoLimits,
+    "Documents": DocumentLimits,
+    "Engine": EngineConfig,
+}
+
+
+def shown(value: object) -> str:
+    """A default as a reader wants it: grouped digits, lists in order."""
+    if isinstance(value, frozenset):
+        return ", ".join(map(str, sorted(value))) or "none"
+    if isinstance(value, int | float):
+        return f"{value:,}".removesuffix(".0").replace(",", " ")
+    return str(value)
+
+
+def limits_page() -> str:
+    """Every limit by its name, with its default and its meaning."""
+    lines = [NOTE, "# Limits", ""]
+    for title, kind in LIMITS.items():
+        doc = inspect.getdoc(kind) or ""
+        meanings = dict(re.findall(r"(?m)^ *(\w+): (.+(?:\n {4,}(?!\w+: ).+)*)", doc))
+        lines += [f"## {title}: `{kind.__name__}`", "", doc.splitlines()[0], ""]
+        lines += ["| name | default | meaning |", "|---|---|---|"]
+        for field in dataclasses.fields(kind):
+            if field.default is dataclasses.MISSING:  # another table's limits
+                continue
+            meaning = " ".join(meanings[field.name].split())
+            lines.append(f"| `{field.name}` | {shown(field.default)} | {meaning} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def architecture_page() -> str:
     """docs/architecture.md with its table of files made anew from the files' first lines."""
     lines, room = [], None
@@ -81,6 +125,7 @@ def architecture_page() -> str:
 PAGES = {
     "reference/cli.md": cli_page,
     "reference/python.md": python_page,
+    "reference/limits.md": limits_page,
     "architecture.md": architecture_page,
 }
 

@@ -64,7 +64,13 @@ _DAMAGE = (
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """What is accepted as a picture; checked against the header before anything is decoded."""
+    """What is accepted as a picture; checked against the header before anything is decoded.
+
+    Args:
+        min_side_px: shortest side.
+        max_pixels: largest area.
+        max_ratio: longest side in terms of the shortest.
+    """
 
     min_side_px: int = MIN_SIDE
     max_pixels: int = MAX_PIXELS

@@ -51,10 +51,17 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
-    """What pictures, videos and documents may cost.
+    """What pictures, videos and documents of one prompt may cost.
 
-    `max_images` and `max_videos` count for a whole prompt, pictures out of documents included;
-    frames of videos do not count as pictures.
+    Args:
+        max_images: pictures, those out of documents included; frames of videos do not count.
+        max_videos: videos, files and lists of frames.
+        fetch: of pictures.
+        fetch_video: of video files that are not local.
+        fetch_document: of documents.
+        image: what is accepted as a picture.
+        video: what is accepted as a video.
+        document: what a document may cost.
     """
 
     max_images: int = 64
