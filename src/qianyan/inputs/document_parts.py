@@ -119,6 +119,15 @@ class Pieces:
             self._lines.append(gap)
         self._lines.append(text)
 
+    def add_table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Append rows as a Markdown table, the first as its head; short rows are filled up."""
+        width = max((len(row) for row in rows), default=0)
+        self.check_room(3 * len(rows) * width)  # before it is built: the edges alone may be many
+        lines = [_table_line([*row, *[""] * (width - len(row))]) for row in rows]
+        if lines:
+            lines.insert(1, "|" + " --- |" * width)
+        self.add_text("\n".join(lines))
+
     def add_picture(self, data: bytes, alt: str = "") -> None:
         """Append an embedded picture; one that is not shown leaves a word and is counted."""
         if not self.wants_pictures:
@@ -256,15 +265,6 @@ def clean(text: str) -> str:
 def one_line(text: str) -> str:
     """Put text on one line, runs of white space as one blank."""
     return " ".join(clean(text).split())
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Write rows as a Markdown table, the first as its head; short rows are filled up."""
-    width = max((len(row) for row in rows), default=0)
-    lines = [_table_line([*row, *[""] * (width - len(row))]) for row in rows]
-    if lines:
-        lines.insert(1, "|" + " --- |" * width)
-    return "\n".join(lines)
 
 
 def _table_line(cells: Sequence[str]) -> str:

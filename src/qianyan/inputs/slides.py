@@ -16,7 +16,6 @@ from qianyan.inputs.document_parts import (
     check_num_pages,
     choose_pages,
     clean,
-    markdown_table,
     one_line,
     refusing_damage,
 )
@@ -149,7 +148,7 @@ def _add_frame(shape: Any, part: Any, pieces: Pieces) -> None:
             rows.append(["" if cell.is_spanned else _spoken(cell.text) for cell in row.cells])
             pieces.check_table(len(rows), len(rows[-1]))
         pieces.check_room(sum(len(cell) for row in rows for cell in row))
-        pieces.add_text(markdown_table(rows))
+        pieces.add_table(rows)
     elif shape.has_chart:
         try:
             _add_chart(shape.chart, pieces)
@@ -169,7 +168,7 @@ def _add_chart(chart: Any, pieces: Pieces) -> None:
             rows.append([str(series.name), *values])
             pieces.check_table(len(rows), len(rows[-1]), "a chart")
     pieces.add_text(f"[chart] {title}".strip())
-    pieces.add_text(markdown_table(rows))
+    pieces.add_table(rows)
 
 
 def _add_pictures(shape: Any, part: Any, pieces: Pieces) -> bool:

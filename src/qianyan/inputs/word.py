@@ -15,7 +15,6 @@ from qianyan.inputs.document_parts import (
     Document,
     Pieces,
     clean,
-    markdown_table,
     one_line,
     refusing_damage,
 )
@@ -211,7 +210,7 @@ class _Story:
             size += sum(map(len, rows[-1]))
             self._pieces.check_table(len(rows), len(rows[-1]))
             self._pieces.check_room(size)
-        self._pieces.add_text(markdown_table(rows))
+        self._pieces.add_table(rows)
         for mark, picture in zip(marks, pictures, strict=True):
             self._pieces.add_text(mark)
             self._pieces.add_picture(picture.data, picture.alt)

@@ -18,7 +18,6 @@ from qianyan.inputs.document_parts import (
     Pieces,
     check_num_pages,
     choose_pages,
-    markdown_table,
     one_line,
     refusing_damage,
 )
@@ -185,7 +184,7 @@ class _Table:
         """Write what was collected."""
         if self._rows:
             left = min(next(i for i, cell in enumerate(row) if cell) for row in self._rows)
-            self._pieces.add_text(markdown_table([row[left:] for row in self._rows]))
+            self._pieces.add_table([row[left:] for row in self._rows])
             self._rows.clear()
             self._size = 0
 
