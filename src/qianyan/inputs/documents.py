@@ -7,6 +7,7 @@ runs, and every refusal is one sentence of our own. The same bytes give the same
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from qianyan.errors import InputError, MediaError, quote
@@ -25,6 +26,7 @@ __all__ = ["Document", "DocumentLimits", "read_document"]
 KINDS = "PDF, .docx, .xlsx, .pptx, HTML, Markdown, CSV, text or a picture"
 _LONGEST_NAME = 80
 _HEAD = 1024
+_NAMES_ITS_PAGES = frozenset({"pdf", "pptx", "image"})
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _TEXT_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
@@ -78,6 +80,14 @@ def read_document(
         InputError: `pages` is not understood, or the document has none.
     """
     pieces = Pieces(_shown_name(name), limits, wants_pictures=wants_pictures)
+    document = _read(data, pieces, pages, media_type)
+    if document.kind in _NAMES_ITS_PAGES:
+        return document
+    return replace(document, parts=(f"[{pieces.name}]", *document.parts))
+
+
+def _read(data: bytes, pieces: Pieces, pages: str | None, media_type: str | None) -> Document:
+    """Judge what a file is, and have it read."""
     if not data:
         raise MediaError(
             f"{quote(pieces.name)} is empty (0 bytes); expected {KINDS}.", code="empty_file"
@@ -92,7 +102,7 @@ def read_document(
             f"pages is {quote(pages)}, but {quote(pieces.name)} has no pages to choose from; that "
             "is for PDF, .pptx and .xlsx. Send it without pages."
         )
-    kind = _find_text_kind(data, name, media_type)
+    kind = _find_text_kind(data, pieces.name, media_type)
     if kind is None:
         return _read_picture(data, pieces)
     return _read_text(data, kind, pieces, media_type)
@@ -151,7 +161,7 @@ def _old_format(what: str, instead: str, pieces: Pieces) -> MediaError:
 
 def _find_text_kind(data: bytes, name: str, media_type: str | None) -> str | None:
     """Find the kind of a text; None for bytes that are no text."""
-    suffix = PurePosixPath(name.replace("\\", "/").lower()).suffix
+    suffix = PurePosixPath(name.lower()).suffix
     declared = (media_type or "").partition(";")[0].strip().lower()
     named = _TEXT_KINDS.get(suffix) or _TEXT_KINDS.get(declared)
     if _CONTROL.search(data[:_HEAD]) and not data.startswith(_TEXT_MARKS):
@@ -167,7 +177,6 @@ def _find_text_kind(data: bytes, name: str, media_type: str | None) -> str | Non
 def _read_text(data: bytes, kind: str, pieces: Pieces, media_type: str | None) -> Document:
     found = _CHARSET.search(media_type or "")
     declared = found[1] if found else None
-    pieces.add_text(f"[{pieces.name}]")
     if kind == "html":
         return read_markup(data, pieces, declared)
     text = decode(data, pieces, declared)

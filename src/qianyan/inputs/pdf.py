@@ -20,13 +20,12 @@ from qianyan.inputs.document_parts import (
     DAMAGE,
     Document,
     Pieces,
-    check_num_pages,
-    choose_pages,
     clean,
     damaged,
     one_line,
 )
 from qianyan.inputs.images import MAX_RATIO, MIN_SIDE
+from qianyan.inputs.page_ranges import check_num_pages, choose_pages
 
 _LOCK = Lock()
 _PASSWORD_ERRORS = frozenset({4, 5})  # FPDF_ERR_PASSWORD, FPDF_ERR_SECURITY

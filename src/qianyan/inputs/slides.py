@@ -13,12 +13,11 @@ from qianyan.inputs.document_parts import (
     DAMAGE,
     Document,
     Pieces,
-    check_num_pages,
-    choose_pages,
     clean,
     one_line,
     refusing_damage,
 )
+from qianyan.inputs.page_ranges import check_num_pages, choose_pages
 
 _A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
 _P = "{http://schemas.openxmlformats.org/presentationml/2006/main}"

@@ -16,11 +16,10 @@ from qianyan.inputs.archive import Package
 from qianyan.inputs.document_parts import (
     Document,
     Pieces,
-    check_num_pages,
-    choose_pages,
     one_line,
     refusing_damage,
 )
+from qianyan.inputs.page_ranges import check_num_pages, choose_pages
 from qianyan.inputs.workbook_drawings import Drawings
 
 _MAX_ROW = 1_048_576
