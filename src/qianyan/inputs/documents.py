@@ -83,7 +83,9 @@ def read_document(
     document = _read(data, pieces, pages, media_type)
     if document.kind in _NAMES_ITS_PAGES:
         return document
-    return replace(document, parts=(f"[{pieces.name}]", *document.parts))
+    heading, (first, *others) = f"[{pieces.name}]", document.parts
+    parts = (f"{heading}\n\n{first}",) if isinstance(first, str) else (heading, first)
+    return replace(document, parts=(*parts, *others))
 
 
 def _read(data: bytes, pieces: Pieces, pages: str | None, media_type: str | None) -> Document:
