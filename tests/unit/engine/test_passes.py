@@ -1,0 +1,53 @@
+"""A model is watched from outside: its passes, its looks, and nothing is left behind."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from qianyan.engine.engine import Engine
+from qianyan.engine.passes import ModelFinder, PassLog, find_tower
+
+PICTURE = Image.new("RGB", (112, 84), (90, 20, 10))
+
+
+def question(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "the box"}]}]
+
+
+def test_every_pass_and_every_look_is_noted(tiny_checkpoint: Path) -> None:
+    with ModelFinder() as finder:
+        engine = Engine(tiny_checkpoint)
+    assert finder.model is not None
+    with PassLog(finder.model, "cpu") as log:
+        done = engine.chat(question({"type": "image", "image": PICTURE}), max_tokens=5)
+    assert [look.grids for look in log.looks] == [((1, 6, 8),)]
+    assert log.passes[0].num_tokens == done.usage.prompt_tokens
+    assert [one.num_tokens for one in log.passes[1:]] == [1] * (done.usage.forwarded_tokens - 1)
+    assert all(one.num_rows == 1 for one in log.passes)
+    times = [log.looks[0].started, log.looks[0].stopped]
+    times += [time for one in log.passes for time in (one.started, one.stopped)]
+    assert times == sorted(times)
+
+
+def test_nothing_is_watched_after_the_end(tiny_checkpoint: Path) -> None:
+    with ModelFinder() as finder:
+        engine = Engine(tiny_checkpoint)
+    model = finder.model
+    assert model is not None
+    with PassLog(model, "cpu") as log:
+        pass
+    engine.chat(question({"type": "image", "image": PICTURE}), max_tokens=2)
+    assert log.passes == []
+    assert log.looks == []
+    Engine(tiny_checkpoint)
+    assert finder.model is model
+
+
+def test_a_model_that_reads_text_only_has_no_tower(tiny_checkpoint: Path) -> None:
+    with ModelFinder() as finder:
+        Engine(tiny_checkpoint)
+    assert finder.model is not None
+    tower = find_tower(finder.model)
+    assert tower is not None
+    assert find_tower(finder.model.get_submodule("model")) is None
