@@ -61,8 +61,8 @@ class Tokenizer:
             )
         if not path.is_file():
             raise CheckpointError(
-                f"{path.parent.name}/ has no tokenizer.json (and no {VOCABULARY_NAME}, as the first "
-                "generation has); copy it from the model's repository."
+                f"{path.parent.name}/ has no tokenizer.json, nor {VOCABULARY_NAME} as the first "
+                "generation has; copy it from the model's repository."
             )
         _check_kind(read_json(path))
         backend = tokenizers.Tokenizer.from_file(str(path))
