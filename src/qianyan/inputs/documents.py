@@ -30,6 +30,7 @@ _NAMES_ITS_PAGES = frozenset({"pdf", "pptx", "image"})
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _TEXT_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _MARKUP = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b",
@@ -166,12 +167,14 @@ def _find_text_kind(data: bytes, name: str, media_type: str | None) -> str | Non
     suffix = PurePosixPath(name.lower()).suffix
     declared = (media_type or "").partition(";")[0].strip().lower()
     named = _TEXT_KINDS.get(suffix) or _TEXT_KINDS.get(declared)
-    if _CONTROL.search(data[:_HEAD]) and not data.startswith(_TEXT_MARKS):
+    head = data[:_HEAD]
+    controls = 0 if data.startswith(_TEXT_MARKS) else len(_CONTROL.findall(head))
+    if controls:
         # A text with a few stray bytes still is one when everything else says so.
-        is_text = data[:_HEAD].count(0) < 8 and (named or declared.startswith("text/"))
-        if not is_text or data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM")):
+        is_named = bool(named) or declared.startswith("text/")
+        if not is_named or controls * 10 > len(head) or head.startswith(_PICTURES):
             return None
-    if _MARKUP.match(data[:_HEAD]):
+    if _MARKUP.match(head):
         return "html"
     return named or "text"
 
