@@ -1,0 +1,267 @@
+"""How fast is qianyan beside other engines, on the inspection's work?
+
+    python benchmarks/peers.py CHECKPOINT --runs FILE.jsonl
+    python benchmarks/peers.py CHECKPOINT --runs FILE.jsonl --peer ours-int8 --peer openvino-int8 \\
+        --openvino-python VENV/bin/python --openvino-model FOLDER
+
+The work: the listing prompt in both languages (some 440 tokens), one drawn picture of 1008 x 756
+pixels (972 visual tokens) and an answer of exactly four detections: ours under the schema, of
+others as many tokens (--new-tokens). Every run is the first request of a fresh process; peers take
+turns, round after round. Each finished run is appended to --runs at once, and runs that are there
+already are not repeated, so that a round can be interrupted, and one peer can run at a time.
+`other_load` is what other processes took of the machine meanwhile: do not believe runs with much
+of it. CHECKPOINT comes from make_checkpoint.py, or is a released one. At the end the medians and
+the ratios of end-to-end times to the first peer with runs are printed and written to results/.
+Without arguments nothing is run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from qianyan.inputs.grounding import Notation
+from qianyan.inspection.prompts import listing_prompt
+from qianyan.train.scenes import draw_scene
+
+HERE = Path(__file__).resolve().parent
+PICTURE_WH = (1008, 756)
+PEERS = {
+    "transformers-bf16": ("transformers_bf16.py", "none"),
+    "openvino-int8": ("openvino_int8.py", "int8"),
+    "ours-bf16": ("ours.py", "none"),
+    "ours-int8": ("ours.py", "int8"),
+    "ours-int4": ("ours.py", "int4"),
+}
+ALWAYS = ("transformers-bf16", "ours-bf16")
+FIGURES = (
+    "preparation_s",
+    "vision_s",
+    "prefill_s",
+    "first_token_s",
+    "decode_tokens_per_s",
+    "end_to_end_s",
+    "peak_rss_bytes",
+)
+TICKS_S = os.sysconf("SC_CLK_TCK")
+
+
+def draw_pictures(folder: Path, count: int) -> list[str]:
+    """Draw the photos as JPEG, the same for every peer and every round."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for seed in range(count):
+        path = folder / f"scene-{seed}.jpg"
+        if not path.is_file():
+            width, height = PICTURE_WH
+            Image.fromarray(draw_scene(seed, width=width, height=height).rgb).save(path, quality=90)
+        paths.append(str(path))
+    return paths
+
+
+def make_prompt() -> str:
+    prompts = (
+        listing_prompt(lang=lang, notation=Notation.RESIZED_PIXELS, seen_wh=PICTURE_WH)
+        for lang in ("zh", "en")
+    )
+    return "\n".join(prompts)
+
+
+def busy_s() -> float:
+    """Processor time that everything on this machine has used so far."""
+    values = [
+        int(word) for word in Path("/proc/stat").read_text("utf-8").split("\n")[0].split()[1:]
+    ]
+    return (sum(values[:3]) + sum(values[5:8])) / TICKS_S
+
+
+def run(peer: str, task: dict[str, Any], python: str, timeout_s: float) -> dict[str, Any] | None:
+    """Run one peer in a fresh process; None, with what it said, when there are no figures."""
+    script, weights = PEERS[peer]
+    command = [python, str(HERE / "peer_runs" / script), json.dumps({**task, "weights": weights})]
+    environment = os.environ | {"OMP_NUM_THREADS": str(task["threads"])}
+    before, children, started = busy_s(), os.times(), time.perf_counter()
+    try:
+        done = subprocess.run(  # noqa: S603  (our own scripts)
+            command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{peer}: not done within {timeout_s:g} s", file=sys.stderr)
+        return None
+    wall_s, after = time.perf_counter() - started, os.times()
+    if done.returncode:
+        print(f"{peer}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}", file=sys.stderr)
+        return None
+    own_s = after.children_user + after.children_system
+    own_s -= children.children_user + children.children_system
+    other = max(0.0, busy_s() - before - own_s) / wall_s / (os.cpu_count() or 1)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures | {"other_load": round(other, 3)}
+
+
+def read_runs(file: Path) -> list[dict[str, Any]]:
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def facts(options: argparse.Namespace) -> dict[str, Any]:
+    """What a run is told apart by, and what a reader must know of it."""
+    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False)  # noqa: S603
+    config = json.loads((options.checkpoint / "config.json").read_text("utf-8"))
+    versions = {}
+    for package in ("torch", "transformers", "qianyan"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "checkpoint": options.checkpoint.resolve().name,
+        "layers": config.get("num_hidden_layers"),
+        "blocks": config.get("vision_config", {}).get("depth"),
+        "together": options.pictures,
+        "threads": options.threads,
+        "processor": processor_name(),
+        "commit": commit.stdout.strip(),
+        "versions": versions,
+    }
+
+
+def processor_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+SAME = ("checkpoint", "layers", "blocks", "together", "threads")
+
+
+def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one[name] == other[name] for name in SAME)
+
+
+def go_round(options: argparse.Namespace, known: dict[str, Any]) -> None:
+    """Run what is missing, round by round."""
+    pictures = draw_pictures(options.runs.parent / "peer-pictures", options.pictures)
+    task = {
+        "checkpoint": str(options.checkpoint),
+        "openvino_model": str(options.openvino_model),
+        "pictures": pictures,
+        "prompt": make_prompt(),
+        "threads": options.threads,
+        "new_tokens": options.new_tokens,
+    }
+    for number in range(1, options.rounds + 1):
+        for peer in options.peer:
+            past = [one for one in read_runs(options.runs) if is_same(one, known)]
+            if any((one["peer"], one["round"]) == (peer, number) for one in past):
+                continue
+            python = options.openvino_python if peer == "openvino-int8" else sys.executable
+            figures = run(peer, task, python, options.timeout)
+            if figures is None:
+                continue
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            record = {"peer": peer, "round": number, "at": at, **known, **figures}
+            with options.runs.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            print(f"round {number}, {peer}: {figures['end_to_end_s']:.2f} s end to end")
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Take medians by peer, and the ratio of the end-to-end times to the first peer's."""
+    summary: dict[str, dict[str, Any]] = {}
+    for peer in PEERS:
+        own = [one for one in runs if one["peer"] == peer]
+        if not own:
+            continue
+        known = {name: [one[name] for one in own if one.get(name) is not None] for name in FIGURES}
+        row: dict[str, Any] = {n: statistics.median(v) for n, v in known.items() if v}
+        row |= {"runs": len(own), "other_load": max(one["other_load"] for one in own)}
+        summary[peer] = row
+    reference = next(iter(summary.values()), {}).get("end_to_end_s")
+    for row in summary.values():
+        row["ratio"] = row["end_to_end_s"] / reference
+    return summary
+
+
+def show(summary: dict[str, dict[str, Any]]) -> None:
+    heads = (
+        "runs",
+        "prepare",
+        "vision",
+        "prefill",
+        "first",
+        "tokens/s",
+        "total s",
+        "GB",
+        "ratio",
+        "others",
+    )
+    print(f"\n{'peer':18}" + "".join(f"{head:>9}" for head in heads))
+    for peer, row in summary.items():
+        cells = [f"{row['runs']:9}"]
+        for name in FIGURES:
+            value = row.get(name)
+            scale = 1e9 if name == "peak_rss_bytes" else 1
+            cells.append(f"{'-':>9}" if value is None else f"{value / scale:9.2f}")
+        print(f"{peer:18}" + "".join(cells) + f"{row['ratio']:9.2f}{row['other_load']:9.0%}")
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", nargs="?", type=Path)
+    parser.add_argument("--runs", type=Path, help="file that finished runs are appended to")
+    parser.add_argument("--peer", action="append", choices=PEERS, help="can be repeated")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=1, help="questions asked together")
+    parser.add_argument("--new-tokens", type=int, default=140, help="length of others' answers")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for one run")
+    parser.add_argument("--openvino-python", help="python of an environment with openvino-genai")
+    parser.add_argument("--openvino-model", type=Path, help="export of the same checkpoint")
+    options = parser.parse_args()
+    options.peer = options.peer or [
+        peer for peer in PEERS if peer in ALWAYS or (options.openvino_python and "openvino" in peer)
+    ]
+    if options.checkpoint is None:
+        return options
+    if options.runs is None:
+        parser.error("--runs is missing; expected a file that finished runs are appended to.")
+    if not (options.checkpoint / "config.json").is_file():
+        parser.error(f"{options.checkpoint} has no config.json; expected a checkpoint folder.")
+    if "openvino-int8" in options.peer and not (options.openvino_python and options.openvino_model):
+        parser.error("openvino-int8 needs --openvino-python and --openvino-model.")
+    return options
+
+
+def main() -> None:
+    options = read_options()
+    if options.checkpoint is None:
+        print("Nothing is run without a checkpoint; see python benchmarks/peers.py --help.")
+        return
+    options.runs.parent.mkdir(parents=True, exist_ok=True)
+    known = facts(options)
+    go_round(options, known)
+    runs = [one for one in read_runs(options.runs) if is_same(one, known)]
+    summary = summarise(runs)
+    show(summary)
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    name = f"{day}-peers-{known['checkpoint']}-x{options.pictures}-{platform.node()}.json"
+    target = HERE / "results" / name
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps({"summary": summary, "runs": runs}, indent=1) + "\n", "utf-8")
+    print(f"\nwritten: {target.name}")
+
+
+if __name__ == "__main__":
+    main()
