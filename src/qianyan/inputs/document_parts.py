@@ -66,7 +66,7 @@ class DocumentLimits:
     max_pictures: int = 64
     picture_pixels: int = 2_000_000
     max_picture_pixels: int = 50_000_000
-    max_markup_bytes: int = 40_000_000
+    max_markup_bytes: int = 25_000_000
     max_unpacked_bytes: int = 250_000_000
     max_unpack_ratio: float = 200.0
     max_members: int = 5_000

@@ -7,10 +7,13 @@ import zlib
 from collections.abc import Sequence
 from hashlib import md5
 from io import BytesIO
+from pathlib import Path
 
 import pytest
+import typst
 from PIL import Image
 
+import qianyan
 from qianyan.errors import CapacityError, InputError, MediaError, QianyanError
 from qianyan.inputs.documents import Document, DocumentLimits, read_document
 
@@ -112,6 +115,17 @@ def test_pages_come_with_heading_text_and_picture() -> None:
         assert image.mode == "RGB"
         assert is_dark(image)
     assert document.notes == ()
+
+
+def test_chinese_text_with_an_embedded_font_is_read(tmp_path: Path) -> None:
+    """A PDF of another program: subset font, compressed streams, an xref stream."""
+    source = tmp_path / "report.typ"
+    source.write_text(
+        '#set text(font: "Noto Sans SC")\n= 火灾 Report\n安全帽 未戴', encoding="utf-8"
+    )
+    fonts = Path(qianyan.__file__).parent / "assets" / "fonts"
+    document = read(typst.compile(str(source), font_paths=[str(fonts)]))
+    assert document.parts[0] == "[report.pdf, page 1 of 1]\n火灾 Report\n安全帽 未戴"
 
 
 def test_the_picture_has_the_named_number_of_pixels_and_the_page_s_shape() -> None:
