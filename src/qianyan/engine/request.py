@@ -38,8 +38,8 @@ class Completion:
     `token_ids` includes the stop token that ended it, if one was drawn; `text` holds neither stop
     token nor stop string, nor reasoning, nor calls. `reasoning` is what stood between <think> and
     </think>, None for a model that did not think; `tool_calls` are looked for where `tools` were
-    given. `images` and `videos` tell what was seen of each, in order. `logprobs[i]` maps token ids
-    to natural-log probabilities of the model itself at step i, before grammar, penalties,
+    given. `images` and `videos` tell what was seen of each, in order, `notes` what documents left
+    out. `logprobs[i]` maps token ids to natural-log probabilities of the model itself at step i, before grammar, penalties,
     temperature and filters: the likeliest ones and the chosen one. A token that the grammar forced
     took no step: its entry is {token_id: 0.0}.
     """
@@ -54,6 +54,7 @@ class Completion:
     tool_calls: tuple[ToolCall, ...] = ()
     images: tuple[SeenImage, ...] = ()
     videos: tuple[SeenVideo, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +188,7 @@ class Request:
             tool_calls=self.reply.tool_calls,
             images=self.seen.images,
             videos=self.seen.videos,
+            notes=self.seen.notes,
         )
 
     def _append(self, token_id: int, logprobs: Logprobs | None, *, is_free: bool = False) -> None:

@@ -129,8 +129,13 @@ class Media:
         limits: MediaLimits,
         *,
         allow_files: bool,
+        control_words: Sequence[str] = (),
     ) -> None:
-        """Start with none; without `pictures` or `videos` the model reads none of them."""
+        """Start with none; without `pictures` or `videos` the model reads none of them.
+
+        `control_words` are the tokenizer's: the text of a document is a stranger's, and must not
+        open a turn, close one or hold a picture's place.
+        """
         self.items: list[Medium] = []
         self._images: list[SeenImage] = []
         self._seen_videos: list[SeenVideo] = []
@@ -139,6 +144,7 @@ class Media:
         self._videos = videos
         self._limits = limits
         self._allow_files = allow_files
+        self._control_words = control_words
 
     @property
     def seen(self) -> Seen:
@@ -208,7 +214,7 @@ class Media:
         parts: list[dict[str, Any]] = []
         for piece in document.parts:
             if isinstance(piece, str):
-                parts.append({"type": "text", "text": piece})
+                parts.append({"type": "text", "text": self._harmless(piece, document.name)})
             else:
                 self._keep_image(piece, self._need_pictures(where), where)
                 parts.append({"type": "image"})
@@ -219,6 +225,16 @@ class Media:
         """Seconds between two temporal patches, for each video."""
         times = (item.second_per_grid_t for item in self.items)
         return tuple(seconds for seconds in times if seconds is not None)
+
+    def _harmless(self, text: str, name: str) -> str:
+        """Break up what the tokenizer would take for a control token, and say so."""
+        count = 0
+        for word in self._control_words:
+            count += text.count(word)
+            text = text.replace(word, f"{word[0]} {word[1:]}")
+        if count:
+            self._notes.append(f"{name}: {count} of the model's control words broken up")
+        return text
 
     def rows(self) -> np.ndarray | None:
         """Give the packed float32 rows of all pictures and videos, in order; None for none."""

@@ -176,7 +176,13 @@ class Processor:
         Raises:
             InputError: a message is outside the form; MediaError for its pictures and the like.
         """
-        media = Media(self.pictures, self.videos, self.limits, allow_files=allow_files)
+        media = Media(
+            self.pictures,
+            self.videos,
+            self.limits,
+            allow_files=allow_files,
+            control_words=self.tokenizer.control_words,
+        )
         plain = MessageReader(self.template, media).read(messages)
         refuse_placeholders([plain, list(tools or ())], self._placeholders)
         variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}

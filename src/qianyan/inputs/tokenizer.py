@@ -104,6 +104,11 @@ class Tokenizer:
         return bytes(_BYTES[char] for char in token) if token else b""
 
     @cached_property
+    def control_words(self) -> tuple[str, ...]:
+        """List the words that a text may not spell without becoming one token, longest first."""
+        return tuple(sorted(self._added_text.values(), key=len, reverse=True))
+
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the highest id; the model's matrices may be larger."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
