@@ -39,9 +39,9 @@ class Completion:
     token nor stop string, nor reasoning, nor calls. `reasoning` is what stood between <think> and
     </think>, None for a model that did not think; `tool_calls` are looked for where `tools` were
     given. `images` and `videos` tell what was seen of each, in order, `notes` what documents left
-    out. `logprobs[i]` maps token ids to natural-log probabilities of the model itself at step i, before grammar, penalties,
-    temperature and filters: the likeliest ones and the chosen one. A token that the grammar forced
-    took no step: its entry is {token_id: 0.0}.
+    out. `logprobs[i]` maps token ids to natural-log probabilities of the model itself at step i,
+    before grammar, penalties, temperature and filters: the likeliest ones and the chosen one. A
+    token that the grammar forced took no step: its entry is {token_id: 0.0}.
     """
 
     text: str
