@@ -9,10 +9,10 @@ pixels (972 visual tokens) and an answer of exactly four detections: ours under 
 others as many tokens (--new-tokens). Every run is the first request of a fresh process; peers take
 turns, round after round. Each finished run is appended to --runs at once, and runs that are there
 already are not repeated, so that a round can be interrupted, and one peer can run at a time.
-`other_load` is what other processes took of the machine meanwhile: do not believe runs with much
-of it. CHECKPOINT comes from make_checkpoint.py, or is a released one. At the end the medians and
-the ratios of end-to-end times to the first peer with runs are printed and written to results/.
-Without arguments nothing is run.
+`other_load` is what other processes took of the machine meanwhile: runs with more than --max-load
+are kept on file, but count for nothing and are run again. CHECKPOINT comes from make_checkpoint.py,
+or is a released one. At the end the medians and the ratios of end-to-end times to the first peer
+with runs are printed and written to results/. Without arguments nothing is run.
 """
 
 import argparse
@@ -150,6 +150,15 @@ def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(one[name] == other[name] for name in SAME)
 
 
+def believed(options: argparse.Namespace, known: dict[str, Any]) -> list[dict[str, Any]]:
+    """The finished runs of the same task that had the machine nearly to themselves."""
+    return [
+        one
+        for one in read_runs(options.runs)
+        if is_same(one, known) and one["other_load"] <= options.max_load
+    ]
+
+
 def go_round(options: argparse.Namespace, known: dict[str, Any]) -> None:
     """Run what is missing, round by round."""
     pictures = draw_pictures(options.runs.parent / "peer-pictures", options.pictures)
@@ -163,7 +172,7 @@ def go_round(options: argparse.Namespace, known: dict[str, Any]) -> None:
     }
     for number in range(1, options.rounds + 1):
         for peer in options.peer:
-            past = [one for one in read_runs(options.runs) if is_same(one, known)]
+            past = believed(options, known)
             if any((one["peer"], one["round"]) == (peer, number) for one in past):
                 continue
             python = options.openvino_python if peer == "openvino-int8" else sys.executable
@@ -174,7 +183,8 @@ def go_round(options: argparse.Namespace, known: dict[str, Any]) -> None:
             record = {"peer": peer, "round": number, "at": at, **known, **figures}
             with options.runs.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-            print(f"round {number}, {peer}: {figures['end_to_end_s']:.2f} s end to end")
+            said = f"{figures['end_to_end_s']:.2f} s end to end, others {figures['other_load']:.0%}"
+            print(f"round {number}, {peer}: {said}")
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -226,6 +236,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=1, help="questions asked together")
     parser.add_argument("--new-tokens", type=int, default=140, help="length of others' answers")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--max-load", type=float, default=0.1, help="share that others may take")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one run")
     parser.add_argument("--openvino-python", help="python of an environment with openvino-genai")
     parser.add_argument("--openvino-model", type=Path, help="export of the same checkpoint")
@@ -253,7 +264,10 @@ def main() -> None:
     known = facts(options)
     go_round(options, known)
     runs = [one for one in read_runs(options.runs) if is_same(one, known)]
-    summary = summarise(runs)
+    summary = summarise(believed(options, known))
+    if not summary:
+        print("No run had the machine to itself; the same command runs them again.")
+        return
     show(summary)
     day = datetime.now(UTC).strftime("%Y-%m-%d")
     name = f"{day}-peers-{known['checkpoint']}-x{options.pictures}-{platform.node()}.json"
