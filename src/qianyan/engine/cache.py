@@ -3,9 +3,12 @@
 `DenseCache.step` hands the model one `KVCache` for one forward pass; that view is valid until the
 next call. Another way of keeping (pages, shared prefixes) is another class with the same two
 methods; the model does not change.
+
+`FeatureCache` keeps what the vision tower made of pictures beyond their requests, by content.
 """
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -119,3 +122,36 @@ class DenseCache:
         """Free what these requests kept; unknown ids are fine."""
         for request_id in request_ids:
             self._sequences.pop(request_id, None)
+
+
+class FeatureCache:
+    """Features of pictures and videos by the digest of their pixels, least recently used first.
+
+    A second question about a picture, or the same picture in several requests, needs no second
+    pass of the tower. What is found stays valid when it is dropped here: tensors are shared and
+    never written to.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def find(self, digests: Iterable[bytes]) -> dict[bytes, Tensor]:
+        """Give the features that are kept, and count them as just used."""
+        found = {digest: self._features[digest] for digest in digests if digest in self._features}
+        for digest in found:
+            self._features.move_to_end(digest)
+        return found
+
+    def keep(self, features: Mapping[bytes, Tensor]) -> None:
+        """Keep features (merged_tokens, hidden) within `max_bytes`; the oldest make way."""
+        for digest, own in features.items():
+            if own.nbytes > self.max_bytes or digest in self._features:
+                continue
+            # A part of a larger tensor would hold on to all of it.
+            is_part = own.untyped_storage().nbytes() > own.nbytes
+            self._features[digest] = own.clone() if is_part else own
+            self.num_bytes += own.nbytes
+        while self.num_bytes > self.max_bytes:
+            self.num_bytes -= self._features.popitem(last=False)[1].nbytes

@@ -1,16 +1,35 @@
 """From a plan to logits: lists become tensors, pictures become features, once for each request."""
 
-from collections.abc import Iterable
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qianyan.engine.cache import DenseCache
+from qianyan.engine.cache import DenseCache, FeatureCache
 from qianyan.engine.scheduler import Chunk, Plan
 from qianyan.inputs.processor import ModelInputs
 from qianyan.models.language_model import LanguageModel
 from qianyan.models.positions import Grid, Positions
+
+MAX_FEATURE_BYTES = 128 * 2**20
+"""Features of pictures and videos that stay for later questions; the least recently used go."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One picture or video before the tower: its packed pixels, and what tells it from others."""
+
+    digest: bytes
+    grid_thw: Grid
+    pixel_values: Tensor  # the rows of this one alone
+
+    @property
+    def num_patches(self) -> int:
+        """Count the patches."""
+        return math.prod(self.grid_thw)
 
 
 @dataclass
@@ -23,14 +42,8 @@ class Prompt:
 
     positions: Positions
     vision_rows: Tensor  # (merged_tokens,)
-    grid_thw: tuple[Grid, ...] = ()
-    pixel_values: Tensor | None = None  # packed over all pictures and videos, in order
+    media: tuple[Medium, ...] = ()  # in order of appearance
     vision_features: Tensor | None = None  # (merged_tokens, hidden)
-
-    @property
-    def num_patches(self) -> int:
-        """Count the patches of all pictures and videos."""
-        return sum(t * h * w for t, h, w in self.grid_thw)
 
 
 class Runner:
@@ -44,6 +57,7 @@ class Runner:
         self._max_encode_patches = max_encode_patches
         self._prompts: dict[int, Prompt] = {}
         self._cache = DenseCache()
+        self._features = FeatureCache(MAX_FEATURE_BYTES)
 
     def to_prompt(self, inputs: ModelInputs) -> Prompt:
         """Place a prompt's tokens; raise InputError when tokens and pictures do not agree."""
@@ -52,10 +66,7 @@ class Runner:
                 inputs.prompt_token_ids, inputs.grid_thw, inputs.second_per_grid_ts
             ),
             vision_rows=self._model.vision_rows(torch.tensor(inputs.prompt_token_ids)),
-            grid_thw=inputs.grid_thw,
-            pixel_values=None
-            if inputs.pixel_values is None
-            else torch.from_numpy(inputs.pixel_values),
+            media=_media(inputs),
         )
 
     def add(self, request_id: int, prompt: Prompt) -> None:
@@ -72,7 +83,7 @@ class Runner:
     def forward(self, plan: Plan) -> Tensor:
         """Run the plan's tokens; return float logits (requests, vocab) for those that sample."""
         chunks = [(chunk, self._prompts[chunk.request.request_id]) for chunk in plan.chunks]
-        self._encode([prompt for _, prompt in chunks if prompt.pixel_values is not None])
+        self._encode([prompt for _, prompt in chunks if prompt.media])
         input_ids = [
             token_id
             for chunk in plan.chunks
@@ -96,26 +107,63 @@ class Runner:
         )
 
     def _encode(self, prompts: list[Prompt]) -> None:
-        """Turn pixels into features, several requests at a time."""
-        batch: list[Prompt] = []
-        num_patches = 0
+        """Turn pixels into features, several requests at a time, each medium once."""
+        known = self._features.find(medium.digest for prompt in prompts for medium in prompt.media)
+        batch: dict[bytes, Medium] = {}
         for prompt in prompts:
-            if batch and num_patches + prompt.num_patches > self._max_encode_patches:
-                self._encode_together(batch)
-                batch, num_patches = [], 0
-            batch.append(prompt)
-            num_patches += prompt.num_patches
+            new = {medium.digest: medium for medium in prompt.media if medium.digest not in known}
+            if batch and _count_patches(batch | new) > self._max_encode_patches:
+                known |= self._encode_together(list(batch.values()))
+                batch = {}
+            batch |= {digest: medium for digest, medium in new.items() if digest not in known}
         if batch:
-            self._encode_together(batch)
+            known |= self._encode_together(list(batch.values()))
+        for prompt in prompts:
+            own = [known[medium.digest] for medium in prompt.media]
+            prompt.vision_features = own[0] if len(own) == 1 else torch.cat(own)
+            prompt.media = ()
 
-    def _encode_together(self, prompts: list[Prompt]) -> None:
-        pixel_values = [p.pixel_values for p in prompts if p.pixel_values is not None]
-        grid_thw = [grid for prompt in prompts for grid in prompt.grid_thw]
-        packed = pixel_values[0] if len(pixel_values) == 1 else torch.cat(pixel_values)
-        features = self._model.encode_images(packed.to(self._device), grid_thw)
-        counts = [len(prompt.vision_rows) for prompt in prompts]
-        for prompt, own in zip(prompts, torch.split(features, counts), strict=True):
-            prompt.vision_features, prompt.pixel_values = own, None
+    def _encode_together(self, media: list[Medium]) -> dict[bytes, Tensor]:
+        """Run the tower once, and keep what it gives."""
+        grids = [medium.grid_thw for medium in media]
+        pixels = [medium.pixel_values for medium in media]
+        packed = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+        features = self._model.encode_images(packed.to(self._device), grids)
+        fresh = {
+            medium.digest: own for medium, own in zip(media, _split(features, grids), strict=True)
+        }
+        self._features.keep(fresh)
+        return fresh
+
+
+def _media(inputs: ModelInputs) -> tuple[Medium, ...]:
+    """Take a prompt's packed pixels apart, and name each picture and video by its content."""
+    if inputs.pixel_values is None:
+        return ()
+    pixels = torch.from_numpy(inputs.pixel_values)
+    return tuple(
+        Medium(_digest(own, grid), grid, own)
+        for own, grid in zip(_split(pixels, inputs.grid_thw), inputs.grid_thw, strict=True)
+    )
+
+
+def _digest(pixels: Tensor, grid: Grid) -> bytes:
+    """Hash what the tower sees: equal digests have equal features."""
+    digest = hashlib.blake2b(repr((grid, tuple(pixels.shape))).encode(), digest_size=32)
+    digest.update(pixels.flatten().numpy().data)
+    return digest.digest()
+
+
+def _split(packed: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
+    """Cut rows that are packed over media into each medium's own; rows go by its patches."""
+    patches = [math.prod(grid) for grid in grids]
+    total = sum(patches)
+    assert all(len(packed) * count % total == 0 for count in patches), f"{len(packed)} for {grids}"
+    return torch.split(packed, [len(packed) * count // total for count in patches])
+
+
+def _count_patches(media: dict[bytes, Medium]) -> int:
+    return sum(medium.num_patches for medium in media.values())
 
 
 def _place_features(hidden: Tensor, chunk: Chunk, prompt: Prompt) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from qianyan.engine.cache import GROWTH_TOKENS, DenseCache
+from qianyan.engine.cache import GROWTH_TOKENS, DenseCache, FeatureCache
 from qianyan.engine.options import Sampling
 from qianyan.engine.reply import Reply
 from qianyan.engine.request import Request
@@ -89,3 +89,38 @@ def test_a_released_request_keeps_nothing() -> None:
     cache.step(Plan((Chunk(request(1, 2), 0, 2, is_last=True),)))
     cache.release([1, 99])
     assert not cache._sequences
+
+
+def test_features_beyond_the_limit_go_in_the_order_of_their_last_use() -> None:
+    rows = torch.randn(2, 4)  # 32 bytes
+    cache = FeatureCache(2 * rows.nbytes)
+    cache.keep({b"one": rows})
+    cache.keep({b"two": rows + 1})
+    assert cache.find([b"one"]).keys() == {b"one"}
+    cache.keep({b"three": rows + 2})
+    assert cache.find([b"one", b"two", b"three"]).keys() == {b"one", b"three"}
+    assert cache.num_bytes == 2 * rows.nbytes
+
+
+def test_features_larger_than_the_limit_are_not_kept_and_push_nothing_out() -> None:
+    rows = torch.randn(2, 4)
+    cache = FeatureCache(rows.nbytes)
+    cache.keep({b"fits": rows})
+    cache.keep({b"too large": torch.randn(3, 4)})
+    assert_close(cache.find([b"fits", b"too large"]), {b"fits": rows})
+
+
+def test_features_kept_twice_count_once() -> None:
+    cache = FeatureCache(1000)
+    for _ in range(2):
+        cache.keep({b"one": torch.zeros(2, 4)})
+    assert cache.num_bytes == 32
+
+
+def test_a_part_of_a_pass_does_not_hold_on_to_the_whole_of_it() -> None:
+    cache = FeatureCache(1000)
+    together = torch.randn(8, 4)
+    cache.keep({b"part": together[2:4]})
+    kept = cache.find([b"part"])[b"part"]
+    assert_close(kept, together[2:4])
+    assert kept.untyped_storage().nbytes() == kept.nbytes

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,67 @@ def test_limits_change_the_passes_and_not_the_answers(
     expected = engine.chat_many(questions, max_tokens=9)
     done = limited.chat_many(questions, max_tokens=9)
     assert [each.token_ids for each in done] == [each.token_ids for each in expected]
+
+
+@pytest.fixture
+def looks(engine: Engine) -> Iterator[list[int]]:
+    """The patches of each pass of the vision tower, as they happen."""
+    patches: list[int] = []
+
+    def note(tower: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        del tower
+        patches.append(len(inputs[0]))
+
+    hook = engine._runner._model.visual.register_forward_pre_hook(note)
+    yield patches
+    hook.remove()
+
+
+def test_a_second_question_about_a_picture_needs_no_look_and_answers_the_same(
+    tiny_checkpoint: Path, engine: Engine, looks: list[int]
+) -> None:
+    first, second = ask("what burns", (60, 90), (56, 56)), ask("where")
+    second[0]["content"][:0] = first[0]["content"][1::-1]  # the other way round
+    engine.chat(first, max_tokens=2)
+    assert len(looks) == 1
+    options: dict[str, Any] = {"max_tokens": 12, "logprobs": 3}
+    again = engine.chat(second, **options)
+    assert len(looks) == 1
+    fresh = Engine(tiny_checkpoint).chat(second, **options)
+    assert again.token_ids == fresh.token_ids
+    assert again.logprobs is not None
+    assert fresh.logprobs is not None
+    for ours, theirs in zip(again.logprobs, fresh.logprobs, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_picture_in_several_requests_of_one_pass_is_looked_at_once(
+    engine: Engine, looks: list[int]
+) -> None:
+    one = ask("the box", (60, 90))
+    other = [{"role": "user", "content": [*one[0]["content"][:1], {"type": "text", "text": "?"}]}]
+    engine.chat_many([one, one, other], max_tokens=2)
+    engine.chat(ask("the box", (60, 90)), max_tokens=2)  # as large, and another picture
+    assert len(looks) == 2
+    assert looks[0] == looks[1]
+
+
+def test_different_pictures_with_equal_tokens_never_share_features(engine: Engine) -> None:
+    picture = Image.new("RGB", (56, 56), "white")
+    spotted = picture.copy()
+    spotted.paste("black", (0, 0, 30, 56))
+    content = {"type": "text", "text": "what"}
+    answers = [
+        engine.chat(
+            [{"role": "user", "content": [{"type": "image", "image": each}, content]}],
+            max_tokens=1,
+            logprobs=5,
+        )
+        for each in (picture, spotted, picture)
+    ]
+    assert answers[0].prompt_token_ids == answers[1].prompt_token_ids
+    assert answers[0].logprobs == answers[2].logprobs
+    assert answers[0].logprobs != answers[1].logprobs
 
 
 def test_no_question_gives_no_answer(engine: Engine) -> None:
