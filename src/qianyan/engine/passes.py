@@ -102,17 +102,18 @@ class PassLog:
     def _begin_look(self, *_: Any) -> None:
         self._look_started = self._now()
 
-    def _end_look(self, _: nn.Module, inputs: tuple[Any, ...], *__: Any) -> None:
+    def _end_look(self, tower: nn.Module, inputs: tuple[Any, ...], _: Tensor) -> None:
         self.looks.append(
-            Look(started=self._look_started, stopped=self._now(), grids=_grids(inputs))
+            Look(started=self._look_started, stopped=self._now(), grids=_grids(tower, inputs))
         )
 
 
-def _grids(inputs: Sequence[Any]) -> tuple[Grid, ...]:
-    """Read the grids of a tower's call; the first generation's is told pictures only."""
-    if len(inputs) > 1:
-        return tuple((int(t), int(h), int(w)) for t, h, w in inputs[1])
-    return tuple((1, 1, 1) for _ in inputs[0])
+def _grids(tower: nn.Module, inputs: Sequence[Any]) -> tuple[Grid, ...]:
+    """Read the grids of a tower's call; those of the first generation are all alike."""
+    if isinstance(tower, qwen_vl.VisionTransformer):
+        side = tower.config.grid_side
+        return ((1, side, side),) * len(inputs[0])
+    return tuple((int(t), int(h), int(w)) for t, h, w in inputs[1])
 
 
 def find_tower(model: nn.Module) -> nn.Module | None:

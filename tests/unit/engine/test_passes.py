@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from qianyan.engine.engine import Engine
 from qianyan.engine.passes import ModelFinder, PassLog, find_tower
+from qianyan.models.qwen import qwen_config
+from qianyan.models.registry import build_model
 
 PICTURE = Image.new("RGB", (112, 84), (90, 20, 10))
 
@@ -51,3 +54,36 @@ def test_a_model_that_reads_text_only_has_no_tower(tiny_checkpoint: Path) -> Non
     tower = find_tower(finder.model)
     assert tower is not None
     assert find_tower(finder.model.get_submodule("model")) is None
+
+
+def test_the_first_generation_looks_at_squares() -> None:
+    visual = {
+        "heads": 2,
+        "image_size": 56,
+        "image_start_id": 300,
+        "layers": 1,
+        "mlp_ratio": 2.0,
+        "output_dim": 128,
+        "patch_size": 14,
+        "width": 32,
+        "n_queries": 16,
+    }
+    config = {
+        "vocab_size": 320,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "kv_channels": 32,
+        "max_position_embeddings": 64,
+        "seq_length": 64,
+        "layer_norm_epsilon": 1e-6,
+        "rotary_emb_base": 10000,
+        "use_dynamic_ntk": True,
+        "use_logn_attn": True,
+        "visual": visual,
+    }
+    model = build_model(qwen_config(config))
+    with PassLog(model, "cpu") as log, torch.inference_mode():
+        model.encode_images(torch.zeros(2, 3, 56, 56), [(1, 4, 4)] * 2)
+    assert [look.grids for look in log.looks] == [((1, 4, 4),) * 2]
