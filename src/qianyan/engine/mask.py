@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qianyan.engine.request import Request
 from qianyan.errors import GrammarError
-
-BITS = 32
 
 
 def forbid(logits: Tensor, requests: Sequence[Request], num_tokens: int) -> None:
@@ -30,10 +29,9 @@ def forbid(logits: Tensor, requests: Sequence[Request], num_tokens: int) -> None
                 request.error = error
     if not masks:
         return
-    words = torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.int32)
-    words = words.view(len(masks), -1, 1)  # (constrained, words, 1)
-    allowed = (words >> torch.arange(BITS, dtype=torch.int32)) & 1  # (constrained, words, bits)
-    forbidden = allowed.flatten(1)[:, :num_tokens] == 0  # (constrained, num_tokens)
-    rows = torch.tensor(constrained, device=logits.device)
-    masked = logits[rows, :num_tokens].masked_fill(forbidden.to(logits.device), -torch.inf)
-    logits[rows, :num_tokens] = masked
+    packed = np.frombuffer(b"".join(masks), dtype=np.uint8).reshape(len(masks), -1)
+    # numpy's unpacking is several times faster than shifts and masks of whole vocabularies
+    allowed = np.unpackbits(packed, axis=1, bitorder="little")  # (constrained, tokens)
+    forbidden = torch.from_numpy(allowed[:, :num_tokens] == 0).to(logits.device)
+    for row, own in zip(constrained, forbidden, strict=True):
+        logits[row, :num_tokens].masked_fill_(own, -torch.inf)

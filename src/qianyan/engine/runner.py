@@ -1,4 +1,4 @@
-"""From a plan to logits: lists become tensors, pictures become features, once for each request."""
+"""From a plan to logits: lists become tensors, pictures become features, once for each picture."""
 
 import hashlib
 import math

@@ -62,9 +62,9 @@ def questions() -> list[list[dict[str, Any]]]:
 
 
 def test_a_batch_gives_what_each_question_gives_alone(
-    engine: Engine, questions: list[list[dict[str, Any]]]
+    tiny_checkpoint: Path, engine: Engine, questions: list[list[dict[str, Any]]]
 ) -> None:
-    batch = engine.chat_many(questions, max_tokens=12, logprobs=3)
+    batch = Engine(tiny_checkpoint).chat_many(questions, max_tokens=12, logprobs=3)
     assert len({tuple(done.token_ids) for done in batch}) > 2
     for messages, done in zip(questions, batch, strict=True):
         alone = engine.chat(messages, max_tokens=12, logprobs=3)
