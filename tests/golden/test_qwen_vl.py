@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from qianyan.engine.cache import Sequence, Span, StepCache
+from qianyan.engine.cache import Span, StepCache, Storage
 from qianyan.inputs.squares import SquareConfig, make_squares
 from qianyan.models.attention import NoCache
 from qianyan.models.positions import Grid
@@ -97,12 +97,13 @@ def test_greedy_tokens_are_the_same_one_cached_step_at_a_time(
     ids = expected["image_ids"][0]
     placed = model.place(ids.tolist(), [grid])
     hidden = model.embed(ids, model.encode_images(pixel_values, [grid]))
-    sequence = Sequence(64)
+    storage = Storage(64)
     generated: list[int] = []
     start = 0
     while len(generated) < len(expected["greedy"]):
         stop = start + len(hidden)
-        cache = StepCache([Span(sequence, start, 0, len(hidden))])
+        span = Span(slice(start, stop), slice(0, stop), start, 0, len(hidden))
+        cache = StepCache(storage, [span], num_rows=storage.num_rows)
         logits = model(hidden, placed.at(start, stop), cache, torch.tensor([len(hidden) - 1]))
         generated.append(int(logits.argmax()))
         hidden = model.embed(torch.tensor(generated[-1:]))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from qianyan.engine import cache as engine_cache
+from qianyan.engine.cache import Span, StepCache, Storage
 from qianyan.models.attention import NoCache
 from qianyan.models.qwen import QWenConfig, QWenLMHeadModel
 from qianyan.models.qwen_vl import VisionTransformer, VisualConfig
@@ -218,12 +218,13 @@ def test_chunks_and_single_steps_with_a_cache_equal_one_pass(length: int) -> Non
     model = make_model()
     ids, answer = random_ids(length), random_ids(25, seed=1)
     position = model.place(ids)
-    sequence = engine_cache.Sequence(length + len(answer))
+    storage = Storage(length + len(answer))
     stops = [17, 18, length, *range(length + 1, length + len(answer) + 1)]
     pieces = []
     for start, stop in zip([0, *stops], stops, strict=False):
         hidden = model.embed(torch.tensor([*ids, *answer][start:stop]))
-        cache = engine_cache.StepCache([engine_cache.Span(sequence, start, 0, stop - start)])
+        span = Span(slice(start, stop), slice(0, stop), start, 0, stop - start)
+        cache = StepCache(storage, [span], num_rows=storage.num_rows)
         pieces.append(model(hidden, position.at(start, stop), cache))
     assert_logits_equal(torch.cat(pieces), our_logits(model, ids, answer))
 
@@ -244,21 +245,21 @@ def test_prompts_of_different_lengths_in_one_pass_equal_each_alone() -> None:
 def test_a_step_of_one_request_beside_the_prompt_of_another_equals_each_alone() -> None:
     model = make_model()
     long, short = random_ids(120), random_ids(30, seed=1)
-    kept = engine_cache.Sequence(128)
-    spans = [engine_cache.Span(kept, 0, 0, 119)]
+    storage = Storage(192)
+    prompt = Span(slice(0, 119), slice(0, 119), 0, 0, 119)
     model(
         model.embed(torch.tensor(long[:119])),
         model.place(long).at(0, 119),
-        engine_cache.StepCache(spans),
+        StepCache(storage, [prompt], num_rows=192),
     )
     spans = [
-        engine_cache.Span(kept, 119, 0, 1),
-        engine_cache.Span(engine_cache.Sequence(64), 0, 1, 30),
+        Span(slice(119, 120), slice(0, 120), 119, 0, 1),
+        Span(slice(128, 158), slice(128, 158), 0, 1, 30),
     ]
     logits = model(
         model.embed(torch.tensor([*long[119:], *short])),
         torch.cat([model.place(long).at(119, 120), model.place(short).prompt], dim=1),
-        engine_cache.StepCache(spans),
+        StepCache(storage, spans, num_rows=192),
     )
     assert_logits_equal(logits[0], our_logits(model, long)[-1])
     assert_logits_equal(logits[1:], our_logits(model, short))

@@ -206,3 +206,21 @@ def test_answers_can_be_held_to_a_form(engine: Engine) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     answer = engine.chat(CONVERSATIONS["one picture"], max_tokens=60, response_format=form)
     assert json.loads(answer.text)["hazard"] in ("fire", "none")
+
+
+def test_beginnings_are_shared_only_by_prompts_of_one_length(
+    make_engine: Callable[[str], Engine], model: QWenLMHeadModel
+) -> None:
+    """Beyond the trained length the keys depend on the prompt's length, not on its beginning."""
+    engine = make_engine("raw")
+    vocab_size = engine.processor.tokenizer.vocab_size
+    start = "The hall has three doors. "
+    texts = [start * 2, start * 3, start * 6, start * 3, start * 6]  # trained length: 64 bytes
+    cached = []
+    for text in texts:
+        done = engine.chat([user(text)], max_tokens=NUM_TOKENS, temperature=0)
+        expected = expected_tokens(model, engine.processor([user(text)]), vocab_size)
+        assert list(done.token_ids) == expected[: len(done.token_ids)]
+        cached.append(done.usage.cached_tokens)
+    assert cached[1:3] == [0, 0]
+    assert all(cached[3:])

@@ -1,59 +1,64 @@
-"""Keys and values of running requests: each request has buffers of its own, which grow.
+"""Keys and values of requests in the blocks that the scheduler gave them.
 
-`DenseCache.step` hands the model one `KVCache` for one forward pass; that view is valid until the
-next call. Another way of keeping (pages, shared prefixes) is another class with the same two
-methods; the model does not change.
+`PagedCache.step` hands the model one `KVCache` for one forward pass; that view is valid until the
+next call. Another way of keeping is another class with the same method; the model does not change.
 
 `FeatureCache` keeps what the vision tower made of pictures beyond their requests, by content.
 """
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from qianyan.engine.blocks import BLOCK_SIZE, count_blocks
 from qianyan.engine.scheduler import Plan
 from qianyan.models.attention import KVCache, NoCache, causal_attention
 
-GROWTH_TOKENS = 256
-"""Smallest step by which a buffer grows; it at least doubles, so copies stay rare."""
+Rows = slice | Tensor
+"""Places in the storage: a stretch, or one place for each token."""
 
 
-@dataclass
-class Sequence:
-    """One request's keys and values, a pair of (capacity, kv_heads, head_dim) for each layer."""
+class Storage:
+    """Keys and values of all blocks, a pair of (rows, kv_heads, head_dim) for each layer.
 
-    max_num_tokens: int
-    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    On a processor all rows exist at once and cost memory only when they are first written. On
+    other devices, and where the system counts what is promised (Windows), the pair grows to what
+    was needed so far, at least doubling.
+    """
 
-    def store(self, layer: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values from `start` on and return all up to them."""
-        stop = start + len(key)
-        kept = self.layers.get(layer)
-        if kept is None or len(kept[0]) < stop:
-            kept = self.layers[layer] = self._grow(kept, start, stop, key)
-        kept[0][start:stop] = key
-        kept[1][start:stop] = value
-        return kept[0][:stop], kept[1][:stop]
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def _grow(
-        self, kept: tuple[Tensor, Tensor] | None, start: int, stop: int, like: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        capacity = min(max(stop, 2 * start, GROWTH_TOKENS), self.max_num_tokens)
+    def pair(self, layer: int, like: Tensor, *, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Give a layer's keys and values with at least `num_rows` rows, shaped as `like`."""
+        held = self._layers.get(layer)
+        if held is not None and len(held[0]) >= num_rows:
+            return held
+        capacity = self.num_rows
+        if like.device.type != "cpu" or sys.platform == "win32":
+            capacity = min(max(num_rows, 2 * len(held[0]) if held else 0), self.num_rows)
         grown = like.new_empty(capacity, *like.shape[1:]), like.new_empty(capacity, *like.shape[1:])
-        if kept is not None:
-            for old, new in zip(kept, grown, strict=True):
-                new[:start] = old[:start]
+        for old, new in zip(held or (), grown, strict=False):
+            new[: len(old)] = old
+        self._layers[layer] = grown
         return grown
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where one chunk's tokens lie: `first` to `first + count` in the packed pass."""
+    """Where one chunk's tokens lie: `first` to `first + count` in the packed pass.
 
-    sequence: Sequence
+    `written` are the rows of the storage for these tokens, `read` for all of the sequence up to
+    them; `start` tokens came before.
+    """
+
+    written: Rows
+    read: Rows
     start: int
     first: int
     count: int
@@ -64,6 +69,19 @@ class Span:
         return slice(self.first, self.first + self.count)
 
 
+def find_rows(block_table: list[int], start: int, stop: int, device: torch.device) -> Rows:
+    """Find the rows of tokens start to stop: a stretch where the blocks lie one after another."""
+    first = start // BLOCK_SIZE
+    blocks = block_table[first : count_blocks(stop)]
+    offset, count = start - first * BLOCK_SIZE, stop - start
+    if blocks == list(range(blocks[0], blocks[0] + len(blocks))):
+        begin = blocks[0] * BLOCK_SIZE + offset
+        return slice(begin, begin + count)
+    places = torch.tensor(blocks, device=device).unsqueeze(1) * BLOCK_SIZE
+    places = places + torch.arange(BLOCK_SIZE, device=device)  # (blocks, block_size)
+    return places.flatten()[offset : offset + count]
+
+
 class StepCache(KVCache):
     """The requests of one forward pass, packed one after another.
 
@@ -71,8 +89,10 @@ class StepCache(KVCache):
     together; the others look back at what their request has kept.
     """
 
-    def __init__(self, spans: list[Span]) -> None:
-        self._spans = spans
+    def __init__(self, storage: Storage, spans: list[Span], *, num_rows: int) -> None:
+        """Take the chunks of a pass; `num_rows` of the storage hold all that they touch."""
+        self._storage = storage
+        self._num_rows = num_rows
         self._groups: list[list[Span]] = []
         for span in spans:
             if self._groups and span.start == 0 and self._groups[-1][-1].start == 0:
@@ -85,43 +105,46 @@ class StepCache(KVCache):
     ) -> Tensor:
         """Store this pass's keys and values, then attend causally inside each request."""
         out = torch.empty_like(query)
+        keys, values = self._storage.pair(layer, key, num_rows=self._num_rows)
         for group in self._groups:
             rows = slice(group[0].first, group[-1].rows.stop)
             for span in group:
-                kept = span.sequence.store(layer, span.start, key[span.rows], value[span.rows])
+                keys[span.written] = key[span.rows]
+                values[span.written] = value[span.rows]
             if group[0].start == 0:
                 fresh = NoCache([span.count for span in group])
                 out[rows] = fresh.attend(layer, query[rows], key[rows], value[rows], window=window)
             else:
+                (span,) = group
                 out[rows] = causal_attention(
-                    query[rows], *kept, offset=group[0].start, window=window
+                    query[rows],
+                    keys[span.read],
+                    values[span.read],
+                    offset=span.start,
+                    window=window,
                 )
         return out
 
 
-class DenseCache:
-    """All running requests' keys and values."""
+class PagedCache:
+    """All keys and values, in blocks."""
 
-    def __init__(self) -> None:
-        self._sequences: dict[int, Sequence] = {}
+    def __init__(self, num_blocks: int, device: torch.device) -> None:
+        self._storage = Storage(num_blocks * BLOCK_SIZE)
+        self._device = device
 
     def step(self, plan: Plan) -> KVCache:
         """Give the model its cache for one forward pass over the plan's chunks."""
         spans = []
-        first = 0
+        first = last_block = 0
         for chunk in plan.chunks:
-            request = chunk.request
-            sequence = self._sequences.setdefault(
-                request.request_id, Sequence(request.max_num_tokens)
-            )
-            spans.append(Span(sequence, chunk.start, first, chunk.stop - chunk.start))
-            first += chunk.stop - chunk.start
-        return StepCache(spans)
-
-    def release(self, request_ids: Iterable[int]) -> None:
-        """Free what these requests kept; unknown ids are fine."""
-        for request_id in request_ids:
-            self._sequences.pop(request_id, None)
+            table, count = chunk.request.block_table, chunk.stop - chunk.start
+            written = find_rows(table, chunk.start, chunk.stop, self._device)
+            read = find_rows(table, 0, chunk.stop, self._device) if chunk.start else written
+            spans.append(Span(written, read, chunk.start, first, count))
+            first += count
+            last_block = max(last_block, *table[: count_blocks(chunk.stop)])
+        return StepCache(self._storage, spans, num_rows=(last_block + 1) * BLOCK_SIZE)
 
 
 class FeatureCache:

@@ -97,6 +97,7 @@ class Engine:
             loaded,
             device=torch.device(device),
             max_encode_patches=self.config.max_encode_patches,
+            num_blocks=self._scheduler.pool.num_blocks,
         )
         self._sampler = Sampler(tokenizer.vocab_size)
         self._grammars: Grammars | None = None
@@ -186,7 +187,9 @@ class Engine:
             inputs.seen,
         )
         request.append_forced()
-        return request, self._runner.to_prompt(inputs)
+        prompt = self._runner.to_prompt(inputs)
+        request.name_block = prompt.name_block
+        return request, prompt
 
     def _reply_form(self, options: ChatOptions, *, is_thinking: bool) -> ReplyForm:
         tokenizer = self.processor.tokenizer

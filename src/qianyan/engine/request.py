@@ -5,12 +5,13 @@ Knows no torch. The scheduler owns requests and is the only one that changes the
 """
 
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from qianyan.engine.blocks import BLOCK_SIZE
 from qianyan.engine.grammar import Grammar
 from qianyan.engine.options import Sampling
 from qianyan.engine.reply import Reply, ToolCall
@@ -20,15 +21,23 @@ from qianyan.inputs.video import SeenVideo
 
 FinishReason = Literal["stop", "length"]
 Logprobs = dict[int, float]
+NameBlock = Callable[[int, list[int], bytes], bytes]
+"""From a block's first place, its tokens and the key before it to its key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Token counts; `forwarded_tokens` of the completion took a forward pass of their own."""
+    """Token counts.
+
+    `forwarded_tokens` of the completion took a forward pass of their own. `cached_tokens` of the
+    prompt were known from earlier requests; how many depends on what came before, so they do not
+    count when completions are compared.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     forwarded_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +97,10 @@ class Sampled:
 class Request:
     """A conversation being answered.
 
-    `num_computed_tokens` of the prompt and the output have their keys and values in the cache;
-    the others are still to be run. An answer is finished when `finish_reason` or `error` is set.
+    `num_computed_tokens` of the prompt and the output have their keys and values in the cache, in
+    the blocks of `block_table`; the others are still to be run. `name_block` says what a full
+    block's contents depend on; without it nothing of the request is shared. An answer is finished
+    when `finish_reason` or `error` is set.
     """
 
     def __init__(
@@ -106,6 +117,11 @@ class Request:
         self.sampling = sampling
         self.grammar = grammar
         self.seen = seen or Seen()
+        self.name_block: NameBlock | None = None
+        self.block_table: list[int] = []
+        self.num_cached_tokens = 0
+        self._keys: list[bytes] = []
+        self._num_registered = 0
         self.output_token_ids: list[int] = []
         self.num_computed_tokens = 0
         self.num_forwarded_tokens = 0
@@ -131,6 +147,31 @@ class Request:
     def is_finished(self) -> bool:
         """Whether no more tokens will come."""
         return self.finish_reason is not None or self.error is not None
+
+    def block_keys(self, count: int) -> list[bytes]:
+        """Give the keys of the first `count` blocks, all of them full of known tokens."""
+        if self.name_block is None:
+            return []
+        for index in range(len(self._keys), count):
+            start = index * BLOCK_SIZE
+            tokens = self.token_ids(start, start + BLOCK_SIZE)
+            before = self._keys[-1] if self._keys else b""
+            self._keys.append(self.name_block(start, tokens, before))
+        return self._keys[:count]
+
+    def sit(self, known: list[int], fresh: list[int]) -> None:
+        """Take blocks; what the known ones hold need not be computed."""
+        self.block_table = known + fresh
+        self._num_registered = len(known)
+        self.num_computed_tokens = self.num_cached_tokens = len(known) * BLOCK_SIZE
+
+    def new_full_blocks(self) -> list[tuple[int, bytes]]:
+        """Give the blocks that have become full since the last call, with their keys."""
+        count = self.num_computed_tokens // BLOCK_SIZE
+        keys = self.block_keys(count)
+        fresh = range(self._num_registered, len(keys))
+        self._num_registered = len(keys)
+        return [(self.block_table[index], keys[index]) for index in fresh]
 
     @property
     def is_constrained(self) -> bool:
@@ -183,6 +224,8 @@ class Request:
                 prompt_tokens=len(self.prompt_token_ids),
                 completion_tokens=len(self.output_token_ids),
                 forwarded_tokens=self.num_forwarded_tokens,
+                # Forced tokens of the answer can stand in a known block.
+                cached_tokens=min(self.num_cached_tokens, len(self.prompt_token_ids)),
             ),
             reasoning=self.reply.reasoning if self.reply.has_reasoned else None,
             tool_calls=self.reply.tool_calls,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qianyan.engine.cache import DenseCache, FeatureCache
+from qianyan.engine.cache import FeatureCache, PagedCache
 from qianyan.engine.scheduler import Chunk, Plan
 from qianyan.inputs.processor import ModelInputs
 from qianyan.models.language_model import LanguageModel
@@ -42,32 +42,55 @@ class Prompt:
 
     positions: Positions
     vision_rows: Tensor  # (merged_tokens,)
-    media: tuple[Medium, ...] = ()  # in order of appearance
+    looks: tuple[tuple[int, bytes], ...] = ()  # first row and digest of each picture and video
+    media: tuple[Medium, ...] = ()  # the same in order of appearance, until their features exist
     vision_features: Tensor | None = None  # (merged_tokens, hidden)
+
+    def name_block(self, start: int, token_ids: list[int], before: bytes) -> bytes:
+        """Say what the keys and values of a full block depend on, in 16 bytes.
+
+        The key of the block before it, its tokens, and where they stand: positions hold a
+        picture's shape and a video's time, and for the first generation the prompt's length; what
+        pictures show is in their digests.
+        """
+        stop = start + len(token_ids)
+        name = hashlib.blake2b(before, digest_size=16)
+        name.update(torch.tensor(token_ids).numpy().tobytes())
+        name.update(self.positions.at(start, stop).contiguous().numpy().tobytes())
+        for first_row, digest in self.looks:
+            if first_row < stop:
+                name.update(digest)
+        return name.digest()
 
 
 class Runner:
     """Runs plans on one model; owns what is kept between the passes of a request."""
 
     def __init__(
-        self, model: LanguageModel, *, device: torch.device, max_encode_patches: int
+        self,
+        model: LanguageModel,
+        *,
+        device: torch.device,
+        max_encode_patches: int,
+        num_blocks: int,
     ) -> None:
         self._model = model
         self._device = device
         self._max_encode_patches = max_encode_patches
         self._prompts: dict[int, Prompt] = {}
-        self._cache = DenseCache()
+        self._cache = PagedCache(num_blocks, device)
         self._features = FeatureCache(MAX_FEATURE_BYTES)
 
     def to_prompt(self, inputs: ModelInputs) -> Prompt:
         """Place a prompt's tokens; raise InputError when tokens and pictures do not agree."""
-        return Prompt(
-            positions=self._model.place(
-                inputs.prompt_token_ids, inputs.grid_thw, inputs.second_per_grid_ts
-            ),
-            vision_rows=self._model.vision_rows(torch.tensor(inputs.prompt_token_ids)),
-            media=_media(inputs),
+        positions = self._model.place(
+            inputs.prompt_token_ids, inputs.grid_thw, inputs.second_per_grid_ts
         )
+        rows = self._model.vision_rows(torch.tensor(inputs.prompt_token_ids))
+        media = _media(inputs)
+        firsts = [int(own[0]) for own in _split(rows, inputs.grid_thw)] if media else []
+        digests = [medium.digest for medium in media]
+        return Prompt(positions, rows, tuple(zip(firsts, digests, strict=True)), media)
 
     def add(self, request_id: int, prompt: Prompt) -> None:
         """Keep a prompt until its request is released."""
@@ -77,13 +100,12 @@ class Runner:
         """Let go of requests; unknown ids are fine."""
         for request_id in request_ids:
             self._prompts.pop(request_id, None)
-            self._cache.release([request_id])
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> Tensor:
         """Run the plan's tokens; return float logits (requests, vocab) for those that sample."""
         chunks = [(chunk, self._prompts[chunk.request.request_id]) for chunk in plan.chunks]
-        self._encode([prompt for _, prompt in chunks if prompt.media])
+        self._encode([prompt for chunk, prompt in chunks if _needs_features(chunk, prompt)])
         input_ids = [
             token_id
             for chunk in plan.chunks
@@ -164,6 +186,17 @@ def _split(packed: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
 
 def _count_patches(media: dict[bytes, Medium]) -> int:
     return sum(medium.num_patches for medium in media.values())
+
+
+def _needs_features(chunk: Chunk, prompt: Prompt) -> bool:
+    """Whether a chunk has tokens of pictures that were not looked at yet.
+
+    Where a prompt's beginning was known, its pictures may all lie before what is computed.
+    """
+    if not prompt.media:
+        return False
+    rows = prompt.vision_rows
+    return bool(((rows >= chunk.start) & (rows < chunk.stop)).any())
 
 
 def _place_features(hidden: Tensor, chunk: Chunk, prompt: Prompt) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from qianyan.engine.cache import GROWTH_TOKENS, DenseCache, FeatureCache
+from qianyan.engine.blocks import BLOCK_SIZE, count_blocks
+from qianyan.engine.cache import FeatureCache, PagedCache, Storage
 from qianyan.engine.options import Sampling
 from qianyan.engine.reply import Reply
 from qianyan.engine.request import Request
@@ -22,8 +23,15 @@ class Silent:
         return ""
 
 
-def request(request_id: int, num_tokens: int) -> Request:
-    return Request(request_id, [0] * num_tokens, Sampling(max_tokens=4), Reply(Silent()))
+NUM_BLOCKS = 64
+CPU = torch.device("cpu")
+
+
+def request(request_id: int, num_tokens: int, blocks: list[int]) -> Request:
+    """A request that sits on the first of the given blocks."""
+    made = Request(request_id, [0] * num_tokens, Sampling(max_tokens=4), Reply(Silent()))
+    made.block_table = blocks[: count_blocks(made.max_num_tokens)]
+    return made
 
 
 def heads(num_tokens: int, count: int, seed: int) -> torch.Tensor:
@@ -37,14 +45,18 @@ def heads(num_tokens: int, count: int, seed: int) -> torch.Tensor:
         {1: [5], 2: [5], 3: [7]},
         {1: [2, 3], 2: [1, 1, 3], 3: [7]},
         {1: [1] * 12, 2: [4], 3: [3, 9]},
-        {1: [GROWTH_TOKENS + 7, 1, 1], 2: [1, GROWTH_TOKENS, 1, 1]},
+        {1: [5 * BLOCK_SIZE + 7, 1, 1], 2: [1, 4 * BLOCK_SIZE, 1, 1]},
     ],
 )
-def test_any_cut_into_passes_gives_the_same_result(cuts: dict[int, list[int]]) -> None:
-    cache = DenseCache()
+@pytest.mark.parametrize("order", ["runs", "scattered"])
+def test_any_cut_into_passes_gives_the_same_result(cuts: dict[int, list[int]], order: str) -> None:
+    cache = PagedCache(NUM_BLOCKS, CPU)
+    blocks = list(range(NUM_BLOCKS))
+    if order == "scattered":
+        blocks = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
     sequences = {
         each: (
-            request(each, sum(sizes)),
+            request(each, sum(sizes), blocks[each * 10 :]),
             *(heads(sum(sizes), n, each * 10 + n) for n in (HEADS, KV_HEADS)),
         )
         for each, sizes in cuts.items()
@@ -74,21 +86,24 @@ def test_any_cut_into_passes_gives_the_same_result(cuts: dict[int, list[int]]) -
         assert_close(torch.cat(pieces), whole)
 
 
-def test_buffers_never_outgrow_the_request() -> None:
-    cache = DenseCache()
-    one = request(1, 10)
-    for start, stop in ((0, 10), (10, 11), (11, 14)):
-        key = heads(stop - start, KV_HEADS, 0)
-        view = cache.step(Plan((Chunk(one, start, stop, is_last=True),)))
-        view.attend(0, heads(stop - start, HEADS, 1), key, key)
-    assert len(cache._sequences[1].layers[0][0]) == one.max_num_tokens
+def test_storage_costs_what_was_written() -> None:
+    """Off the processor it grows to what was needed; growing keeps what was there."""
+    storage = Storage(100)
+    meta = torch.empty(1, KV_HEADS, HEAD_DIM, device="meta")
+    sizes = [len(storage.pair(0, meta, num_rows=n)[0]) for n in (10, 11, 12, 90)]
+    assert sizes == [10, 20, 20, 90]
+    assert len(Storage(100).pair(0, meta.new_empty(1, 2, 3, device="cpu"), num_rows=1)[0]) == 100
 
 
-def test_a_released_request_keeps_nothing() -> None:
-    cache = DenseCache()
-    cache.step(Plan((Chunk(request(1, 2), 0, 2, is_last=True),)))
-    cache.release([1, 99])
-    assert not cache._sequences
+def test_a_block_shared_by_two_requests_is_read_by_both() -> None:
+    cache = PagedCache(NUM_BLOCKS, CPU)
+    first, second = request(1, 40, [3, 4, 5]), request(2, 40, [3, 9, 7])
+    query, key = heads(40, HEADS, 1), heads(40, KV_HEADS, 2)
+    cache.step(Plan((Chunk(first, 0, 40, is_last=True),))).attend(0, query, key, key + 1)
+    view = cache.step(Plan((Chunk(second, BLOCK_SIZE, 40, is_last=True),)))
+    rows = slice(BLOCK_SIZE, None)
+    out = view.attend(0, query[rows], key[rows], key[rows] + 1)
+    assert_close(out, NoCache([40]).attend(0, query, key, key + 1)[rows])
 
 
 def test_features_beyond_the_limit_go_in_the_order_of_their_last_use() -> None:
