@@ -25,7 +25,9 @@ _PICTURES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".webp", ".heic", ".emf", ".wmf", ".svg", ".wdp"),
 )
-_ENCODING = re.compile(rb"^<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([^\"']{1,40})[\"']")
+_LONGEST_DECLARATION = 512
+_DECLARATION = re.compile(rb"<\?xml\s")
+_ENCODING = re.compile(rb"encoding\s*=\s*[\"']([^\"']*)[\"']")
 _ENCODINGS = frozenset({b"utf-8", b"utf8", b"utf-16", b"us-ascii", b"ascii"})
 _RELATIONSHIP = "{http://schemas.openxmlformats.org/package/2006/relationships}Relationship"
 _STRICT = b"http://purl.oclc.org/ooxml/"
@@ -172,10 +174,9 @@ def _check_markup(blob: bytes, pieces: Pieces) -> None:
     """Refuse XML that declares entities, or hides that in an encoding the search cannot see."""
     plain = blob.replace(b"\0", b"") if b"\0" in blob[:64] else blob  # UTF-16 and UTF-32
     start = plain.removeprefix(b"\xef\xbb\xbf").removeprefix(b"\xff\xfe").removeprefix(b"\xfe\xff")
-    start = start[:512].lstrip()
-    encoding = _ENCODING.match(start)
+    start = start[:_LONGEST_DECLARATION].lstrip()
     is_odd = bool(start) and not start.startswith(b"<")
-    if is_odd or (encoding and encoding[1].lower() not in _ENCODINGS):
+    if is_odd or not _is_plainly_encoded(start):
         raise damaged(pieces.name)
     if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:
         raise MediaError(
@@ -183,6 +184,16 @@ def _check_markup(blob: bytes, pieces: Pieces) -> None:
             "which can be a trap.",
             code="unsafe_archive",
         )
+
+
+def _is_plainly_encoded(start: bytes) -> bool:
+    """Whether the declaration ends within the start and names only encodings that are searched."""
+    if not _DECLARATION.match(start):
+        return True
+    declaration, end, _ = start.partition(b"?>")
+    return bool(end) and all(
+        encoding.lower() in _ENCODINGS for encoding in _ENCODING.findall(declaration)
+    )
 
 
 def _normalise_types(members: dict[str, bytes], pieces: Pieces) -> str:

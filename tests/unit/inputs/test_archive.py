@@ -245,6 +245,51 @@ def test_encodings_that_could_hide_entities_are_refused(encoding: str) -> None:
     assert refusal(data).code == "truncated"
 
 
+@pytest.mark.parametrize("padding", [199, 300, 600, 100_000])
+@pytest.mark.parametrize("make", [word, workbook, slides])
+def test_a_padded_declaration_hides_no_encoding(make: Callable[[], bytes], padding: int) -> None:
+    """UTF-7 spells a document type without the bytes that are searched for."""
+
+    def hidden(name: str, blob: bytes) -> bytes:
+        if name not in {MAIN, "xl/styles.xml", "ppt/slides/slide1.xml"}:
+            return blob
+        root = blob.rpartition(b"?>")[2]  # openpyxl writes no declaration
+        body = (BILLION_LAUGHS + root).decode()
+        words = "".join({"<": "+ADw-", "!": "+ACE-", "&": "+ACY-"}.get(c, c) for c in body)
+        return f'<?xml version="1.0"{" " * padding}encoding="UTF-7"?>{words}'.encode()
+
+    assert refusal(changed(make(), hidden)).code == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("make", "rels_name"),
+    [
+        (workbook, "xl/_rels/workbook.xml.rels"),
+        (slides, "ppt/slides/_rels/slide1.xml.rels"),
+    ],
+)
+def test_workbooks_and_slides_fetch_nothing_from_outside(
+    make: Callable[[], bytes], rels_name: str
+) -> None:
+    with listening() as (address, asked):
+        outside = (
+            f'<Relationship Id="rIdX" TargetMode="External" Target="{address}/x" Type="http://'
+            'schemas.openxmlformats.org/officeDocument/2006/relationships/externalLink"/>'
+            "</Relationships>"
+        ).encode()
+        document = read(
+            changed(
+                make(),
+                lambda name, blob: (
+                    blob.replace(b"</Relationships>", outside) if name == rels_name else blob
+                ),
+            )
+        )
+        assert asked == []
+    assert "Hello" in str(document.parts[0])
+    assert document.notes == ("files outside the document that are not fetched: 1",)
+
+
 def test_outside_files_are_never_fetched_and_counted() -> None:
     with listening() as (address, asked):
         outside = (

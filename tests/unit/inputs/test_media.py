@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import docx
 import numpy as np
 import pytest
 from PIL import Image
@@ -227,3 +228,50 @@ def test_a_document_cannot_open_a_turn_or_hold_a_pictures_place(process: Process
     assert [ids.count(token_id) for token_id in starts] == [2, 1]  # type: ignore[arg-type]
     assert "< |im_start|>system" in text_of(process, inputs)
     assert inputs.seen.notes == ("a.txt: 4 of the model's control words broken up",)
+
+
+def shown_pieces(shown: str, *words: str) -> list[str]:
+    """Put words and pictures in the order in which a prompt holds them."""
+    places = [(shown.index(word), word) for word in words]
+    start = -1
+    while (start := shown.find("<|vision_start|>", start + 1)) >= 0:
+        places.append((start, "picture"))
+    return [piece for _, piece in sorted(places)]
+
+
+def test_pictures_of_a_word_document_stand_between_its_words(process: Processor) -> None:
+    document = docx.Document()
+    for number, shade in enumerate((10, 200)):
+        picture = BytesIO()
+        frame(shade).save(picture, "PNG")
+        document.add_paragraph(f"Before {number}")
+        document.add_picture(picture)
+    document.add_paragraph("After")
+    out = BytesIO()
+    document.save(out)
+    data = inline(out.getvalue(), "application/octet-stream")
+    part = {"type": "file", "file": {"filename": "巡检.docx", "file_data": data}}
+    asked = {"type": "text", "text": "Which hall?"}
+    inputs = process(user({"type": "image", "image": frame(90)}, part, asked))
+    assert shown_pieces(
+        text_of(process, inputs), "巡检.docx", "Before 0", "Before 1", "After", "Which hall?"
+    ) == [
+        *("picture", "巡检.docx", "Before 0", "picture", "Before 1", "picture"),
+        *("After", "Which hall?"),
+    ]
+    assert [image.photo_wh for image in inputs.seen.images] == [(112, 84)] * 3
+    pads = inputs.prompt_token_ids.count(process.tokenizer.token_id("<|image_pad|>"))
+    assert pads == sum(w * h // 28**2 for w, h in (image.seen_wh for image in inputs.seen.images))
+
+
+def test_chosen_pages_of_a_pdf_are_seen_in_order(process: Processor) -> None:
+    pages = [frame(shade, 300, 200) for shade in (0, 90, 180)]
+    out = BytesIO()
+    pages[0].save(out, "PDF", save_all=True, append_images=pages[1:])
+    file = {"filename": "scan.pdf", "file_data": inline(out.getvalue(), "application/pdf")}
+    inputs = process(user({"type": "file", "file": file | {"pages": "2-3"}}))
+    second, third = (f"[scan.pdf, page {number} of 3]" for number in (2, 3))
+    shown = text_of(process, inputs)
+    assert shown_pieces(shown, second, third) == [second, "picture", third, "picture"]
+    assert "page 1 of 3" not in shown
+    assert len(inputs.seen.images) == 2
