@@ -16,6 +16,7 @@ from qianyan.models import qwen2_5_vl, qwen2_vl
 from qianyan.models.config import build
 from qianyan.models.flatten import text_config, vision_fields, vision_token_ids
 from qianyan.models.packed import swap_packed, unpack_tensors
+from qianyan.models.precision import choose_dtype
 from qianyan.models.quantization import read_quantization
 from qianyan.models.qwen import QWenConfig, QWenLMHeadModel, ignored_tensors, qwen_config
 from qianyan.models.text import CausalLM, TextConfig
@@ -136,18 +137,23 @@ def load_model(
 ) -> Model:
     """Load a checkpoint folder, ready to run (evaluation mode).
 
-    `dtype` is "auto" for the checkpoint's own, or float32, bfloat16, float16; layers of a quantised
-    checkpoint stay quantised and compute in it. Raises ConfigError and CheckpointError.
+    `dtype` is "auto" for the checkpoint's own (on a processor never float16, see `precision.py`),
+    or float32, bfloat16, float16; layers of a quantised checkpoint stay quantised and compute in
+    it. Raises ConfigError and CheckpointError.
     """
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"dtype is {quote(dtype)}; expected auto, {', '.join(DTYPES)}.")
     data = read_config_json(folder)
     config, quantization = find_architecture(data).read(data), read_quantization(data)
+    listed = list_tensors(folder)
     if dtype == "auto" and quantization is not None:
-        dtype = quantization.torch_dtype
+        own = quantization.torch_dtype
+        dtype = choose_dtype([own], device=device) or own
+    elif dtype == "auto":
+        dtype = choose_dtype((spec.dtype for spec in listed.values()), device=device) or dtype
     with torch.device("meta"):
         model = build_model(config)
-    packed = swap_packed(model, list_tensors(folder), quantization, RENAMES)
+    packed = swap_packed(model, listed, quantization, RENAMES)
     load_weights(
         model,
         unpack_tensors(read_tensors(folder), packed),
