@@ -52,14 +52,14 @@ class BlockPool:
     def allocate(self, count: int) -> list[int] | None:
         """Hold `count` blocks with nothing in them; None, and nothing held, when there are not.
 
-        In one run where there is one, because a run needs no gathering when it is read.
+        In one run where there is one, because a run needs no gathering when it is read; kept
+        blocks are forgotten only where there are not enough free ones, never to make a run.
         """
         if count > self.num_available:
             return None
-        start = self._find_run(count)
-        while start < 0 and self._kept:
+        while self._is_free.count(1) < count:
             self._forget(next(iter(self._kept)))
-            start = self._find_run(count)
+        start = self._is_free.find(b"\1" * count) if count else 0
         if start >= 0:
             blocks = list(range(start, start + count))
         else:
@@ -86,10 +86,6 @@ class BlockPool:
                     self._is_free[block] = 1
         while len(self._kept) > self.max_kept:
             self._forget(next(iter(self._kept)))
-
-    def _find_run(self, count: int) -> int:
-        """Find the first run of so many free blocks; -1 when there is none."""
-        return self._is_free.find(b"\1" * count) if count else 0
 
     def _forget(self, block: int) -> None:
         """Make a kept block free."""
