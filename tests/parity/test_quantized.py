@@ -21,15 +21,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from qianyan.engine.checkpoint import BUNDLED_FOLDER
 from qianyan.engine.engine import Engine
-from qianyan.errors import CheckpointError
+from qianyan.errors import CheckpointError, ConfigError
+from qianyan.inputs.images import Photo
+from qianyan.inspection.inspector import LookSettings, open_look
+from qianyan.inspection.vision import LocalVision
 from qianyan.models.attention import NoCache
+from qianyan.models.kernels import int4_block
 from qianyan.models.packed import swap_packed, unpack_tensors
 from qianyan.models.quantization import QuantizationConfig
 from qianyan.models.quantize import QuantizedLinear
 from qianyan.models.qwen import QWenLMHeadModel, qwen_config
 from qianyan.models.registry import build_model, find_architecture, load_model, read_config_json
-from qianyan.models.weights import TensorSpec, initialise, load_weights, save_checkpoint
+from qianyan.models.weights import (
+    TensorSpec,
+    initialise,
+    load_weights,
+    quantized_layers,
+    save_checkpoint,
+)
+from qianyan.train.scenes import draw_examples
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 TOLERANCE = 1e-3  # logits, float32
@@ -581,3 +593,151 @@ def test_the_engine_answers_about_a_picture_as_from_the_dequantised_folder(
         talk = [{"role": "user", "content": [photo, {"type": "text", "text": "What burns?"}]}]
         answers.append(Engine(folder, dtype="float32").chat(talk, max_tokens=16, temperature=0))
     assert answers[0].token_ids == answers[1].token_ids
+
+
+# Plain checkpoints, quantised while they load
+
+
+LOGITS_COSINE = {"int8": 0.9995, "int4": 0.95}  # of the median token; docs/decisions/0010
+
+
+def write_plain(folder: Path, model_type: str, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """Write a small random model, over two shards."""
+    data = family_config(model_type)
+    torch.manual_seed(0)
+    model = build_model(find_architecture(data).read(data))
+    initialise(model, std=0.15)
+    tensors = {name: value.detach().to(dtype) for name, value in model.named_parameters()}
+    names = sorted(tensors)
+    shards = ({name: tensors[name] for name in names[part::2]} for part in range(2))
+    return write_folder(folder, data | {"torch_dtype": str(dtype).removeprefix("torch.")}, *shards)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_model_quantised_at_loading_answers_nearly_as_the_plain_one(
+    tmp_path: Path, model_type: str, dtype: str, kind: str
+) -> None:
+    folder = write_plain(tmp_path / "plain", model_type)
+    plain, model = load_model(folder, dtype=dtype), load_model(folder, dtype=dtype, quantize=kind)
+    layers = [part for part in model.modules() if isinstance(part, QuantizedLinear)]
+    assert {layer.bits for layer in layers} == ({8} if kind == "int8" else {4, 8})
+    assert next(model.parameters()).dtype == getattr(torch, dtype)
+    one, other = logits_of(model).double(), logits_of(plain).double()
+    # The median: a token whose router hesitates may meet another expert, and end elsewhere.
+    assert float(torch.cosine_similarity(one, other, dim=-1).median()) > LOGITS_COSINE[kind]
+
+
+def test_tied_output_matrices_are_quantised_and_the_embeddings_stay(tmp_path: Path) -> None:
+    folder = write_plain(tmp_path / "plain", "qwen2_5_vl")
+    plain, model = load_model(folder), load_model(folder, quantize="int4")
+    embedding = plain.get_parameter("model.embed_tokens.weight")
+    assert torch.equal(model.get_parameter("model.embed_tokens.weight"), embedding)
+    output = model.get_submodule("lm_head")
+    assert isinstance(output, QuantizedLinear)
+    assert output.bits == 8
+    steps = output.scales.float()
+    assert bool(((output.dequantize() - embedding.float()).abs() <= steps).all())
+
+
+def test_routers_stay_plain_and_experts_do_not(tmp_path: Path) -> None:
+    model = load_model(write_plain(tmp_path / "plain", "qwen3_moe"), quantize="int8")
+    assert isinstance(model.get_submodule("model.layers.0.mlp.gate"), nn.Linear)
+    experts = model.get_submodule("model.layers.0.mlp.experts.0.up_proj")
+    assert isinstance(experts, QuantizedLinear)
+
+
+def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
+    folder = write_plain(tmp_path / "plain", "qwen2")
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(data | {"intermediate_size": 192}))
+    with pytest.raises(CheckpointError, match=r"proj\.weight is \(.*\); expected \(.*\) as config"):
+        load_model(folder, quantize="int8")
+
+
+def test_a_missing_weight_is_named_when_it_would_be_quantised(tmp_path: Path) -> None:
+    folder = write_plain(tmp_path / "plain", "qwen2")
+    shards = sorted(folder.glob("*.safetensors"))
+    tensors = load_file(shards[0]) | load_file(shards[1])
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    (folder / "model.safetensors.index.json").unlink()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"3 missing \(.*up_proj\.codes"):
+        load_model(folder, quantize="int8")
+
+
+def test_what_is_quantised_is_not_quantised_again(tmp_path: Path) -> None:
+    packed, _ = write_pair(tmp_path, family_config("qwen2"), gptq(4, 32))
+    sentence = r"quantize is int8, but the checkpoint is quantised already \(gptq, 4 bits\)"
+    with pytest.raises(ConfigError, match=sentence):
+        load_model(packed, quantize="int8")
+
+
+@pytest.mark.parametrize("config", [gptq(4, 64), gptq(4, 64, desc_act=True), awq(64)])
+def test_published_int4_layers_pass_the_kernel_and_stay_right(
+    tmp_path: Path, config: QuantizationConfig
+) -> None:
+    """In bfloat16, against the float32 model with the same weights."""
+    packed, plain = write_pair(tmp_path, family_config("qwen2"), config)
+    model = load_model(packed, dtype="bfloat16")
+    layers = [part for part in model.modules() if isinstance(part, QuantizedLinear)]
+    if int4_block():
+        assert "interleaved" in {layer.layout for layer in layers}
+    exact = logits_of(load_model(plain))
+    error = logits_of(model) - exact
+    assert float(error.norm() / exact.norm()) < BFLOAT16_SHARE
+
+
+# The bundled judge
+
+JUDGE = BUNDLED_FOLDER / "judge"
+SCORE_DRIFT = {"int8": 0.01, "int4": 0.05}  # docs/decisions/0010
+DEMO_PICTURES_CHANGED = {"int8": 0, "int4": 1}
+
+
+def judge_logits(model: Any) -> Tensor:
+    ids = [1019, *[1022] * 16, 1020, *range(40, 60)]
+    grids = [(1, 8, 8)]
+    pixels = torch.randn(64, 1176, generator=torch.Generator().manual_seed(3))
+    hidden = model.embed(torch.tensor(ids), model.encode_images(pixels, grids))
+    logits: Tensor = model(hidden, model.place(ids, grids).at(0, len(ids)), NoCache([len(ids)]))
+    return logits[-20:]
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.999), ("int4", 0.98)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@torch.inference_mode()
+def test_the_judges_logits_drift_within_the_bound(dtype: str, kind: str, bound: float) -> None:
+    exact = judge_logits(load_model(JUDGE, dtype="float32")).double()
+    logits = judge_logits(load_model(JUDGE, dtype=dtype, quantize=kind)).double()
+    assert float(torch.cosine_similarity(logits, exact, dim=-1).min()) > bound
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_the_bundled_pair_finds_in_the_demo_pictures_what_it_found_before(
+    tmp_path: Path, kind: str
+) -> None:
+    photos = [Photo(Image.open(path).convert("RGB")) for path in draw_examples(tmp_path)]
+    plain, quantised = open_look(LookSettings()), open_look(LookSettings(quantize=kind))
+    assert quantised.cascade is not None
+    judge = quantised.cascade.judge
+    assert isinstance(judge, LocalVision)
+    model = judge._engine._runner._model
+    assert isinstance(model, nn.Module)
+    assert quantized_layers(model), "the judge was not quantised"
+    looks = [(plain.look(photo).detections, quantised.look(photo).detections) for photo in photos]
+    changed = 0
+    for before, after in looks:
+        if [(one.label, one.box) for one in before] != [(one.label, one.box) for one in after]:
+            changed += 1
+            continue
+        drifts = [abs(one.score - two.score) for one, two in zip(before, after, strict=True)]
+        assert max(drifts, default=0) <= SCORE_DRIFT[kind]
+    assert sum(len(before) for before, _ in looks) > 10, "the pictures show nothing to judge"
+    assert changed <= DEMO_PICTURES_CHANGED[kind]
+
+
+def test_the_detector_alone_refuses_to_be_quantised() -> None:
+    with pytest.raises(ConfigError, match="quantize is int8, but the detector alone"):
+        open_look(LookSettings(look="detector", quantize="int8"))

@@ -68,12 +68,10 @@ class Engine:
             model: the folder or name.
             dtype: "auto" keeps the checkpoint's; or "float32", "bfloat16", "float16".
             device: where the model runs, in PyTorch's words.
-            quantize: None; no other value yet.
+            quantize: "int8" or "int4" keeps the matrices of a plain checkpoint as such codes.
             max_pixels: largest size at which a picture is looked at, instead of the checkpoint's.
             config: limits; the defaults suit one machine.
         """
-        if quantize not in (None, "none"):
-            raise ConfigError(f"quantize is {quote(quantize)}; expected none.")
         check_device(device)
         folder = find_checkpoint(model)
         self.name = folder.resolve().name if Path(model).is_dir() else str(model)
@@ -87,7 +85,7 @@ class Engine:
             extra_stop_ids=self.processor.extra_stop_ids,
             is_thinking=self.processor.template.is_thinking,
         )
-        loaded = load_model(folder, dtype=dtype, device=device)
+        loaded = load_model(folder, dtype=dtype, device=device, quantize=quantize)
         self._max_model_len = min(
             self.config.max_model_len or loaded.max_position_embeddings,
             self.config.max_cache_tokens,

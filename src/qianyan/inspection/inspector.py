@@ -154,9 +154,19 @@ def open_look(settings: LookSettings) -> OpenLook:
         return _listing(_vision(settings), settings)
     detector = load_detector((pair or BUNDLED_FOLDER) / "detector", device=settings.device)
     if way == "detector":
+        if settings.quantize != "none":
+            raise ConfigError(
+                f"quantize is {settings.quantize}, but the detector alone has no matrices to "
+                "quantise; expected none."
+            )
         return _cascade(detector, None, settings, crop_side=None)
     if pair is not None:
-        engine = Engine(pair / "judge", dtype=_pair_dtype(settings), device=settings.device)
+        engine = Engine(
+            pair / "judge",
+            dtype=_pair_dtype(settings),
+            device=settings.device,
+            quantize=settings.quantize,
+        )
         return _cascade(detector, LocalVision(engine), settings, crop_side=None)
     return _cascade(detector, _vision(settings), settings, crop_side=CROP_SIDE)
 

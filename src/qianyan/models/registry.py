@@ -4,24 +4,36 @@ One row a `model_type`: how its config is read and which class it describes.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
-from qianyan.errors import ConfigError, quote
+from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.models import qwen2_5_vl, qwen2_vl
 from qianyan.models.config import build
 from qianyan.models.flatten import text_config, vision_fields, vision_token_ids
 from qianyan.models.packed import swap_packed, unpack_tensors
 from qianyan.models.precision import choose_dtype
-from qianyan.models.quantization import read_quantization
+from qianyan.models.quantization import QuantizationConfig, read_quantization
+from qianyan.models.quantize import Kind, QuantizedLinear, quantize_weight, swap_plain
 from qianyan.models.qwen import QWenConfig, QWenLMHeadModel, ignored_tensors, qwen_config
 from qianyan.models.text import CausalLM, TextConfig
 from qianyan.models.vision_language import VisionLanguageConfig, VisionLanguageModel
-from qianyan.models.weights import DTYPES, list_tensors, load_weights, read_tensors
+from qianyan.models.weights import (
+    DTYPES,
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    list_tensors,
+    load_weights,
+    quantized_layers,
+    read_tensors,
+    renamed,
+)
 
 RENAMES = {"model.visual.": "visual.", "model.language_model.": "model."}  # newer tools' prefixes
 
@@ -133,18 +145,24 @@ def build_model(config: ModelConfig) -> Model:
 
 
 def load_model(
-    folder: str | Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    quantize: str | None = None,
 ) -> Model:
     """Load a checkpoint folder, ready to run (evaluation mode).
 
     `dtype` is "auto" for the checkpoint's own (on a processor never float16, see `precision.py`),
-    or float32, bfloat16, float16; layers of a quantised checkpoint stay quantised and compute in
-    it. Raises ConfigError and CheckpointError.
+    or float32, bfloat16, float16; quantised layers stay quantised and compute in it. `quantize`
+    "int8" or "int4" makes a plain checkpoint's matrices such layers while they are read, one at a
+    time. Raises ConfigError and CheckpointError.
     """
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"dtype is {quote(dtype)}; expected auto, {', '.join(DTYPES)}.")
     data = read_config_json(folder)
     config, quantization = find_architecture(data).read(data), read_quantization(data)
+    kind = _quantize_kind(quantize, quantization)
     listed = list_tensors(folder)
     if dtype == "auto" and quantization is not None:
         own = quantization.torch_dtype
@@ -156,13 +174,75 @@ def load_model(
     packed = swap_packed(model, listed, quantization, RENAMES)
     load_weights(
         model,
-        unpack_tensors(read_tensors(folder), packed),
+        _quantized(Path(folder), model, swap_plain(model, kind))
+        if kind is not None
+        else unpack_tensors(read_tensors(folder), packed),
         renames=RENAMES,
         ignore=_ignored(config),
         dtype=DTYPES.get(dtype) if isinstance(dtype, str) else dtype,
         device=device,
     )
+    _use_kernels(model)
     return model.eval()
+
+
+def _quantize_kind(quantize: str | None, quantization: QuantizationConfig | None) -> Kind | None:
+    """Read what is asked for and refuse what is quantised already."""
+    if quantize is None or quantize == "none":
+        return None
+    kind = next((kind for kind in get_args(Kind) if kind == quantize), None)
+    if kind is None:
+        raise ConfigError(
+            f"quantize is {quote(quantize)}; expected none, {' or '.join(get_args(Kind))}."
+        )
+    if quantization is not None:
+        raise ConfigError(
+            f"quantize is {kind}, but the checkpoint is quantised already "
+            f"({quantization.quant_method}, {quantization.bits} bits); expected none for it."
+        )
+    found: Kind = kind
+    return found
+
+
+def _quantized(
+    folder: Path, model: Model, swapped: Mapping[str, str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield a plain checkpoint's tensors with codes, zeros and scales in place of some weights.
+
+    `swapped` is of `swap_plain`.
+    """
+    index = folder / INDEX_NAME  # already held against the files
+    homes = json.loads(index.read_text("utf-8"))["weight_map"] if index.is_file() else {}
+    for name, tensor in read_tensors(folder):
+        source = renamed(name, RENAMES)
+        path = swapped.get(source)
+        if path is None or source != f"{path}.weight":  # plain, or also the embeddings
+            yield name, tensor
+        if path is None:
+            continue
+        layer = model.get_submodule(path)
+        assert isinstance(layer, QuantizedLinear)
+        if tensor.shape != (layer.out_features, layer.in_features):
+            raise CheckpointError(
+                f"{name} is {tuple(tensor.shape)}; "
+                f"expected {(layer.out_features, layer.in_features)} as config.json says."
+            )
+        # Mapped on its own, so that the pages read go back with it: else the whole file stays.
+        with safe_open(folder / homes.get(name, WEIGHTS_NAME), framework="pt") as file:
+            parts = quantize_weight(
+                file.get_tensor(name), bits=layer.bits, group_size=layer.group_size
+            )
+        for part, value in parts.items():
+            yield f"{path}.{part}", value
+
+
+def _use_kernels(model: Model) -> None:
+    """Let quantised layers lie as kernels read them, where the model computes in bfloat16."""
+    if next(model.parameters()).dtype == torch.bfloat16:
+        for path in quantized_layers(model):
+            layer = model.get_submodule(path)
+            assert isinstance(layer, QuantizedLinear)
+            layer.use_kernels()
 
 
 def _ignored(config: ModelConfig) -> frozenset[str]:

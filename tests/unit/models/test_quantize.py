@@ -10,7 +10,13 @@ from torch.testing import assert_close
 
 import qianyan.models.quantize as quantize
 from qianyan.errors import CheckpointError, ConfigError
-from qianyan.models.quantize import QuantizedLinear, pack_codes, unpack_codes
+from qianyan.models.quantize import (
+    QuantizedLinear,
+    pack_codes,
+    quantize_weight,
+    swap_plain,
+    unpack_codes,
+)
 from qianyan.models.weights import load_weights, save_checkpoint
 
 
@@ -168,3 +174,163 @@ def test_a_model_with_quantised_layers_is_not_saved_as_if_it_were_plain(tmp_path
     with pytest.raises(CheckpointError, match=r"1 layers are quantised \(1\); expected plain"):
         save_checkpoint(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+# Plain weights become codes
+
+
+def gaussian(rows: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.02
+
+
+def quantized(weight: Tensor, *, bits: int, group_size: int) -> QuantizedLinear:
+    rows, columns = weight.shape
+    layer = QuantizedLinear(columns, rows, bits=bits, group_size=group_size)
+    for name, value in quantize_weight(weight, bits=bits, group_size=group_size).items():
+        assert getattr(layer, name).shape == value.shape
+        setattr(layer, name, value)
+    return layer
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    return float(torch.cosine_similarity(one.flatten().double(), other.flatten().double(), dim=0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("bits", "group_size", "bound"), [(8, 512, 0.9999), (4, 128, 0.994)])
+@pytest.mark.parametrize("tokens", [1, 8, 64, 128])
+def test_a_quantised_layer_points_where_the_plain_one_does(
+    bits: int, group_size: int, bound: float, tokens: int, seed: int
+) -> None:
+    """The bound that docs/decisions/0010 states, on random weights, with kernels and without."""
+    weight = gaussian(256, 512, seed).bfloat16()
+    hidden = torch.randn(tokens, 512, generator=torch.Generator().manual_seed(9)).bfloat16()
+    expected = hidden.float() @ weight.float().t()
+    layer = quantized(weight, bits=bits, group_size=group_size)
+    assert cosine(layer(hidden).float(), expected) >= bound
+    layer.use_kernels()
+    assert cosine(layer(hidden).float(), expected) >= bound
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(8, 96), (4, 32)])
+def test_every_weight_is_within_its_step_of_what_it_was(bits: int, group_size: int) -> None:
+    weight = gaussian(40, 96)
+    weight[3] = weight[3].abs()  # one side of zero only
+    weight[4] = -weight[4].abs()
+    layer = quantized(weight, bits=bits, group_size=group_size)
+    error = (layer.dequantize() - weight).abs().view(40, -1, group_size)
+    # Half a step by rounding; the ends also by what bfloat16 took off the scale and the zero.
+    assert bool((error <= 1.1 * layer.scales.float().unsqueeze(-1)).all())
+    assert float((error / layer.scales.float().unsqueeze(-1)).mean()) < 0.27  # evenly spread: 0.25
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_of_zero_stay_zero(bits: int) -> None:
+    layer = quantized(torch.zeros(64, 64), bits=bits, group_size=64)
+    assert torch.equal(layer.dequantize(), torch.zeros(64, 64))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_weight_that_is_no_number_is_refused(bits: int, value: float) -> None:
+    weight = gaussian(8, 64)
+    weight[5, 7] = value
+    with pytest.raises(CheckpointError, match="not a finite number"):
+        quantize_weight(weight, bits=bits, group_size=64)
+
+
+# The same layer as kernels read it
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_another_layout_keeps_the_weight_and_the_slow_product(bits: int, act_order: bool) -> None:
+    layer, weight = random_layer(
+        256, 192, bits=bits, group_size=64 if bits == 4 else 256, act_order=act_order
+    )
+    if bits == 8:
+        layer.zeros.fill_(128)
+        weight = layer.dequantize()
+    hidden = torch.randn(2, 3, 256, generator=torch.Generator().manual_seed(1))
+    expected = layer(hidden).detach()
+    layer.use_kernels()
+    assert layer.layout == ("signed" if bits == 8 else "interleaved")
+    assert torch.equal(layer.dequantize(), weight)
+    assert torch.equal(layer(hidden), expected), "float32 keeps to the exact product"
+    assert layer.bias is not None
+    layer.bias.data = layer.bias.data.bfloat16()
+    fast = layer(hidden.bfloat16()).detach()
+    assert fast.dtype == torch.bfloat16
+    assert fast.shape == expected.shape
+    assert float((fast.float() - expected).norm() / expected.norm()) < 0.01
+    layer.use_kernels()
+    assert torch.equal(layer.dequantize(), weight), "done twice is done once"
+
+
+def test_row_blocks_of_an_interleaved_layer_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, weight = random_layer(256, 192, group_size=64)
+    layer.use_kernels()
+    monkeypatch.setattr(quantize, "BLOCK_WEIGHTS", 100)
+    assert torch.equal(layer.dequantize(), weight)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "bits", "group_size"),
+    [((64, 24), 4, 16), ((256, 100), 4, 64), ((256, 192), 8, 64), ((256, 192), 8, 256)],
+    ids=["group of 16", "100 rows", "groups of int8", "zeros off the middle"],
+)
+def test_a_layer_that_no_kernel_takes_stays_as_it_is(
+    sizes: tuple[int, int], bits: int, group_size: int
+) -> None:
+    layer, weight = random_layer(*sizes, bits=bits, group_size=group_size)
+    layer.use_kernels()
+    assert layer.layout == "rows"
+    assert torch.equal(layer.dequantize(), weight)
+
+
+def test_gradients_pass_a_layer_with_kernels() -> None:
+    layer, weight = random_layer(256, 192, group_size=64)
+    assert layer.bias is not None
+    layer.bias.data = layer.bias.data.bfloat16()
+    layer.use_kernels()
+    hidden = torch.randn(1, 256).bfloat16().requires_grad_()
+    layer(hidden).sum().backward()
+    assert hidden.grad is not None
+    assert_close(hidden.grad.float(), weight.sum(0, keepdim=True), rtol=0.02, atol=0.05)
+
+
+# Which layers
+
+
+def test_the_decoder_takes_the_kind_and_tower_and_output_take_int8() -> None:
+    model = nn.ModuleDict(
+        {
+            "visual": nn.ModuleDict({"qkv": nn.Linear(128, 384)}),
+            "mlp": nn.ModuleDict({"up_proj": nn.Linear(128, 64), "gate": nn.Linear(128, 64)}),
+            "narrow": nn.Linear(96, 64, bias=False),
+            "odd": nn.Linear(100, 64),
+            "small": nn.Linear(32, 32),
+            "lm_head": nn.Linear(128, 256),
+        }
+    )
+    swapped = swap_plain(model, "int4")
+    forms = {
+        path: (part.bits, part.group_size, part.bias is not None)
+        for path, part in model.named_modules()
+        if isinstance(part, QuantizedLinear)
+    }
+    assert forms == {
+        "visual.qkv": (8, 128, True),
+        "mlp.up_proj": (4, 128, True),
+        "narrow": (4, 32, False),
+        "odd": (8, 100, True),
+        "lm_head": (8, 128, True),
+    }
+    assert swapped == {f"{path}.weight": path for path in forms}
+
+
+def test_the_output_matrix_of_a_tied_model_is_made_from_the_embeddings() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(64, 128), "lm_head": nn.Linear(128, 64)})
+    model["lm_head"].weight = model["embed"].weight  # type: ignore[assignment]
+    assert swap_plain(model, "int8") == {"embed.weight": "lm_head"}
+    assert isinstance(model["embed"], nn.Embedding)
