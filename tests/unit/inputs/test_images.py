@@ -16,7 +16,7 @@ from PIL import Image
 
 from qianyan.errors import ConfigError, MediaError
 from qianyan.inputs.images import ImageLimits, Photo, read_image, smart_resize, upright_rgb
-from qianyan.inputs.patches import PatchConfig, make_patches
+from qianyan.inputs.patches import PatchConfig, make_frame_patches, make_patches, resize
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
@@ -389,3 +389,24 @@ def test_cutting_patches_makes_no_second_copy() -> None:
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 1.4 * rows.nbytes
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (1441, 2561), (2500, 1500)])
+@pytest.mark.parametrize("max_pixels", [401_408, 12_845_056])
+def test_large_pictures_are_resized_to_the_pixels_that_one_call_gives(
+    size: tuple[int, int], max_pixels: int
+) -> None:
+    """Channels go their own ways; how Pillow rounds between the axes must stay."""
+    config = PatchConfig(min_pixels=3136, max_pixels=max_pixels)
+    pixels = np.random.default_rng(size[0]).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    expected = image.resize(config.seen_size(*size), config.resample)
+    assert np.array_equal(np.asarray(resize(image, config)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(84, 56), (1680, 1260)])
+def test_a_picture_has_the_rows_of_a_clip_that_stands_still(size: tuple[int, int]) -> None:
+    config = PatchConfig(min_pixels=3136, max_pixels=12_845_056)
+    frame = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    rows = make_patches([Image.fromarray(frame)], config)
+    assert np.array_equal(rows, make_frame_patches(np.stack([frame, frame]), config))
