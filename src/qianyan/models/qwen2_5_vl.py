@@ -131,7 +131,8 @@ class GridLayout:
 def lay_out(grid: Grid, *, merge: int, side: int) -> GridLayout:
     """Cut one grid into windows of `side` x `side` units (Qwen2.5-VL, section 2.1.1).
 
-    Windows at the right and bottom edges are smaller; nothing is padded.
+    Windows at the right and bottom edges are smaller; nothing is padded. Windows of one size lie
+    together, so that attention takes them as they lie.
     """
     t, h, w = grid
     rows, columns = h // merge, w // merge
@@ -141,6 +142,7 @@ def lay_out(grid: Grid, *, merge: int, side: int) -> GridLayout:
         for top in range(0, rows, side)
         for left in range(0, columns, side)
     ]
+    windows.sort(key=len, reverse=True)
     order = torch.cat(windows)  # one frame
     coordinates = frame_coordinates(grid, merge=merge)[order]  # (units, merge², 2)
     frame_starts = torch.arange(t).unsqueeze(1) * rows * columns

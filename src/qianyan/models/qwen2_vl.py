@@ -110,7 +110,7 @@ class VisionMLP(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (patches, hidden) to (patches, hidden)."""
         hidden = self.fc1(hidden)
-        out: Tensor = self.fc2(hidden * (1.702 * hidden).sigmoid())
+        out: Tensor = self.fc2(hidden * (1.702 * hidden).sigmoid_())  # one large tensor less
         return out
 
 

@@ -20,6 +20,9 @@ from qianyan.models.config import require_positive_numbers
 
 VISION_ROPE_THETA = 10_000.0  # fixed in the towers' code; no released config.json states it
 
+ROTATED_TOGETHER = 512
+"""Tokens that a CPU turns at a time: what lies between the steps stays in its cache."""
+
 Rope = tuple[Tensor, Tensor]  # cosine and sine
 
 
@@ -120,6 +123,13 @@ def axial_rope(coordinates: Tensor, head_dim: int) -> Rope:
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn (tokens, heads, head_dim) by its positions, in float32; the dtype stays."""
+    if heads.device.type == "cpu" and len(heads) > ROTATED_TOGETHER:
+        pieces = (torch.split(each, ROTATED_TOGETHER) for each in (heads, cos, sin))
+        return torch.cat([_turn(*piece) for piece in zip(*pieces, strict=True)])
+    return _turn(heads, cos, sin)
+
+
+def _turn(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = heads.float().chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(heads.dtype)

@@ -33,7 +33,9 @@ def segments(lengths: Sequence[int]) -> Tensor:
     return owner.unsqueeze(1) == owner
 
 
-@pytest.mark.parametrize("lengths", [[7], [4, 4, 4], [3, 5, 3, 1, 5], [1, 1, 1], [2, 6]])
+@pytest.mark.parametrize(
+    "lengths", [[7], [4, 4, 4], [3, 5, 3, 1, 5], [1, 1, 1], [2, 6], [4, 4, 2, 2, 2, 1], [3, 0, 2]]
+)
 def test_segments_see_themselves_in_both_directions(lengths: list[int]) -> None:
     query, key, value = random_heads(sum(lengths))
     expected = by_hand(query, key, value, segments(lengths))

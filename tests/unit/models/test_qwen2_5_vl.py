@@ -96,11 +96,11 @@ def test_no_tokens_have_no_positions(tiny_model: Any) -> None:
 
 
 def test_windows_cover_each_unit_once_and_edges_are_smaller() -> None:
-    """5 x 3 units in windows of 2 x 2, listed window by window, twice: two frames."""
+    """5 x 3 units in windows of 2 x 2, larger windows first, twice: two frames."""
     layout = lay_out((2, 10, 6), merge=2, side=2)
-    one_frame = [0, 1, 3, 4, 2, 5, 6, 7, 9, 10, 8, 11, 12, 13, 14]
+    one_frame = [0, 1, 3, 4, 6, 7, 9, 10, 2, 5, 8, 11, 12, 13, 14]
     assert layout.order.tolist() == one_frame + [15 + unit for unit in one_frame]
-    assert layout.windows == (16, 8, 16, 8, 8, 4) * 2
+    assert layout.windows == (16, 16, 8, 8, 8, 4) * 2
     assert layout.frames == (60, 60)
 
 

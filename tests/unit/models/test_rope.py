@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from qianyan.errors import ConfigError
 from qianyan.models.rope import (
+    ROTATED_TOGETHER,
     RopeScaling,
     axial_rope,
     inverse_frequencies,
@@ -127,3 +128,15 @@ def test_frequencies_made_during_inference_can_be_trained_through() -> None:
 def test_impossible_scaling_is_refused(fields: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         RopeScaling(**{"mrope_section": (2, 3, 3), **fields})
+
+
+def test_many_tokens_turn_as_each_would_alone() -> None:
+    """More than are turned together on a CPU, and not a multiple of it."""
+    tokens = ROTATED_TOGETHER * 2 + 3
+    heads = torch.randn(tokens, 2, 8)
+    angles = torch.randn(tokens, 1, 4)
+    turned = rotate(heads, angles.cos(), angles.sin())
+    first, last = heads[:1], heads[-1:]
+    assert torch.equal(turned[:1], rotate(first, angles[:1].cos(), angles[:1].sin()))
+    assert torch.equal(turned[-1:], rotate(last, angles[-1:].cos(), angles[-1:].sin()))
+    assert turned.shape == heads.shape
