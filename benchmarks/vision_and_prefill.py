@@ -160,7 +160,9 @@ def measure_shape(options: argparse.Namespace) -> dict[str, Any]:
             **sizes,
         )
     whole = SHAPES[options.shape]
-    tower["whole_depth_s"] = tower["seconds"] * whole["vision_config"]["depth"] / options.blocks
+    once = tower["parts"]["patches and merger"] * tower["seconds"]
+    repeats = whole["vision_config"]["depth"] / options.blocks
+    tower["whole_depth_s"] = once + (tower["seconds"] - once) * repeats
     decoder["whole_depth_s"] = decoder["seconds"] * whole["num_hidden_layers"] / options.layers
     return {"vision": tower, "prefill": decoder}
 
