@@ -27,7 +27,8 @@ from qianyan.inspection.profile import EndpointProfile, save_profile
 from qianyan.inspection.profile_words import profile_lines
 from qianyan.inspection.records import Box, Hazard, SubLabel
 from qianyan.inspection.remote import Patience
-from qianyan.inspection.vision import LocalVision, RemoteVision
+from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.vision import LocalVision
 
 for needed in ("fastapi", "uvicorn", "openai", "accelerate"):
     if importlib.util.find_spec(needed) is None:

@@ -17,6 +17,7 @@ from qianyan.engine.request import TokenText
 from qianyan.errors import InputError
 from qianyan.inputs.frames import VideoRequest
 from qianyan.inputs.video import read_video
+from qianyan.inspection.completions import to_data_url
 from qianyan.inspection.event_stream import Delta
 from qianyan.inspection.inspector import LookSettings, find_pair
 from qianyan.inspection.profile import (
@@ -27,7 +28,7 @@ from qianyan.inspection.profile import (
     normal_url,
 )
 from qianyan.inspection.remote import ChatEndpoint, Patience, RefusedError
-from qianyan.inspection.vision import pinned_size, to_data_url
+from qianyan.inspection.remote_vision import pinned_size
 
 PATIENCE = Patience(timeout_s=300, attempts=3)
 """A person waits: fewer attempts than for a run, and time for long pictures to be read."""

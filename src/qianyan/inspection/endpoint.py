@@ -23,7 +23,8 @@ from qianyan.inspection.answer_items import Item, read_listing
 from qianyan.inspection.profile import MIN_IOU, EndpointProfile, guess_profile
 from qianyan.inspection.records import Box
 from qianyan.inspection.remote import ChatEndpoint, Patience, RefusedError
-from qianyan.inspection.vision import Answer, Ask, RemoteVision
+from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.vision import Answer, Ask
 
 BUDGETS = (1280, 768, 512, 256)
 """Picture sizes in tokens, the first of which that is accepted is measured."""

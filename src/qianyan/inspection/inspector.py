@@ -21,7 +21,8 @@ from qianyan.inspection.endpoint import draw_test_picture
 from qianyan.inspection.profile import MAX_PIXELS
 from qianyan.inspection.prompts import MAX_OBJECTS
 from qianyan.inspection.records import Look
-from qianyan.inspection.vision import LocalVision, RemoteVision, Vision
+from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.vision import LocalVision, Vision
 from qianyan.inspection.words import Lang
 from qianyan.models.detector import Detector, Proposal, load_detector
 

@@ -2,7 +2,7 @@
 
 from qianyan.inputs.grounding import Notation
 from qianyan.inspection.profile import MIN_IOU, EndpointProfile
-from qianyan.inspection.vision import pinned_size
+from qianyan.inspection.remote_vision import pinned_size
 from qianyan.inspection.words import Lang
 
 _NOTATIONS: dict[Lang, dict[Notation, str]] = {

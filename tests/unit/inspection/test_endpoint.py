@@ -18,7 +18,7 @@ from qianyan.inspection.profile import EndpointProfile, find_profile, save_profi
 from qianyan.inspection.profile_words import profile_lines
 from qianyan.inspection.records import Box, Hazard
 from qianyan.inspection.remote import Patience
-from qianyan.inspection.vision import RemoteVision
+from qianyan.inspection.remote_vision import RemoteVision
 
 Start = Callable[..., "SimulatedEndpoint"]  # noqa: F821  (conftest.py)
 HASTY = Patience(timeout_s=10.0, attempts=2, first_wait_s=0.01)

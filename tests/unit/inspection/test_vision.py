@@ -24,7 +24,8 @@ from qianyan.inspection.profile import (
 )
 from qianyan.inspection.records import Box, Hazard, SubLabel
 from qianyan.inspection.remote import Patience
-from qianyan.inspection.vision import Ask, LocalVision, RemoteVision
+from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.vision import Ask, LocalVision
 
 Start = Callable[..., "SimulatedEndpoint"]  # noqa: F821  (conftest.py)
 HASTY = Patience(timeout_s=5.0, attempts=4, first_wait_s=0.01, longest_wait_s=0.05)
