@@ -8,14 +8,15 @@ next call. Another way of keeping is another class with the same method; the mod
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qianyan.engine.blocks import BLOCK_SIZE, count_blocks
-from qianyan.engine.scheduler import Plan
+from qianyan.engine.paged import MAX_GATHERED_ROWS, MAX_NEW_TOKENS, Batch
+from qianyan.engine.scheduler import Chunk, Plan
 from qianyan.models.attention import KVCache, NoCache, causal_attention
 
 Rows = slice | Tensor
@@ -25,9 +26,10 @@ Rows = slice | Tensor
 class Storage:
     """Keys and values of all blocks, a pair of (rows, kv_heads, head_dim) for each layer.
 
-    On a processor all rows exist at once and cost memory only when they are first written. On
-    other devices, and where the system counts what is promised (Windows), the pair grows to what
-    was needed so far, at least doubling.
+    On a processor all rows exist at once and cost memory only when they are first written. CUDA
+    devices get all of them too: their memory was counted for it, recorded graphs need rows that
+    stay where they are, and growing would hold two copies. On other devices, and where the system
+    counts what is promised (Windows), the pair grows to what was needed so far, at least doubling.
     """
 
     def __init__(self, num_rows: int) -> None:
@@ -40,13 +42,18 @@ class Storage:
         if held is not None and len(held[0]) >= num_rows:
             return held
         capacity = self.num_rows
-        if like.device.type != "cpu" or sys.platform == "win32":
+        if not is_whole(like.device):
             capacity = min(max(num_rows, 2 * len(held[0]) if held else 0), self.num_rows)
         grown = like.new_empty(capacity, *like.shape[1:]), like.new_empty(capacity, *like.shape[1:])
         for old, new in zip(held or (), grown, strict=False):
             new[: len(old)] = old
         self._layers[layer] = grown
         return grown
+
+
+def is_whole(device: torch.device) -> bool:
+    """Whether a device's storage is made once, whole, and stays where it is."""
+    return device.type == "cuda" or (device.type == "cpu" and sys.platform != "win32")
 
 
 @dataclass(frozen=True)
@@ -86,16 +93,28 @@ class StepCache(KVCache):
     """The requests of one forward pass, packed one after another.
 
     Chunks that begin a prompt need nothing but their own keys, so neighbouring ones are attended
-    together; the others look back at what their request has kept.
+    together; the others look back at what their request has kept, in batches or one by one.
     """
 
-    def __init__(self, storage: Storage, spans: list[Span], *, num_rows: int) -> None:
-        """Take the chunks of a pass; `num_rows` of the storage hold all that they touch."""
+    def __init__(
+        self,
+        storage: Storage,
+        spans: list[Span],
+        batches: list[tuple[slice, Batch]],
+        *,
+        num_rows: int,
+    ) -> None:
+        """Take the chunks of a pass; `num_rows` of the storage hold all that they touch.
+
+        `batches` are rows of the packed pass and what attends them; `spans` are all the others.
+        """
         self._storage = storage
         self._num_rows = num_rows
+        self._batches = batches
         self._groups: list[list[Span]] = []
         for span in spans:
-            if self._groups and span.start == 0 and self._groups[-1][-1].start == 0:
+            last = self._groups[-1][-1] if self._groups else None
+            if last and span.start == last.start == 0 and span.first == last.rows.stop:
                 self._groups[-1].append(span)
             else:
                 self._groups.append([span])
@@ -106,6 +125,10 @@ class StepCache(KVCache):
         """Store this pass's keys and values, then attend causally inside each request."""
         out = torch.empty_like(query)
         keys, values = self._storage.pair(layer, key, num_rows=self._num_rows)
+        for rows, batch in self._batches:
+            keys.index_copy_(0, batch.written, key[rows])
+            values.index_copy_(0, batch.written, value[rows])
+            out[rows] = batch.attend(query[rows], keys, values, window=window)
         for group in self._groups:
             rows = slice(group[0].first, group[-1].rows.stop)
             for span in group:
@@ -127,24 +150,81 @@ class StepCache(KVCache):
 
 
 class PagedCache:
-    """All keys and values, in blocks."""
+    """All keys and values, in blocks; one block more than the scheduler has is for padding."""
 
-    def __init__(self, num_blocks: int, device: torch.device) -> None:
-        self._storage = Storage(num_blocks * BLOCK_SIZE)
+    def __init__(
+        self, num_blocks: int, device: torch.device, *, is_batched: bool | None = None
+    ) -> None:
+        """Make room for `num_blocks`.
+
+        With `is_batched`, requests that go on behind what they have kept are attended in one call;
+        None chooses what suits the device.
+        """
+        self.padding_block = num_blocks
+        self.storage = Storage((num_blocks + 1) * BLOCK_SIZE)
         self._device = device
+        self._is_batched = device.type != "cpu" if is_batched is None else is_batched
 
     def step(self, plan: Plan) -> KVCache:
         """Give the model its cache for one forward pass over the plan's chunks."""
-        spans = []
+        spans: list[Span] = []
+        batches: list[tuple[slice, Batch]] = []
         first = last_block = 0
-        for chunk in plan.chunks:
-            table, count = chunk.request.block_table, chunk.stop - chunk.start
-            written = find_rows(table, chunk.start, chunk.stop, self._device)
-            read = find_rows(table, 0, chunk.stop, self._device) if chunk.start else written
-            spans.append(Span(written, read, chunk.start, first, count))
-            first += count
-            last_block = max(last_block, *table[: count_blocks(chunk.stop)])
-        return StepCache(self._storage, spans, num_rows=(last_block + 1) * BLOCK_SIZE)
+        alone = [[chunk] for chunk in plan.chunks]
+        for chunks in split_batches(plan.chunks) if self._is_batched else alone:
+            if len(chunks) > 1:
+                stop = first + sum(chunk.stop - chunk.start for chunk in chunks)
+                batches.append((slice(first, stop), self._batch(chunks)))
+                first = stop
+            else:
+                spans.append(self._span(chunks[0], first))
+                first = spans[-1].rows.stop
+            for chunk in chunks:
+                last_block = max(last_block, *chunk.request.block_table[: count_blocks(chunk.stop)])
+        return StepCache(self.storage, spans, batches, num_rows=(last_block + 1) * BLOCK_SIZE)
+
+    def _span(self, chunk: Chunk, first: int) -> Span:
+        table = chunk.request.block_table
+        written = find_rows(table, chunk.start, chunk.stop, self._device)
+        read = find_rows(table, 0, chunk.stop, self._device) if chunk.start else written
+        return Span(written, read, chunk.start, first, chunk.stop - chunk.start)
+
+    def _batch(self, chunks: Sequence[Chunk]) -> Batch:
+        """Put the tables of several requests into one, and bring it to the device at once."""
+        tables = [chunk.request.block_table[: count_blocks(chunk.stop)] for chunk in chunks]
+        width = max(map(len, tables))
+        packed = torch.tensor(
+            [
+                [chunk.start, *table, *[self.padding_block] * (width - len(table))]
+                for chunk, table in zip(chunks, tables, strict=True)
+            ]
+        ).to(self._device)  # (requests, 1 + blocks)
+        return Batch(packed[:, 1:], packed[:, 0], count=chunks[0].stop - chunks[0].start)
+
+
+def split_batches(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Part a pass into neighbours that one call can attend, and single chunks."""
+    batches: list[list[Chunk]] = []
+    longest = 0
+    for chunk in chunks:
+        own = count_blocks(chunk.stop) * BLOCK_SIZE
+        longest = max(longest, own)
+        if (
+            batches
+            and _are_alike(batches[-1][-1], chunk)
+            and (len(batches[-1]) + 1) * longest <= MAX_GATHERED_ROWS
+        ):
+            batches[-1].append(chunk)
+        else:
+            batches.append([chunk])
+            longest = own
+    return batches
+
+
+def _are_alike(one: Chunk, other: Chunk) -> bool:
+    """Whether both go on behind something with the same few new tokens."""
+    count = one.stop - one.start
+    return min(one.start, other.start) > 0 and count == other.stop - other.start <= MAX_NEW_TOKENS
 
 
 class FeatureCache:

@@ -5,8 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from qianyan.engine.blocks import BLOCK_SIZE, count_blocks
-from qianyan.engine.cache import FeatureCache, PagedCache, Storage
+from qianyan.engine.cache import FeatureCache, PagedCache, Storage, is_whole, split_batches
 from qianyan.engine.options import Sampling
+from qianyan.engine.paged import MAX_GATHERED_ROWS
 from qianyan.engine.reply import Reply
 from qianyan.engine.request import Request
 from qianyan.engine.scheduler import Chunk, Plan
@@ -46,11 +47,16 @@ def heads(num_tokens: int, count: int, seed: int) -> torch.Tensor:
         {1: [2, 3], 2: [1, 1, 3], 3: [7]},
         {1: [1] * 12, 2: [4], 3: [3, 9]},
         {1: [5 * BLOCK_SIZE + 7, 1, 1], 2: [1, 4 * BLOCK_SIZE, 1, 1]},
+        {1: [5, 1, 3, 1], 2: [33, 1, 3, 1], 3: [9, 1, 3, 1, 1]},
     ],
 )
 @pytest.mark.parametrize("order", ["runs", "scattered"])
-def test_any_cut_into_passes_gives_the_same_result(cuts: dict[int, list[int]], order: str) -> None:
-    cache = PagedCache(NUM_BLOCKS, CPU)
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("is_batched", [False, True])
+def test_any_cut_into_passes_gives_the_same_result(
+    cuts: dict[int, list[int]], order: str, window: int | None, is_batched: bool
+) -> None:
+    cache = PagedCache(NUM_BLOCKS, CPU, is_batched=is_batched)
     blocks = list(range(NUM_BLOCKS))
     if order == "scattered":
         blocks = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
@@ -76,23 +82,70 @@ def test_any_cut_into_passes_gives_the_same_result(cuts: dict[int, list[int]], o
                 torch.cat([sequences[c.request.request_id][i][c.start : c.stop] for c in chunks])
                 for i in (1, 2)
             )
-            out = view.attend(layer, query, key + layer, key - layer)
+            out = view.attend(layer, query, key + layer, key - layer, window=window)
             sizes_now = [c.stop - c.start for c in chunks]
             for chunk, own in zip(chunks, torch.split(out, sizes_now), strict=True):
                 found.setdefault((chunk.request.request_id, layer), []).append(own)
     for (each, layer), pieces in found.items():
         _, query, key = sequences[each]
-        whole = NoCache([len(query)]).attend(layer, query, key + layer, key - layer)
+        fresh = NoCache([len(query)])
+        whole = fresh.attend(layer, query, key + layer, key - layer, window=window)
         assert_close(torch.cat(pieces), whole)
 
 
+def chunk(num_tokens: int, start: int) -> Chunk:
+    return Chunk(request(1, num_tokens, list(range(NUM_BLOCKS))), start, num_tokens, is_last=True)
+
+
+def test_chunks_that_go_on_with_as_many_tokens_share_one_call() -> None:
+    begun, long = chunk(20, 0), chunk(60, 20)
+    ones, twos = [chunk(n, n - 1) for n in (5, 40, 21)], [chunk(n, n - 2) for n in (9, 8)]
+    assert split_batches([*ones, *twos, long, begun, begun]) == [
+        ones,
+        twos,
+        [long],
+        [begun],
+        [begun],
+    ]
+
+
+def test_what_one_call_gathers_is_limited() -> None:
+    """One very long request among short ones must not blow all of them up to its length."""
+    made = request(1, MAX_GATHERED_ROWS // 4, [])
+    long = Chunk(made, made.num_tokens - 1, made.num_tokens, is_last=True)
+    short = chunk(5, 4)
+    sizes = [len(batch) for batch in split_batches([short] * 6 + [long] + [short] * 6)]
+    assert sizes == [6, 4, 3]
+
+
+def test_what_lies_behind_a_request_does_not_reach_it() -> None:
+    """Blocks come with what others left in them, be it not a number."""
+    cache = PagedCache(NUM_BLOCKS, CPU, is_batched=True)
+    query, key = heads(40, HEADS, 1), heads(40, KV_HEADS, 2)
+    for pair in cache.storage.pair(0, key, num_rows=1):
+        pair.fill_(torch.nan)
+    for start, stop in ((0, 39), (39, 40)):
+        both = [
+            Chunk(request(each, 40, blocks), start, stop, is_last=True)
+            for each, blocks in ((1, [3, 4, 5]), (2, [3, 4, 9]))
+        ]
+        rows = torch.cat([torch.arange(start, stop)] * 2)
+        out = cache.step(Plan(tuple(both))).attend(0, query[rows], key[rows], key[rows])
+    assert_close(out, NoCache([40]).attend(0, query, key, key)[[39, 39]])
+
+
 def test_storage_costs_what_was_written() -> None:
-    """Off the processor it grows to what was needed; growing keeps what was there."""
+    """Where memory is not promised for free it grows to what was needed; what was there stays."""
     storage = Storage(100)
     meta = torch.empty(1, KV_HEADS, HEAD_DIM, device="meta")
     sizes = [len(storage.pair(0, meta, num_rows=n)[0]) for n in (10, 11, 12, 90)]
     assert sizes == [10, 20, 20, 90]
     assert len(Storage(100).pair(0, meta.new_empty(1, 2, 3, device="cpu"), num_rows=1)[0]) == 100
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", True), ("mps", False)])
+def test_storage_is_made_once_where_graphs_read_it(device: str, *, expected: bool) -> None:
+    assert is_whole(torch.device(device)) is expected
 
 
 def test_a_block_shared_by_two_requests_is_read_by_both() -> None:
