@@ -4,12 +4,15 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from qianyan.engine.cache import FeatureCache, PagedCache
+from qianyan.engine.graphs import CudaCapture, Decoding, FixedSteps, Row
 from qianyan.engine.scheduler import Chunk, Plan
+from qianyan.engine.upload import Upload
 from qianyan.inputs.processor import ModelInputs
 from qianyan.models.language_model import LanguageModel
 from qianyan.models.positions import Grid, Positions
@@ -73,12 +76,17 @@ class Runner:
         device: torch.device,
         max_encode_patches: int,
         num_blocks: int,
+        decoding: Decoding = "alone",
     ) -> None:
         self._model = model
-        self._device = device
+        self._upload = Upload(device)
         self._max_encode_patches = max_encode_patches
         self._prompts: dict[int, Prompt] = {}
-        self._cache = PagedCache(num_blocks, device)
+        self._cache = PagedCache(num_blocks, device, is_batched=decoding != "alone")
+        self._fixed_steps: FixedSteps | None = None
+        if decoding in ("padded", "graphs"):
+            capture = CudaCapture(device) if decoding == "graphs" else None
+            self._fixed_steps = FixedSteps(model, self._cache, device=device, capture=capture)
         self._features = FeatureCache(MAX_FEATURE_BYTES)
 
     def to_prompt(self, inputs: ModelInputs) -> Prompt:
@@ -103,30 +111,46 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> Tensor:
-        """Run the plan's tokens; return float logits (requests, vocab) for those that sample."""
+        """Run the plan's tokens; return float logits (requests, vocab) for those that sample.
+
+        They are valid until the next call.
+        """
         chunks = [(chunk, self._prompts[chunk.request.request_id]) for chunk in plan.chunks]
+        logits = self._decode(chunks)
+        if logits is not None:
+            return logits
         self._encode([prompt for chunk, prompt in chunks if _needs_features(chunk, prompt)])
         input_ids = [
             token_id
             for chunk in plan.chunks
             for token_id in chunk.request.token_ids(chunk.start, chunk.stop)
         ]
-        hidden = self._model.embed(torch.tensor(input_ids, device=self._device))  # (tokens, hidden)
-        first, last_rows = 0, []
-        for chunk, prompt in chunks:
-            _place_features(hidden[first : first + chunk.stop - chunk.start], chunk, prompt)
-            first += chunk.stop - chunk.start
-            if chunk.is_last:
-                last_rows.append(first - 1)
-        position_ids = torch.cat(
-            [prompt.positions.at(chunk.start, chunk.stop) for chunk, prompt in chunks], dim=1
-        )  # (axes, tokens)
-        return self._model(
-            hidden,
-            position_ids.to(self._device),
-            self._cache.step(plan),
-            torch.tensor(last_rows, dtype=torch.long, device=self._device),
+        stops = list(accumulate(chunk.stop - chunk.start for chunk in plan.chunks))
+        last_rows = [
+            stop - 1 for stop, chunk in zip(stops, plan.chunks, strict=True) if chunk.is_last
+        ]
+        positions = [prompt.positions.at(chunk.start, chunk.stop) for chunk, prompt in chunks]
+        found = [_find_features(chunk, prompt) for chunk, prompt in chunks]
+        starts = (0, *stops)
+        ids, position_ids, logits_at, rows = self._upload.together(
+            [
+                torch.tensor(input_ids),
+                torch.cat(positions, dim=1),  # (axes, tokens)
+                torch.tensor(last_rows, dtype=torch.long),
+                torch.cat([own + start for (own, _), start in zip(found, starts, strict=False)]),
+            ]
         )
+        hidden = self._model.embed(ids)  # (tokens, hidden)
+        features = [own for _, several in found for own in several]
+        if features:
+            hidden[rows] = torch.cat(features).to(hidden.dtype)
+        return self._model(hidden, position_ids, self._cache.step(plan), logits_at)
+
+    def _decode(self, chunks: list[tuple[Chunk, Prompt]]) -> Tensor | None:
+        """Run a pass of nothing but answers in a step of fixed shape; None where there is none."""
+        if self._fixed_steps is None or not all(_only_decodes(*each) for each in chunks):
+            return None
+        return self._fixed_steps.forward([_to_row(*each) for each in chunks])
 
     def _encode(self, prompts: list[Prompt]) -> None:
         """Turn pixels into features, several requests at a time, each medium once."""
@@ -150,7 +174,7 @@ class Runner:
         grids = [medium.grid_thw for medium in media]
         pixels = [medium.pixel_values for medium in media]
         packed = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
-        features = self._model.encode_images(packed.to(self._device), grids)
+        features = self._model.encode_images(self._upload(packed), grids)
         fresh = {
             medium.digest: own for medium, own in zip(media, _split(features, grids), strict=True)
         }
@@ -199,11 +223,23 @@ def _needs_features(chunk: Chunk, prompt: Prompt) -> bool:
     return bool(((rows >= chunk.start) & (rows < chunk.stop)).any())
 
 
-def _place_features(hidden: Tensor, chunk: Chunk, prompt: Prompt) -> None:
-    """Put vision features at their rows of a chunk's hidden (tokens, hidden), in place."""
+def _find_features(chunk: Chunk, prompt: Prompt) -> tuple[Tensor, list[Tensor]]:
+    """Find the rows of a chunk that hold vision features, and those features (rows, hidden)."""
     if prompt.vision_features is None or chunk.start >= prompt.positions.prompt.shape[1]:
-        return
+        return prompt.vision_rows[:0], []
     bounds = torch.tensor([chunk.start, chunk.stop])
     begin, end = torch.searchsorted(prompt.vision_rows, bounds).tolist()
-    rows = (prompt.vision_rows[begin:end] - chunk.start).to(hidden.device)
-    hidden[rows] = prompt.vision_features[begin:end].to(hidden.dtype)
+    return prompt.vision_rows[begin:end] - chunk.start, [prompt.vision_features[begin:end]]
+
+
+def _to_row(chunk: Chunk, prompt: Prompt) -> Row:
+    """Say what a decoding step needs of one request."""
+    (token_id,) = chunk.request.token_ids(chunk.start, chunk.stop)
+    position_ids = prompt.positions.at(chunk.start, chunk.stop)[:, 0]
+    return Row(token_id, chunk.start, position_ids, chunk.request.block_table)
+
+
+def _only_decodes(chunk: Chunk, prompt: Prompt) -> bool:
+    """Whether a chunk is the one newest token of an answer."""
+    is_answer = chunk.start >= prompt.positions.prompt.shape[1]
+    return is_answer and chunk.is_last and chunk.stop - chunk.start == 1

@@ -1,0 +1,197 @@
+"""Decoding in fixed shapes: padding changes no answer, and recording that fails is given up."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from qianyan.engine.cache import PagedCache
+from qianyan.engine.engine import Engine
+from qianyan.engine.graphs import (
+    BATCH_SIZES,
+    LENGTHS,
+    Decoding,
+    FixedSteps,
+    Row,
+    Run,
+    choose_decoding,
+    find_shape,
+)
+from qianyan.engine.paged import MAX_GATHERED_ROWS
+from qianyan.engine.request import Completion
+from qianyan.engine.runner import Runner
+from qianyan.engine.scheduler import EngineConfig
+from qianyan.models.language_model import LanguageModel
+from qianyan.models.registry import load_model
+
+CPU = torch.device("cpu")
+OPTIONS: dict[str, Any] = {"max_tokens": 14, "logprobs": 3}
+
+
+def decode_with(engine: Engine, decoding: Decoding) -> Engine:
+    """Let an idle engine decode in another way than its device's own."""
+    engine._runner = Runner(
+        engine._runner._model,
+        device=CPU,
+        max_encode_patches=engine.config.max_encode_patches,
+        num_blocks=engine._scheduler.pool.num_blocks,
+        decoding=decoding,
+    )
+    return engine
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[list[dict[str, Any]]]:
+    """Seven questions of different lengths, two of them with pictures."""
+    picture = {"type": "image", "image": Image.effect_noise((60, 90), 90).convert("RGB")}
+    contents: list[Any] = ["the box", "x" * 200, "in", "12 boxes in the box", "y" * 30]
+    contents += [[picture, {"type": "text", "text": words}] for words in ("what burns", "where")]
+    return [[{"role": "user", "content": content}] for content in contents]
+
+
+def assert_same(ours: list[Completion], theirs: list[Completion]) -> None:
+    """Expect the same tokens, and log-probabilities as near as a batch's are to one request's."""
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.logprobs is not None
+        assert other.logprobs is not None
+        for step, expected in zip(one.logprobs, other.logprobs, strict=True):
+            assert step == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("decoding", ["batched", "padded"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        EngineConfig(),
+        EngineConfig(max_num_requests=3),
+        EngineConfig(max_batch_tokens=9),
+        EngineConfig(max_cache_tokens=320, max_reuse_tokens=0),
+    ],
+)
+def test_every_way_of_decoding_gives_the_same_answers(
+    tiny_checkpoint: Path,
+    engine: Engine,
+    questions: list[list[dict[str, Any]]],
+    decoding: Decoding,
+    config: EngineConfig,
+) -> None:
+    expected = [engine.chat(question, **OPTIONS) for question in questions]
+    other = decode_with(Engine(tiny_checkpoint, config=config), decoding)
+    assert_same(other.chat_many(questions, **OPTIONS), expected)
+
+
+def test_answers_of_a_fixed_shape_follow_a_grammar_and_draw_their_own_numbers(
+    tiny_checkpoint: Path, engine: Engine, questions: list[list[dict[str, Any]]]
+) -> None:
+    other = decode_with(Engine(tiny_checkpoint), "padded")
+    digits = {"type": "regex", "pattern": "[0-9]{3}( [0-9]{2}){4}"}
+    for options in (
+        {"max_tokens": 20, "response_format": digits},
+        {"max_tokens": 20, "temperature": 0.9, "seed": 7, "repetition_penalty": 1.2},
+    ):
+        theirs = engine.chat_many(questions, **options)
+        ours = other.chat_many(questions, **options)
+        assert [each.token_ids for each in ours] == [each.token_ids for each in theirs]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> LanguageModel:
+    return load_model(tiny_checkpoint, dtype="float32", device="cpu")
+
+
+ROWS = [Row(5, 0, torch.tensor([0, 0, 0]), [2]), Row(9, 0, torch.tensor([4, 4, 4]), [6])]
+
+
+@torch.inference_mode()
+def test_a_step_is_recorded_once_for_each_shape_and_reads_new_inputs(model: LanguageModel) -> None:
+    recorded: list[Run] = []
+
+    def record(run: Run) -> Run:
+        recorded.append(run)
+        return run
+
+    cache = PagedCache(8, CPU, is_batched=True)
+    steps = FixedSteps(model, cache, device=CPU, capture=record)
+    both = steps.forward(ROWS)
+    one = steps.forward(ROWS[1:])
+    again = steps.forward(ROWS[::-1])
+    assert both is not None
+    assert one is not None
+    assert again is not None
+    assert len(recorded) == 2
+    torch.testing.assert_close(one[0], both[1])
+    torch.testing.assert_close(again, both.flip(0))
+    assert not torch.allclose(both[0], both[1])
+
+
+@torch.inference_mode()
+def test_padding_touches_no_block_of_a_request(model: LanguageModel) -> None:
+    cache = PagedCache(8, CPU, is_batched=True)
+    like = torch.empty(1, 2, 8)
+    for layer in range(2):
+        for pair in cache.storage.pair(layer, like, num_rows=1):
+            pair.fill_(3)
+    FixedSteps(model, cache, device=CPU).forward([*ROWS, ROWS[0]])
+    keys, _ = cache.storage.pair(0, like, num_rows=1)
+    written = (keys != 3).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    assert written == [2 * 16, 6 * 16, cache.padding_block * 16]
+
+
+def test_a_model_that_cannot_be_recorded_goes_on_without(
+    model: LanguageModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(run: Run) -> Run:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    steps = FixedSteps(model, PagedCache(8, CPU, is_batched=True), device=CPU, capture=refuse)
+    with caplog.at_level(logging.WARNING), torch.inference_mode():
+        assert steps.forward(ROWS) is None
+        assert steps.forward(ROWS) is None
+    assert [record.message for record in caplog.records] == [
+        "decoding without CUDA graphs error=operation not permitted when stream is capturing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "num_tokens", "expected"),
+    [
+        (1, 1, (1, 16)),
+        (3, 256, (4, 16)),
+        (8, 1500, (8, 96)),
+        (64, 257, (64, 32)),
+        (65, 10, None),
+        (1, 32_769, None),
+        (64, 8192, None),
+    ],
+)
+def test_the_smallest_shape_that_holds_a_step_is_taken(
+    num_requests: int, num_tokens: int, expected: tuple[int, int] | None
+) -> None:
+    assert find_shape(num_requests, num_tokens) == expected
+
+
+def test_shapes_grow_and_hold_whole_blocks() -> None:
+    assert sorted(BATCH_SIZES) == list(BATCH_SIZES)
+    assert sorted(LENGTHS) == list(LENGTHS)
+    assert all(length % 16 == 0 for length in LENGTHS)
+    assert BATCH_SIZES[0] * LENGTHS[-1] <= MAX_GATHERED_ROWS
+
+
+@pytest.mark.parametrize(
+    ("device", "use_graphs", "expected"),
+    [
+        ("cpu", True, "alone"),
+        ("cuda", True, "graphs"),
+        ("cuda:1", False, "batched"),
+        ("mps", True, "batched"),
+    ],
+)
+def test_devices_decode_in_their_own_way(
+    device: str, *, use_graphs: bool, expected: Decoding
+) -> None:
+    assert choose_decoding(torch.device(device), use_graphs=use_graphs) == expected
