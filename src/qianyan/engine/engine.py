@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 import torch
 
+from qianyan.engine.ahead import Ahead
 from qianyan.engine.checkpoint import find_checkpoint
 from qianyan.engine.grammar import Grammar, Grammars
 from qianyan.engine.options import (
@@ -101,6 +102,7 @@ class Engine:
         self._grammars: Grammars | None = None
         self._request_ids = itertools.count()
         self._lock = threading.Lock()
+        self._grammar_lock = threading.Lock()
 
     def chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> Completion:
         """Answer one conversation.
@@ -116,26 +118,27 @@ class Engine:
     ) -> list[Completion]:
         """Answer several conversations as one batch; answers come in the order of the questions.
 
-        Conversations beyond `max_num_requests` join as others finish. The first one that cannot be
-        answered raises its error and ends the batch.
+        Conversations beyond `max_num_requests` join as others finish; the next ones are prepared on
+        threads while the model runs. The first one that cannot be answered raises its error and
+        ends the batch.
         """
         check_names(options)
         requests: list[Request] = []
         running: list[Request] = []
-        rest = iter(conversations)
-        try:
-            while True:
-                running = self._unfinished(running)
-                for messages in itertools.islice(rest, self.config.max_num_requests - len(running)):
-                    request, prompt = self._prepare(messages, options)
-                    self._submit(request, prompt)
-                    requests.append(request)
-                    running.append(request)
-                if not running:
-                    return [request.completion() for request in requests]
-                self.step()
-        finally:
-            self._forget(running)
+        with Ahead(lambda messages: self.prepare(messages, options), conversations) as prepared:
+            try:
+                while True:
+                    running = self._unfinished(running)
+                    room = self.config.max_num_requests - len(running)
+                    for request, prompt in prepared.take(room, is_idle=not running):
+                        self.submit(request, prompt)
+                        requests.append(request)
+                        running.append(request)
+                    if not running:
+                        return [request.completion() for request in requests]
+                    self.step()
+            finally:
+                self.forget(running)
 
     def stream(
         self, messages: Messages, **options: Unpack[ChatOptions]
@@ -146,7 +149,7 @@ class Engine:
         request. What is wrong with messages or options is raised here, not at the first event.
         """
         check_names(options)
-        return self._follow(*self._prepare(messages, options))
+        return self._follow(*self.prepare(messages, options))
 
     def step(self) -> list[Request]:
         """Advance every running request by one forward pass; return those that finished."""
@@ -160,8 +163,8 @@ class Engine:
             self._runner.release(request.request_id for request in finished)
             return finished
 
-    def _prepare(self, messages: Messages, options: ChatOptions) -> tuple[Request, Prompt]:
-        """Parse what was sent, once, before anything runs."""
+    def prepare(self, messages: Messages, options: ChatOptions) -> tuple[Request, Prompt]:
+        """Parse what was sent, once, before anything runs; any number of threads may."""
         grammar = self._begin_grammar(options.get("response_format"))
         thinking = options.get("enable_thinking")
         if grammar is not None and thinking is None and self.processor.template.takes_thinking:
@@ -203,7 +206,7 @@ class Engine:
     def _begin_grammar(self, response_format: dict[str, Any] | None) -> Grammar | None:
         if response_format is None:
             return None
-        with self._lock:
+        with self._grammar_lock:  # not the model's: questions are prepared while it runs
             if self._grammars is None:  # a second's work for a large vocabulary
                 self._grammars = Grammars(
                     self.processor.tokenizer.to_json(),
@@ -212,7 +215,8 @@ class Engine:
                 )
             return self._grammars.begin(response_format)
 
-    def _submit(self, request: Request, prompt: Prompt) -> None:
+    def submit(self, request: Request, prompt: Prompt) -> None:
+        """Let a prepared request run in the coming steps."""
         if request.is_finished:  # the grammar left no choice from beginning to end
             return
         with self._lock:
@@ -221,7 +225,7 @@ class Engine:
 
     def _follow(self, request: Request, prompt: Prompt) -> Iterator[TokenText | Finished]:
         try:
-            self._submit(request, prompt)
+            self.submit(request, prompt)
             while True:
                 is_open = bool(self._unfinished([request]))
                 while request.events:
@@ -231,14 +235,14 @@ class Engine:
                     return
                 self.step()
         finally:
-            self._forget([request])
+            self.forget([request])
 
     def _unfinished(self, requests: list[Request]) -> list[Request]:
         """Pick the requests to wait for; never between two changes by another thread's step."""
         with self._lock:
             return [request for request in requests if not request.is_finished]
 
-    def _forget(self, requests: list[Request]) -> None:
+    def forget(self, requests: list[Request]) -> None:
         """Let go of requests whose caller no longer waits; finished ones are gone already."""
         with self._lock:
             left = [request for request in requests if not request.is_finished]
