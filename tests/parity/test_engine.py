@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from qianyan.engine.engine import Engine
+from qianyan.engine.request import Finished
 from qianyan.engine.scheduler import EngineConfig
 from qianyan.inputs.processor import ModelInputs
 from qianyan.models.attention import NoCache
@@ -190,6 +191,51 @@ def test_prompts_computed_in_chunks_give_the_same_tokens(
     engine = Engine(endless_checkpoint, config=EngineConfig(max_batch_tokens=chunk))
     done = engine.chat_many(list(CONVERSATIONS.values()), max_tokens=8, temperature=0)
     assert [each.token_ids for each in done] == [ids[:8] for ids in oracle_tokens.values()]
+
+
+LONG_ANSWER = 300
+"""More than the room that is kept for each answer, so that answers come to be in the way."""
+
+
+def test_answers_that_make_way_in_a_tight_cache_are_those_given_alone(
+    endless_checkpoint: Path, endless_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EngineConfig(max_cache_tokens=1100, max_batch_tokens=200, max_reuse_tokens=64)
+    tight = Engine(endless_checkpoint, dtype="float32", config=config)
+    preempted = []
+    preempt = tight._scheduler._preempt
+    monkeypatch.setattr(
+        tight._scheduler, "_preempt", lambda one: (preempted.append(one), preempt(one))
+    )
+    talks = [CONVERSATIONS[name] for name in ("one image", "text", "several images")]
+    options: dict[str, Any] = {"max_tokens": LONG_ANSWER, "temperature": 0, "logprobs": 3}
+    done = tight.chat_many(talks, **options)
+    assert preempted
+    for messages, one in zip(talks, done, strict=True):
+        alone = endless_engine.chat(messages, **options)
+        assert one.token_ids == alone.token_ids
+        assert one.usage == alone.usage
+        assert one.logprobs is not None
+        assert alone.logprobs is not None
+        for ours, theirs in zip(one.logprobs, alone.logprobs, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_an_urgent_question_interrupts_and_changes_no_answer(
+    endless_checkpoint: Path, endless_engine: Engine
+) -> None:
+    one = EngineConfig(max_num_requests=1, max_reuse_tokens=0)
+    engine = Engine(endless_checkpoint, dtype="float32", config=one)
+    options: dict[str, Any] = {"max_tokens": NUM_TOKENS, "temperature": 0.9, "seed": 3}
+    events = engine.stream(CONVERSATIONS["several images"], **options)
+    begun = [next(events) for _ in range(5)]
+    urgent = engine.chat(CONVERSATIONS["one image"], **options, priority=-1)
+    assert urgent == endless_engine.chat(CONVERSATIONS["one image"], **options)
+    *rest, last = [*begun, *events]
+    assert isinstance(last, Finished)
+    expected = endless_engine.chat(CONVERSATIONS["several images"], **options)
+    assert last.completion == expected
+    assert [event.token_id for event in rest] == expected.token_ids  # type: ignore[union-attr]
 
 
 def test_cached_log_probabilities_equal_one_uncached_pass(endless_engine: Engine) -> None:

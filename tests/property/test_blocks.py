@@ -19,13 +19,17 @@ class Pool(RuleBasedStateMachine):
         self.sequences: list[tuple[list[int], str]] = []  # block table, what its full blocks hold
         self.contents: dict[int, str] = {}  # block -> the whole beginning that it ends
 
-    @rule(letters=st.text("01", min_size=1, max_size=6), spare=st.integers(0, 3))
-    def admit(self, letters: str, spare: int) -> None:
+    @rule(
+        letters=st.text("01", min_size=1, max_size=6),
+        spare=st.integers(0, 3),
+        room=st.integers(0, 3),
+    )
+    def admit(self, letters: str, spare: int, room: int) -> None:
         keys = [letters[: n + 1].encode() for n in range(len(letters))]
         known = self.pool.match(keys[:-1])
         for block, key in zip(known, keys, strict=False):
             assert self.contents[block] == key.decode(), "a block that holds something else"
-        fresh = self.pool.allocate(len(letters) + spare - len(known))
+        fresh = self.pool.allocate(len(letters) + spare - len(known), room=room)
         if fresh is None:
             assert len(letters) + spare - len(known) > self.pool.num_available
             self.pool.release(known)
@@ -44,6 +48,29 @@ class Pool(RuleBasedStateMachine):
         if self.sequences:
             table, _ = self.sequences.pop(which % len(self.sequences))
             self.pool.release(table)
+
+    @rule(which=st.integers(0, 100), count=st.integers(0, 3), room=st.integers(0, 2))
+    def grow(self, which: int, count: int, room: int) -> None:
+        if self.sequences:
+            table, _ = self.sequences[which % len(self.sequences)]
+            before, num_available = list(table), self.pool.num_available
+            if self.pool.extend(table, count, room=room):
+                assert table[: len(before)] == before
+                assert len(set(table)) == len(before) + count
+                for block in table[len(before) :]:
+                    self.contents.pop(block, None)
+            else:
+                assert count > num_available
+                assert table == before
+
+    @rule(which=st.sets(st.integers(0, 100), max_size=4))
+    def what_would_be_freed_is_told(self, which: set[int]) -> None:
+        chosen = {index % len(self.sequences) for index in which} if self.sequences else set()
+        leaving = [self.sequences[index][0] for index in chosen]
+        staying = [t for i, (t, _) in enumerate(self.sequences) if i not in chosen]
+        held = {block for table in leaving for block in table}
+        held -= {block for table in staying for block in table}
+        assert self.pool.count_freed(leaving) == len(held)
 
     @invariant()
     def every_block_is_held_or_available(self) -> None:
@@ -84,6 +111,18 @@ def test_a_run_is_preferred_and_pieces_are_taken_when_there_is_none() -> None:
     pool.release(third)
     assert pool.allocate(4) == [0, 1, 4, 5]
     assert pool.allocate(1) is None
+
+
+def test_room_is_left_between_neighbours_so_that_both_can_grow() -> None:
+    pool = BlockPool(16, max_kept=0)
+    first, second = pool.allocate(2, room=2), pool.allocate(3, room=2)
+    assert first == [2, 3]
+    assert second == [6, 7, 8]
+    assert pool.extend(first, 2)
+    assert first == [2, 3, 4, 5]
+    assert pool.extend(first, 1)
+    assert first == [2, 3, 4, 5, 0], "its neighbour is in the way"
+    assert not pool.extend(first, 12)
 
 
 def test_the_least_recently_used_beginning_is_forgotten_first() -> None:

@@ -8,8 +8,8 @@ section 4.4, is the model). Blocks that nobody holds are kept for that until the
 there are more than `max_kept`; the least recently used go first.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 
 BLOCK_SIZE = 16
 """Tokens of one block: small enough to share most of a prompt, large enough to be found fast."""
@@ -37,6 +37,11 @@ class BlockPool:
         """Count the blocks that nobody holds."""
         return self._is_free.count(1) + len(self._kept)
 
+    def count_freed(self, tables: Iterable[Sequence[int]]) -> int:
+        """Count the blocks that nobody would hold if these tables were released."""
+        holds = Counter(block for table in tables for block in table)
+        return sum(self._holders[block] == count for block, count in holds.items())
+
     def match(self, keys: Sequence[bytes]) -> list[int]:
         """Hold and return the blocks of the longest known beginning; the caller releases them."""
         blocks = []
@@ -49,25 +54,43 @@ class BlockPool:
             blocks.append(block)
         return blocks
 
-    def allocate(self, count: int) -> list[int] | None:
+    def allocate(self, count: int, *, room: int = 0) -> list[int] | None:
         """Hold `count` blocks with nothing in them; None, and nothing held, when there are not.
 
-        In one run where there is one, because a run needs no gathering when it is read; kept
-        blocks are forgotten only where there are not enough free ones, never to make a run.
+        In one run where there is one, because a run needs no gathering when it is read, and where
+        possible with `room` free blocks on both sides, so that neighbours can grow. Kept blocks
+        are forgotten only where there are not enough free ones, never to make a run.
         """
         if count > self.num_available:
             return None
         while self._is_free.count(1) < count:
             self._forget(next(iter(self._kept)))
-        start = self._is_free.find(b"\1" * count) if count else 0
-        if start >= 0:
-            blocks = list(range(start, start + count))
-        else:
-            blocks = [block for block, is_free in enumerate(self._is_free) if is_free][:count]
+        blocks = self._find_free(count, room)
         for block in blocks:
             self._is_free[block] = 0
             self._holders[block] = 1
         return blocks
+
+    def extend(self, table: list[int], count: int, *, room: int = 0) -> bool:
+        """Hold `count` more blocks for a table, the next ones where they are free, or hold none."""
+        following = range(table[-1] + 1, table[-1] + 1 + count)
+        if self._is_free[following.start : following.stop] == b"\1" * count:
+            for block in following:
+                self._is_free[block] = 0
+                self._holders[block] = 1
+            table += following
+            return True
+        fresh = self.allocate(count, room=room)
+        table += fresh or []
+        return fresh is not None
+
+    def _find_free(self, count: int, room: int) -> list[int]:
+        """Choose among the free blocks: the first run with most room around it, else pieces."""
+        for before, after in ((room, room), (0, room), (0, 0)):
+            start = self._is_free.find(b"\1" * (before + count + after)) if count else 0
+            if start >= 0:
+                return list(range(start + before, start + before + count))
+        return [block for block, is_free in enumerate(self._is_free) if is_free][:count]
 
     def register(self, block: int, key: bytes) -> None:
         """Make a held, full block known by its key; the first block of a key stays its block."""

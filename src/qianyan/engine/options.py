@@ -21,10 +21,14 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_SEED = 2**63 - 1
+MAX_PRIORITY = 100
 
 
 class ChatOptions(TypedDict, total=False):
-    """Keyword arguments of `Engine.chat`, `stream` and `chat_many`; None means not given."""
+    """Keyword arguments of `Engine.chat`, `stream` and `chat_many`; None means not given.
+
+    `priority` is 0 without; requests of smaller numbers go first, down to -MAX_PRIORITY.
+    """
 
     max_tokens: int | None
     temperature: float | None
@@ -38,6 +42,7 @@ class ChatOptions(TypedDict, total=False):
     response_format: dict[str, Any] | None
     tools: list[dict[str, Any]] | None
     enable_thinking: bool | None
+    priority: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How one answer is drawn, every value checked.
+    """How one answer is drawn, and before whom, every value checked.
 
     temperature 0 takes the likeliest token; top_k 0 and top_p 1 keep all tokens; `logprobs` None
     records none, n records the n likeliest tokens of each step and the chosen one.
@@ -69,6 +74,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = field(default=frozenset())
     logprobs: int | None = None
+    priority: int = 0
 
 
 def check_names(options: ChatOptions) -> None:
@@ -109,6 +115,7 @@ def to_sampling(
         stop=_stops(given.get("stop", ())),
         stop_token_ids=defaults.stop_token_ids,
         logprobs=_integer(given, "logprobs", 0, 0, MAX_LOGPROBS) if "logprobs" in given else None,
+        priority=_integer(given, "priority", 0, -MAX_PRIORITY, MAX_PRIORITY),
         **numbers,
     )
 

@@ -99,8 +99,8 @@ class Request:
 
     `num_computed_tokens` of the prompt and the output have their keys and values in the cache, in
     the blocks of `block_table`; the others are still to be run. `name_block` says what a full
-    block's contents depend on; without it nothing of the request is shared. An answer is finished
-    when `finish_reason` or `error` is set.
+    block's contents depend on; without it nothing of the request is shared. Requests of smaller
+    `rank` go first. An answer is finished when `finish_reason` or `error` is set.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class Request:
         seen: Seen | None = None,
     ) -> None:
         self.request_id = request_id
+        self.rank = (0, request_id)
         self.prompt_token_ids = prompt_token_ids
         self.sampling = sampling
         self.grammar = grammar
@@ -122,6 +123,7 @@ class Request:
         self.num_cached_tokens = 0
         self._keys: list[bytes] = []
         self._num_registered = 0
+        self._num_seated_tokens = 0
         self.output_token_ids: list[int] = []
         self.num_computed_tokens = 0
         self.num_forwarded_tokens = 0
@@ -163,7 +165,20 @@ class Request:
         """Take blocks; what the known ones hold need not be computed."""
         self.block_table = known + fresh
         self._num_registered = len(known)
-        self.num_computed_tokens = self.num_cached_tokens = len(known) * BLOCK_SIZE
+        self.num_computed_tokens = len(known) * BLOCK_SIZE
+        if not self._num_seated_tokens:  # later the known blocks are its own
+            self.num_cached_tokens = self.num_computed_tokens
+        self._num_seated_tokens = self.num_tokens
+
+    def leave(self) -> None:
+        """Give up the blocks, and what was computed with them; tokens and grammar stay."""
+        self.block_table = []
+        self.num_computed_tokens = 0
+
+    @property
+    def is_catching_up(self) -> bool:
+        """Whether tokens that were known when it was seated are still to be computed."""
+        return self.num_computed_tokens < self._num_seated_tokens
 
     def new_full_blocks(self) -> list[tuple[int, bytes]]:
         """Give the blocks that have become full since the last call, with their keys."""

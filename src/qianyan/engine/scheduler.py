@@ -1,18 +1,29 @@
 """Which tokens of which requests run in the next forward pass, and what follows from the result.
 
 Knows no torch. Decoding requests go first, so that a long prompt never stalls them; prompts are
-computed in chunks that share what is left of `max_batch_tokens`. A request is admitted when the
-cache has room for all the tokens it can ever hold, so a running request never has to be put back.
-What the cache already knows of a prompt's beginning is not computed again (`blocks.py`).
+computed in chunks that share what is left of `max_batch_tokens`. What the cache already knows of a
+prompt's beginning is not computed again (`blocks.py`).
+
+Requests are ranked when they arrive, by priority and then by age: one step of priority is worth
+`AGING_PASSES` passes, so nobody waits for ever. A request is seated with the blocks of its present
+tokens, while `ROOM_TOKENS` of every running answer would still fit, and takes more block by block.
+Where none is left, the last in rank gives its blocks back and waits to be computed again; its
+tokens are never drawn again. The first in rank always goes on.
 """
 
-from collections import deque
+import itertools
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from qianyan.engine.blocks import BLOCK_SIZE, BlockPool, count_blocks
 from qianyan.engine.request import Request, Sampled
 from qianyan.errors import ConfigError, GrammarError
+
+AGING_PASSES = 1000
+"""Passes by which a request may arrive later for each step of priority and still go first."""
+ROOM_TOKENS = 256
+"""Tokens of an answer for which there must be room before another request is seated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,29 +82,33 @@ class Plan:
 
 
 class Scheduler:
-    """First come, first served, within the limits of an EngineConfig."""
+    """Decides by rank, within the limits of an EngineConfig."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.waiting: deque[Request] = deque()
+        self.waiting: list[Request] = []  # both in order of rank
         self.running: list[Request] = []
         self._config = config
-        # Each request's last block may be partly empty: that costs no room of the others.
         self.pool = BlockPool(
-            count_blocks(config.max_cache_tokens) + config.max_num_requests,
-            max_kept=config.max_reuse_tokens // BLOCK_SIZE,
+            count_blocks(config.max_cache_tokens), max_kept=config.max_reuse_tokens // BLOCK_SIZE
         )
+        self._num_passes = 0
+        self._arrivals = itertools.count()
 
     def add(self, request: Request) -> None:
         """Queue a request that fits into the cache by itself; the caller has checked that."""
         assert request.max_num_tokens <= self._config.max_cache_tokens
-        self.waiting.append(request)
+        due = self._num_passes + request.sampling.priority * AGING_PASSES
+        request.rank = (due, next(self._arrivals))
+        insort(self.waiting, request, key=_rank)
 
     def plan(self) -> Plan:
         """Choose the next forward pass; an empty plan when there is nothing to run."""
-        self._admit()
+        self._grow()
+        while self.waiting and self._admit(self.waiting[0]):
+            pass
         chunks = []
         room = self._config.max_batch_tokens
-        for request in sorted(self.running, key=_is_prompt_pending):
+        for request in sorted(self.running, key=_is_catching_up):
             size = min(request.num_tokens - request.num_computed_tokens, room)
             if size == 0:
                 break
@@ -105,6 +120,7 @@ class Scheduler:
 
     def settle(self, plan: Plan, samples: Sequence[Sampled]) -> list[Request]:
         """Record what ran and what was drawn; return the requests that finished."""
+        self._num_passes += 1
         for chunk in plan.chunks:
             chunk.request.num_computed_tokens = chunk.stop
             for block, key in chunk.request.new_full_blocks():
@@ -125,33 +141,76 @@ class Scheduler:
         gone = {request.request_id for request in requests}
         self._release(request for request in self.running if request.request_id in gone)
         self.running = [request for request in self.running if request.request_id not in gone]
-        self.waiting = deque(request for request in self.waiting if request.request_id not in gone)
+        self.waiting = [request for request in self.waiting if request.request_id not in gone]
 
-    def _admit(self) -> None:
-        reserved = sum(request.max_num_tokens for request in self.running)
-        while self.waiting and len(self.running) < self._config.max_num_requests:
-            reserved += self.waiting[0].max_num_tokens
-            if reserved > self._config.max_cache_tokens or not self._seat(self.waiting[0]):
-                return
-            self.running.append(self.waiting.popleft())
+    def _grow(self) -> None:
+        """Give running requests blocks for the tokens they know, the first in rank first."""
+        index = 0
+        while index < len(self.running):
+            request = self.running[index]
+            count = count_blocks(request.num_tokens) - len(request.block_table)
+            if self.pool.extend(request.block_table, count, room=_room_blocks(request)):
+                index += 1
+            else:
+                assert len(self.running) > 1, "one request alone always fits"
+                self._preempt(self.running[-1])
 
-    def _seat(self, request: Request) -> bool:
-        """Give a request all blocks it can ever need, known ones first; say whether there were."""
+    def _admit(self, request: Request) -> bool:
+        """Seat a waiting request, in place of others if they come after it; say whether it sits."""
         # The last token is always computed: the next one follows from its logits.
-        keys = request.block_keys((request.num_tokens - 1) // BLOCK_SIZE)
-        known = self.pool.match(keys)
-        fresh = self.pool.allocate(count_blocks(request.max_num_tokens) - len(known))
-        if fresh is None:
+        known = self.pool.match(request.block_keys((request.num_tokens - 1) // BLOCK_SIZE))
+        count = count_blocks(request.num_tokens) - len(known)
+        num_staying = self._find_place(request, count)
+        if num_staying is None:
             self.pool.release(known)
             return False
+        while len(self.running) > num_staying:
+            self._preempt(self.running[-1])
+        fresh = self.pool.allocate(count, room=_room_blocks(request))
+        assert fresh is not None
         request.sit(known, fresh)
+        self.waiting.remove(request)
+        insort(self.running, request, key=_rank)
         return True
+
+    def _find_place(self, request: Request, count: int) -> int | None:
+        """Count the running requests that may stay when one with `count` new blocks is seated.
+
+        None when it has to wait.
+        """
+        for num_staying in range(len(self.running), -1, -1):
+            staying, leaving = self.running[:num_staying], self.running[num_staying:]
+            if leaving and leaving[0].rank < request.rank:
+                return None
+            needed = count
+            if staying:
+                needed += sum(_room_blocks(one) for one in (*staying, request))
+            free = self.pool.num_available + self.pool.count_freed(r.block_table for r in leaving)
+            if num_staying < self._config.max_num_requests and needed <= free:
+                return num_staying
+        return None
+
+    def _preempt(self, request: Request) -> None:
+        """Take a running request's blocks; what they hold stays known while there is room."""
+        self.running.remove(request)
+        self._release([request])
+        insort(self.waiting, request, key=_rank)
 
     def _release(self, requests: Iterable[Request]) -> None:
         for request in requests:
             self.pool.release(request.block_table)
-            request.block_table = []
+            request.leave()
 
 
-def _is_prompt_pending(request: Request) -> bool:
-    return request.num_computed_tokens < len(request.prompt_token_ids)
+def _rank(request: Request) -> tuple[int, int]:
+    return request.rank
+
+
+def _is_catching_up(request: Request) -> bool:
+    return request.is_catching_up
+
+
+def _room_blocks(request: Request) -> int:
+    """Count the blocks that an answer takes beyond its present ones if it goes on for a while."""
+    num_tokens = min(request.num_tokens + ROOM_TOKENS, request.max_num_tokens)
+    return count_blocks(num_tokens) - count_blocks(request.num_tokens)

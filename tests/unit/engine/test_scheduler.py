@@ -77,11 +77,63 @@ def test_requests_beyond_the_limit_wait_for_one_to_finish() -> None:
     assert shape(scheduler.plan()) == [(2, 0, 2, True)]
 
 
-def test_admission_reserves_room_for_the_whole_answer() -> None:
-    scheduler = Scheduler(EngineConfig(max_cache_tokens=20))
-    scheduler.add(request(1, 8, max_tokens=4))
-    scheduler.add(request(2, 5, max_tokens=4))
-    assert shape(scheduler.plan()) == [(1, 0, 8, True)]
+def test_a_request_is_seated_while_every_answer_still_has_some_room() -> None:
+    scheduler = Scheduler(EngineConfig(max_cache_tokens=624))
+    scheduler.add(request(1, 32, max_tokens=590))
+    scheduler.add(request(2, 48, max_tokens=500))
+    scheduler.add(request(3, 32, max_tokens=4))
+    assert shape(scheduler.plan()) == [(1, 0, 32, True), (2, 0, 48, True)]
+    assert [len(one.block_table) for one in scheduler.running] == [2, 3]
+
+
+def test_an_answer_grows_block_by_block_beside_its_tokens() -> None:
+    scheduler = Scheduler(EngineConfig(max_cache_tokens=4096))
+    scheduler.add(request(1, 32, max_tokens=40))
+    scheduler.add(request(2, 16, max_tokens=40))
+    tables = []
+    while plan := scheduler.plan():
+        tables.append([list(one.block_table) for one in scheduler.running])
+        settle(scheduler, plan)
+    assert [len(table) for table in tables[-1]] == [5, 4]
+    for table in tables[-1]:
+        assert table == list(range(table[0], table[0] + len(table)))
+
+
+def test_the_youngest_makes_way_and_is_seated_again_first() -> None:
+    scheduler = Scheduler(EngineConfig(max_cache_tokens=640, max_reuse_tokens=0))
+    older, younger = request(1, 16, max_tokens=600), request(2, 16, max_tokens=400)
+    scheduler.add(older)
+    scheduler.add(younger)
+    settle(scheduler, scheduler.plan())
+    scheduler.add(request(3, 100, max_tokens=9))
+    while younger in scheduler.running:
+        settle(scheduler, scheduler.plan())
+    assert scheduler.running == [older]
+    assert scheduler.waiting[0] is younger
+    assert younger.block_table == []
+    assert len(younger.output_token_ids) == 20 * 16 - 16 + 1, "half of the blocks, and one token"
+    while older in scheduler.running:
+        settle(scheduler, scheduler.plan())
+    scheduler.plan()
+    assert scheduler.running[0] is younger
+    while plan := scheduler.plan():
+        settle(scheduler, plan)
+    assert len(younger.output_token_ids) == 400
+
+
+def test_a_more_urgent_request_takes_the_place_of_a_running_one() -> None:
+    scheduler = Scheduler(EngineConfig(max_num_requests=1))
+    scheduler.add(request(1, 20))
+    settle(scheduler, scheduler.plan())
+    urgent = Request(2, [1], Sampling(max_tokens=1, priority=-1), Reply(Silent()))
+    scheduler.add(urgent)
+    plan = scheduler.plan()
+    assert shape(plan) == [(2, 0, 1, True)]
+    assert settle(scheduler, plan) == [2]
+    plan = scheduler.plan()
+    assert shape(plan) == [(1, 0, 21, True)], "prompt and the first token, computed again"
+    settle(scheduler, plan)
+    assert scheduler.running[0].output_token_ids == [1, 1]
 
 
 def test_a_dropped_request_never_runs_again() -> None:
