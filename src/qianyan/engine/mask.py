@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qianyan.engine.request import Request
@@ -30,8 +31,23 @@ def forbid(logits: Tensor, requests: Sequence[Request], num_tokens: int) -> None
     if not masks:
         return
     packed = np.frombuffer(b"".join(masks), dtype=np.uint8).reshape(len(masks), -1)
-    # numpy's unpacking is several times faster than shifts and masks of whole vocabularies
-    allowed = np.unpackbits(packed, axis=1, bitorder="little")  # (constrained, tokens)
-    forbidden = torch.from_numpy(allowed[:, :num_tokens] == 0).to(logits.device)
+    forbidden = _unpack(packed, logits.device)[:, :num_tokens] == 0
+    if len(constrained) == len(requests):
+        logits[:, :num_tokens].masked_fill_(forbidden, -torch.inf)
+        return
     for row, own in zip(constrained, forbidden, strict=True):
         logits[row, :num_tokens].masked_fill_(own, -torch.inf)
+
+
+def _unpack(packed: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Give each bit of (requests, bytes), the lowest first, as a value of its own on the device."""
+    if device.type == "cpu":
+        # numpy's unpacking is several times faster than shifts and masks of whole vocabularies
+        return torch.from_numpy(np.unpackbits(packed, axis=1, bitorder="little"))
+    return unpack_bits(torch.from_numpy(packed.copy()).to(device))
+
+
+def unpack_bits(packed: Tensor) -> Tensor:
+    """Give (rows, 8*bytes) truth values for (rows, bytes): an eighth is brought to a device."""
+    bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=packed.device)
+    return (packed.unsqueeze(-1) & bits).ne(0).flatten(1)

@@ -33,9 +33,11 @@ class Sampler:
         forbid(logits, requests, num_tokens)
         for row, request in zip(logits, requests, strict=True):
             _penalise(row, request)
-        token_ids = logits.argmax(dim=-1).tolist()
-        likeliest = logits.max(dim=-1).values
-        if bool(torch.isnan(likeliest).any()):
+        likeliest = logits.argmax(dim=-1)  # where one is, that of a NaN
+        is_nan = logits.gather(1, likeliest.unsqueeze(1)).squeeze(1).isnan()
+        # One look at both: a device is waited for once a step.
+        token_ids, are_nan = torch.stack((likeliest, is_nan)).tolist()
+        if any(are_nan):
             raise CheckpointError(
                 "The model's output is not a number; expected finite logits. "
                 'Try dtype="float32" or "bfloat16".'
