@@ -8,6 +8,7 @@ of each token. What the text means is not decided here.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
@@ -20,6 +21,7 @@ from qianyan.inputs.tokenizer import Tokenizer
 from qianyan.inspection.records import Usage
 
 if TYPE_CHECKING:  # an endpoint's users need no torch
+    from qianyan.engine.desk import Desk
     from qianyan.engine.engine import Engine
 
 DEFAULT_MAX_TOKENS = 512
@@ -102,8 +104,11 @@ class Vision(Protocol):
 class LocalVision:
     """A checkpoint run by the engine in this process."""
 
-    def __init__(self, engine: "Engine") -> None:
-        """Get ready to ask; raises ConfigError for a checkpoint that sees no pictures."""
+    def __init__(self, engine: "Engine", desk: "Desk | None" = None) -> None:
+        """Get ready to ask, at a desk where many threads do.
+
+        Raises ConfigError for a checkpoint that sees no pictures.
+        """
         notation = find_notation(engine.architecture)
         try:
             engine.processor.seen_wh(SOME_PHOTO_WH)
@@ -118,6 +123,7 @@ class LocalVision:
                 "expected a checkpoint of Qwen-VL, Qwen2-VL or Qwen2.5-VL."
             )
         self._engine = engine
+        self._chat_many = engine.chat_many if desk is None else partial(desk.chat_many, engine)
         self._notation = notation
         self._markup = find_markup(engine.architecture)
 
@@ -142,7 +148,7 @@ class LocalVision:
 
     def ask(self, ask: Ask) -> Answer:
         """Answer one question."""
-        return self._to_answer(self._engine.chat(_messages(ask), **_options(ask)))
+        return self._to_answer(self._chat_many([_messages(ask)], **_options(ask))[0])
 
     def ask_many(self, asks: Sequence[Ask]) -> list[Answer]:
         """Answer several questions, those with equal settings in one batch."""
@@ -151,7 +157,7 @@ class LocalVision:
         while waiting:
             options = _options(asks[waiting[0]])
             batch = [index for index in waiting if _options(asks[index]) == options]
-            done = self._engine.chat_many([_messages(asks[index]) for index in batch], **options)
+            done = self._chat_many([_messages(asks[index]) for index in batch], **options)
             answers.update(zip(batch, map(self._to_answer, done), strict=True))
             waiting = [index for index in waiting if index not in answers]
         return [answers[index] for index in range(len(asks))]
