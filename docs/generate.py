@@ -83,7 +83,7 @@ def shown(value: object) -> str:
     """A default as a reader wants it: grouped digits, lists in order."""
     if isinstance(value, frozenset):
         return ", ".join(map(str, sorted(value))) or "none"
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,}".removesuffix(".0").replace(",", " ")
     return str(value)
 

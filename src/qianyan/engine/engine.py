@@ -15,6 +15,7 @@ import torch
 from qianyan.engine.ahead import Ahead
 from qianyan.engine.checkpoint import find_checkpoint
 from qianyan.engine.grammar import Grammar, Grammars
+from qianyan.engine.graphs import choose_decoding
 from qianyan.engine.options import (
     ChatOptions,
     check_names,
@@ -97,6 +98,7 @@ class Engine:
             device=torch.device(device),
             max_encode_patches=self.config.max_encode_patches,
             num_blocks=self._scheduler.pool.num_blocks,
+            decoding=choose_decoding(torch.device(device), use_graphs=self.config.use_graphs),
         )
         self._sampler = Sampler(tokenizer.vocab_size)
         self._grammars: Grammars | None = None

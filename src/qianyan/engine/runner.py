@@ -76,7 +76,7 @@ class Runner:
         device: torch.device,
         max_encode_patches: int,
         num_blocks: int,
-        decoding: Decoding = "alone",
+        decoding: Decoding,
     ) -> None:
         self._model = model
         self._upload = Upload(device)

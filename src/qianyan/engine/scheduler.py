@@ -34,24 +34,28 @@ class EngineConfig:
         max_position_embeddings. Never more than max_cache_tokens.
     max_num_requests: requests that run at the same time; more wait in line.
     max_batch_tokens: tokens of one forward pass; longer prompts are computed in chunks.
-    max_cache_tokens: tokens whose keys and values are kept at the same time, all requests.
+    max_cache_tokens: tokens whose keys and values are kept at the same time, all requests; None
+        takes half of the memory that is free when the model is loaded (`free_memory.py`).
     max_reuse_tokens: tokens of finished requests whose keys and values stay for prompts that begin
         alike; 0 keeps none. They make way for running requests.
     max_encode_patches: image patches of one call of the vision tower that serves several
         requests; one request's own pictures are always encoded together.
+    use_graphs: whether CUDA devices record their decoding steps once and replay them; no other
+        device does.
     """
 
     max_model_len: int | None = None
     max_num_requests: int = 64
     max_batch_tokens: int = 2048
-    max_cache_tokens: int = 131_072
+    max_cache_tokens: int | None = None
     max_reuse_tokens: int = 16_384
     max_encode_patches: int = 16_384
+    use_graphs: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "max_reuse_tokens" else 1
+            least = 0 if field.name in ("max_reuse_tokens", "use_graphs") else 1
             if value is not None and value < least:
                 raise ConfigError(f"{field.name} is {value}; expected at least {least}.")
 
@@ -82,9 +86,10 @@ class Plan:
 
 
 class Scheduler:
-    """Decides by rank, within the limits of an EngineConfig."""
+    """Decides by rank, within the limits of an EngineConfig whose cache has a size."""
 
     def __init__(self, config: EngineConfig) -> None:
+        assert config.max_cache_tokens is not None
         self.waiting: list[Request] = []  # both in order of rank
         self.running: list[Request] = []
         self._config = config
@@ -96,7 +101,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request that fits into the cache by itself; the caller has checked that."""
-        assert request.max_num_tokens <= self._config.max_cache_tokens
+        assert count_blocks(request.max_num_tokens) <= self.pool.num_blocks
         due = self._num_passes + request.sampling.priority * AGING_PASSES
         request.rank = (due, next(self._arrivals))
         insort(self.waiting, request, key=_rank)
