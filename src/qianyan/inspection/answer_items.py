@@ -1,13 +1,14 @@
 """Find the listed objects in a model's answer: label words, sub-label words and box numbers.
 
 Takes any of the shapes that models fall into: a list, several lists, lists in lists, one object,
-objects under a wrapping key or grouped under the name of their label; or, instead of JSON, names
-and boxes as Qwen-VL and Qwen2-VL mark them in running text.
+objects under a wrapping key or grouped under the name of their label, rows of four numbers and
+words; or, instead of JSON, names and boxes as Qwen-VL and Qwen2-VL mark them in running text.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from qianyan.errors import ReplyError
 from qianyan.inputs.loose_json import (
@@ -88,6 +89,27 @@ def read_listing(reply: str) -> Listing:
     return Listing(())
 
 
+def find_end(reply: str, count: int, *, start: int = 0) -> int | None:
+    """Find where the last of `count` objects ends in an answer that is still being written.
+
+    Only ends at `start` or later are looked for; None when not that many are complete, or while the
+    model is thinking.
+    """
+    for index in range(start, len(reply)):
+        if reply[index] in "}]" and _count_complete(reply[: index + 1]) >= count:
+            return index + 1
+    return None
+
+
+def _count_complete(reply: str) -> int:
+    """Count the objects of an answer that ends with a closing bracket."""
+    try:
+        read = _read(_without_thought(reply))
+    except ReplyError:
+        return 0
+    return sum(1 for found in read.found for _ in _items(found.value, None))
+
+
 def read_marked_items(answer: str) -> Listing:
     """Find names and boxes marked in running text; none is no statement that nothing is there."""
     marked = read_marked(answer)
@@ -117,6 +139,9 @@ def _read(answer: str) -> LooseJson:
 def _items(value: Value, group: str | None) -> Iterator[Item]:
     """Walk a value for objects, in order; `group` is the label that a surrounding key names."""
     if isinstance(value, list):
+        if (row := _row(value)) is not None:
+            yield row
+            return
         if sum(isinstance(element, float) for element in value) >= 4:
             yield Item(None, None, (None,))  # numbers of nothing: counted, never passed over
         for element in value:
@@ -130,6 +155,18 @@ def _items(value: Value, group: str | None) -> Iterator[Item]:
             yield from _items(one, key if find_label(key) else group)
         if not nested and _first(value, _LABEL_KEYS) is not None:
             yield _item(value, group)  # an object without a box: counted, never passed over
+
+
+def _row(value: "list[Value]") -> Item | None:
+    """Read `[x1, y1, x2, y2, label, sub_label]`; with too few or many numbers, it has no box."""
+    numbers = list(takewhile(lambda element: isinstance(element, float), value))
+    words = [element for element in value[len(numbers) :] if isinstance(element, Quoted)]
+    if not numbers or not 1 <= len(words) <= 2 or len(numbers) + len(words) != len(value):
+        return None
+    if len(numbers) != 4 and not find_label(words[0]):
+        return None
+    spans = tuple((word.start, word.end) for word in words)
+    return Item(words[0], words[1] if len(words) > 1 else None, (_four(numbers),), spans)
 
 
 def _item(value: Mapping[str, Value], group: str | None) -> Item:

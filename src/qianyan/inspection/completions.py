@@ -23,6 +23,7 @@ def to_body(ask: Ask, picture_url: str, profile: EndpointProfile) -> dict[str, A
             {
                 "role": "user",
                 "content": [
+                    *([{"type": "text", "text": ask.before}] if ask.before else []),
                     {"type": "image_url", "image_url": {"url": picture_url}},
                     {"type": "text", "text": ask.text},
                 ],

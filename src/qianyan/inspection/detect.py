@@ -11,11 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from PIL import Image
+
 from qianyan.errors import ReplyError
 from qianyan.inputs.grounding import Markup, Notation, to_photo_box
 from qianyan.inputs.images import Photo
 from qianyan.inspection.answer_items import Item, Listing, Numbers, read_listing
-from qianyan.inspection.prompts import MAX_OBJECTS, listing_prompt, listing_schema
+from qianyan.inspection.prompts import (
+    MAX_OBJECTS,
+    USUAL_FORM,
+    ListingForm,
+    listing_parts,
+    listing_schema,
+)
 from qianyan.inspection.records import Box, Detection, Hazard, Look, SubLabel
 from qianyan.inspection.references import REFERENCES, read_reference
 from qianyan.inspection.repetition import LabelledBox, ends_in_loop, is_repeating
@@ -46,6 +54,87 @@ class Space:
     photo_wh: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Glance:
+    """A picture, or a part of one, and the most visual tokens it may take; None as usual."""
+
+    image: Image.Image
+    visual_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lister:
+    """Has a model list the hazards in pictures; `visual_tokens` bounds each picture's size."""
+
+    vision: Vision
+    lang: Lang
+    max_objects: int = MAX_OBJECTS
+    visual_tokens: int | None = None
+    form: ListingForm = USUAL_FORM
+
+    def look(self, photo: Photo) -> Look:
+        """Ask about one photo; raises as `detect` does."""
+        (look,) = self.list_all([Glance(photo.rgb, self.visual_tokens)])
+        if isinstance(look, ReplyError):
+            raise look
+        return look
+
+    def list_all(self, glances: Sequence[Glance]) -> list[Look | ReplyError]:
+        """Ask about several pictures at once; detections are in the pixels of each.
+
+        An answer that cannot be read is given back as the error that says so, and never as a look
+        that found nothing. Raises what `Vision.ask_many` raises when there is no answer.
+        """
+        questions = [self._questions(glance) for glance in glances]
+        answers = iter(self.vision.ask_many([one.ask for asked in questions for one in asked]))
+        return [self._read(asked, [next(answers) for _ in asked]) for asked in questions]
+
+    def _questions(self, glance: Glance) -> "list[_Question]":
+        if self.vision.markup is Markup.REF:
+            return _reference_questions(glance, self.lang, max_objects=self.max_objects)
+        return [self._listing_question(glance)]
+
+    def _listing_question(self, glance: Glance) -> "_Question":
+        """Ask for everything at once, in JSON."""
+        notation = self.vision.notation
+        prompt = listing_parts(
+            lang=self.lang,
+            notation=notation,
+            seen_wh=self.vision.seen_wh(glance.image.size, glance.visual_tokens),
+            max_objects=self.max_objects,
+            form=self.form,
+        )
+        ask = Ask(
+            image=glance.image,
+            text=prompt.after,
+            before=prompt.before,
+            visual_tokens=glance.visual_tokens,
+            max_objects=self.max_objects,
+            schema=listing_schema(
+                lang=self.lang,
+                notation=notation,
+                max_objects=self.max_objects,
+                answer=self.form.answer,
+            ),
+            max_tokens=TOKENS_PER_OBJECT * self.max_objects + TOKENS_BESIDES,
+            logprobs=TOP_LOGPROBS,
+        )
+        return _Question(ask, read_listing)
+
+    def _read(
+        self, questions: "Sequence[_Question]", answers: Sequence[Answer]
+    ) -> Look | ReplyError:
+        """Make a look of the answers about one picture, or say why there is none."""
+        try:
+            looks = [
+                _look(question, answer, self.vision, max_objects=self.max_objects)
+                for question, answer in zip(questions, answers, strict=True)
+            ]
+        except ReplyError as error:
+            return error
+        return looks[0] if len(looks) == 1 else _join(looks, max_objects=self.max_objects)
+
+
 def detect(
     photo: Photo, vision: Vision, *, lang: Lang = "zh", max_objects: int = MAX_OBJECTS
 ) -> Look:
@@ -57,17 +146,7 @@ def detect(
         ReplyError: the answer cannot be read; never taken for "nothing found".
         QianyanError: there is no answer.
     """
-    photo_wh = (photo.width, photo.height)
-    if vision.markup is Markup.REF:
-        questions = _reference_questions(photo, lang, max_objects=max_objects)
-    else:
-        questions = [_listing_question(photo, vision, lang, max_objects=max_objects)]
-    answers = vision.ask_many([question.ask for question in questions])
-    looks = [
-        _look(question, answer, vision, photo_wh, max_objects=max_objects)
-        for question, answer in zip(questions, answers, strict=True)
-    ]
-    return looks[0] if len(looks) == 1 else _join(looks, max_objects=max_objects)
+    return Lister(vision=vision, lang=lang, max_objects=max_objects).look(photo)
 
 
 @dataclass(frozen=True)
@@ -78,45 +157,26 @@ class _Question:
     read: Callable[[str], Listing]
 
 
-def _listing_question(photo: Photo, vision: Vision, lang: Lang, *, max_objects: int) -> _Question:
-    """Ask for everything at once, in JSON."""
-    ask = Ask(
-        image=photo.rgb,
-        text=listing_prompt(
-            lang=lang,
-            notation=vision.notation,
-            seen_wh=vision.seen_wh((photo.width, photo.height)),
-            max_objects=max_objects,
-        ),
-        schema=listing_schema(lang=lang, notation=vision.notation, max_objects=max_objects),
-        max_tokens=TOKENS_PER_OBJECT * max_objects + TOKENS_BESIDES,
-        logprobs=TOP_LOGPROBS,
-    )
-    return _Question(ask, read_listing)
-
-
-def _reference_questions(photo: Photo, lang: Lang, *, max_objects: int) -> list[_Question]:
+def _reference_questions(glance: Glance, lang: Lang, *, max_objects: int) -> list[_Question]:
     """Ask for one kind of thing at a time, to be boxed in running text."""
     max_tokens = TOKENS_PER_BOX * max_objects + TOKENS_BESIDES
     return [
         _Question(
-            Ask(image=photo.rgb, text=reference.question(lang), max_tokens=max_tokens),
+            Ask(
+                image=glance.image,
+                text=reference.question(lang),
+                visual_tokens=glance.visual_tokens,
+                max_tokens=max_tokens,
+            ),
             partial(read_reference, reference=reference, lang=lang),
         )
         for reference in REFERENCES
     ]
 
 
-def _look(
-    question: _Question,
-    answer: Answer,
-    vision: Vision,
-    photo_wh: tuple[int, int],
-    *,
-    max_objects: int,
-) -> Look:
+def _look(question: _Question, answer: Answer, vision: Vision, *, max_objects: int) -> Look:
     """Read an answer; one that runs in a loop is asked for once more."""
-    first = _Try.of(answer, question, vision.notation, photo_wh, max_objects=max_objects)
+    first = _Try.of(answer, question, vision.notation, max_objects=max_objects)
     if not first.is_loop:
         return first.look()
     again = replace(
@@ -125,9 +185,7 @@ def _look(
         presence_penalty=RETRY_PRESENCE_PENALTY,
         seed=0,
     )
-    second = _Try.of(
-        vision.ask(again), question, vision.notation, photo_wh, max_objects=max_objects
-    )
+    second = _Try.of(vision.ask(again), question, vision.notation, max_objects=max_objects)
     chosen = second if second.beats(first) else first
     look = chosen.look()
     return replace(
@@ -229,20 +287,20 @@ class _Try:
         answer: Answer,
         question: _Question,
         notation: Notation,
-        photo_wh: tuple[int, int],
         *,
         max_objects: int,
     ) -> "_Try":
         """Read an answer and notice whether it runs in a loop."""
         is_long = answer.finish_reason == "length"
+        is_enough = answer.finish_reason == "enough"
         is_loop = is_long and ends_in_loop(answer.text)
         try:
             read = question.read(answer.text)
             is_loop = is_loop or is_repeating(_labelled_boxes(read))
             detections, notes = _to_detections(
-                replace(read, is_cut=read.is_cut or is_long),
+                replace(read, is_cut=is_long or (read.is_cut and not is_enough)),
                 answer.text,
-                Space(notation, answer.seen_wh, photo_wh),
+                Space(notation, answer.seen_wh, question.ask.image.size),
                 max_objects=max_objects,
                 tokens=answer.tokens,
             )

@@ -98,11 +98,15 @@ class Veto:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens spent on one photo; `forwarded_tokens` is None where an endpoint does not say."""
+    """Tokens spent on one photo; `forwarded_tokens` is None where an endpoint does not say.
+
+    `visual_tokens` are those of the prompts' tokens that show pictures, by the sizes we show.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     forwarded_tokens: int | None = None
+    visual_tokens: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         known = self.forwarded_tokens is not None and other.forwarded_tokens is not None
@@ -112,6 +116,7 @@ class Usage:
             forwarded_tokens=(self.forwarded_tokens or 0) + (other.forwarded_tokens or 0)
             if known
             else None,
+            visual_tokens=self.visual_tokens + other.visual_tokens,
         )
 
 

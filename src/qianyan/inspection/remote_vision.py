@@ -1,5 +1,6 @@
 """Ask a model behind an OpenAI-compatible endpoint about pictures."""
 
+import math
 import re
 import threading
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from qianyan.inspection.completions import (
 )
 from qianyan.inspection.profile import EndpointProfile, find_profile, guess_profile
 from qianyan.inspection.remote import ChatEndpoint, Patience, RefusedError
-from qianyan.inspection.vision import Answer, Ask
+from qianyan.inspection.vision import Answer, Ask, least_pixels
 
 # Hosted models named qwen-vl-plus, -max or -ocr are of later generations.
 _FIRST_GENERATION = re.compile(r"qwen[-_ ]?vl([-_ ]?(chat|v1)|$)")
@@ -79,22 +80,35 @@ class RemoteVision:
         """How it was trained to write places into an answer, going by its name."""
         return Markup.REF if _FIRST_GENERATION.search(self.model.lower()) else Markup.JSON
 
-    def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
+    def seen_wh(
+        self, photo_wh: tuple[int, int], visual_tokens: int | None = None
+    ) -> tuple[int, int]:
         """Tell in which size a picture is sent."""
-        return pinned_size(self.profile, photo_wh)
+        profile = self.profile
+        if visual_tokens is not None:
+            most = min(visual_tokens * profile.factor**2, profile.max_pixels)
+            least = least_pixels(profile.min_pixels, most)
+            profile = replace(profile, min_pixels=least, max_pixels=most)
+        return pinned_size(profile, photo_wh)
+
+    def count_tokens(self, seen_wh: tuple[int, int]) -> int:
+        """Count the visual tokens of a picture sent in this size, by the profile's factor."""
+        return math.ceil(seen_wh[0] / self.profile.factor) * math.ceil(
+            seen_wh[1] / self.profile.factor
+        )
 
     def ask(self, ask: Ask) -> Answer:
         """Answer one question."""
-        seen_wh = self.seen_wh(ask.image.size)
+        seen_wh = self.seen_wh(ask.image.size, ask.visual_tokens)
         sent = ask.image.convert("RGB")
         if sent.size != seen_wh:
             sent = sent.resize(seen_wh, Image.Resampling.BICUBIC)
-        return to_answer(self._complete(ask, to_data_url(sent)), seen_wh, self.model)
+        return self._answer(ask, to_data_url(sent), seen_wh)
 
     def ask_unresized(self, ask: Ask) -> Answer:
         """Answer one question about the picture exactly as it is, which the server may resize."""
         url = to_data_url(ask.image.convert("RGB"), is_lossless=True)
-        return to_answer(self._complete(ask, url), ask.image.size, self.model)
+        return self._answer(ask, url, ask.image.size)
 
     def ask_many(self, asks: Sequence[Ask]) -> list[Answer]:
         """Answer several questions, up to `concurrency` of them at once."""
@@ -102,6 +116,12 @@ class RemoteVision:
             return [self.ask(ask) for ask in asks]
         with ThreadPoolExecutor(min(self._concurrency, len(asks))) as pool:
             return list(pool.map(self.ask, asks))
+
+    def _answer(self, ask: Ask, picture_url: str, seen_wh: tuple[int, int]) -> Answer:
+        """Ask about a picture that is sent in this size."""
+        answer = to_answer(self._complete(ask, picture_url), seen_wh, self.model)
+        usage = replace(answer.usage, visual_tokens=self.count_tokens(seen_wh))
+        return replace(answer, usage=usage)
 
     def _complete(self, ask: Ask, picture_url: str) -> dict[str, Any]:
         """Send a question; leave out what the endpoint refuses, and remember what that was.

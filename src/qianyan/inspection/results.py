@@ -77,6 +77,7 @@ def to_record(inspection: Inspection, lang: Lang) -> dict[str, Any]:
             "prompt_tokens": inspection.usage.prompt_tokens,
             "completion_tokens": inspection.usage.completion_tokens,
             "forwarded_tokens": inspection.usage.forwarded_tokens,
+            "visual_tokens": inspection.usage.visual_tokens,
         },
         "raw": inspection.raw,
         "notes": list(inspection.notes),

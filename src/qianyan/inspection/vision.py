@@ -8,24 +8,22 @@ of each token. What the text means is not decided here.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.request import Completion, Logprobs
-from qianyan.errors import ConfigError, InputError, quote
+from qianyan.errors import ConfigError, quote
 from qianyan.inputs.grounding import Markup, Notation, find_markup, find_notation
+from qianyan.inputs.squares import SquareConfig
 from qianyan.inputs.tokenizer import Tokenizer
 from qianyan.inspection.records import Usage
 
 if TYPE_CHECKING:  # an endpoint's users need no torch
-    from qianyan.engine.desk import Desk
     from qianyan.engine.engine import Engine
 
 DEFAULT_MAX_TOKENS = 512
-SOME_PHOTO_WH = (448, 448)
 _END_OF_TURN = re.compile(r"\s*(<\|(im_end|endoftext|im_start)\|>\s*)+$")
 
 
@@ -45,14 +43,21 @@ class TokenScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """One question about one picture (RGB, any size); the picture comes before the text.
+    """One question about one picture (RGB, any size); `text` comes after the picture.
 
-    `schema` is a wish: where an endpoint cannot be held to a schema, the answer is free text.
-    `logprobs` is the number of likeliest tokens wanted at each step; None wants no probabilities.
+    `before` comes before it: words that are the same for every picture, which an engine that knows
+    beginnings computes once. `visual_tokens` is the most that the picture may take; None leaves it
+    to the model's own limits. `schema` is a wish: where an endpoint cannot be held to a schema, the
+    answer is free text; an answer that lists more than `max_objects` may then be cut behind the
+    last of these. `logprobs` is the number of likeliest tokens wanted at each step; None wants no
+    probabilities.
     """
 
     image: Image.Image
     text: str
+    before: str = ""
+    visual_tokens: int | None = None
+    max_objects: int | None = None
     schema: Mapping[str, Any] | None = None
     max_tokens: int = DEFAULT_MAX_TOKENS
     logprobs: int | None = None
@@ -66,7 +71,8 @@ class Answer:
     """What the model said; `tokens` is None where it gives no probabilities.
 
     `seen_wh` is the size of the picture that the model saw, the space of pixel coordinates.
-    `finish_reason` is "stop", or "length" when the answer was cut at `max_tokens`.
+    `finish_reason` is "stop", "length" when the answer was cut at `max_tokens`, or "enough" when
+    it was cut behind its last object that was asked for, which leaves its list open.
     """
 
     text: str
@@ -91,8 +97,13 @@ class Vision(Protocol):
     def markup(self) -> Markup:
         """How it was trained to write places into an answer."""
 
-    def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
-        """Tell in which size (width, height) the model sees a picture."""
+    def seen_wh(
+        self, photo_wh: tuple[int, int], visual_tokens: int | None = None
+    ) -> tuple[int, int]:
+        """Tell in which size (width, height) the model sees a picture, within so many tokens."""
+
+    def count_tokens(self, seen_wh: tuple[int, int]) -> int:
+        """Count the visual tokens of a picture that is seen in this size."""
 
     def ask(self, ask: Ask) -> Answer:
         """Answer one question; raises a QianyanError when there is no answer."""
@@ -104,26 +115,21 @@ class Vision(Protocol):
 class LocalVision:
     """A checkpoint run by the engine in this process."""
 
-    def __init__(self, engine: "Engine", desk: "Desk | None" = None) -> None:
-        """Get ready to ask, at a desk where many threads do.
-
-        Raises ConfigError for a checkpoint that sees no pictures.
-        """
+    def __init__(self, engine: "Engine") -> None:
+        """Get ready to ask; raises ConfigError for a checkpoint that sees no pictures."""
         notation = find_notation(engine.architecture)
-        try:
-            engine.processor.seen_wh(SOME_PHOTO_WH)
-        except InputError as error:
+        if engine.processor.pictures is None:
             raise ConfigError(
                 f"{engine.name} reads text only; expected a model that sees pictures, such as "
                 "Qwen2.5-VL."
-            ) from error
+            )
         if notation is None:
             raise ConfigError(
                 f"How {quote(engine.architecture)} counts the coordinates of boxes is not known; "
                 "expected a checkpoint of Qwen-VL, Qwen2-VL or Qwen2.5-VL."
             )
         self._engine = engine
-        self._chat_many = engine.chat_many if desk is None else partial(desk.chat_many, engine)
+        self._pictures = engine.processor.pictures
         self._notation = notation
         self._markup = find_markup(engine.architecture)
 
@@ -142,13 +148,29 @@ class LocalVision:
         """How it was trained to write places into an answer."""
         return self._markup
 
-    def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
+    def seen_wh(
+        self, photo_wh: tuple[int, int], visual_tokens: int | None = None
+    ) -> tuple[int, int]:
         """Tell in which size the checkpoint's processor shows a picture."""
-        return self._engine.processor.seen_wh(photo_wh)
+        return self._pictures.within(**self._limits(visual_tokens)).seen_size(*photo_wh)
+
+    def count_tokens(self, seen_wh: tuple[int, int]) -> int:
+        """Count the visual tokens of a picture that is seen in this size."""
+        return self._pictures.num_tokens(self._pictures.grid(seen_wh))
+
+    def _limits(self, visual_tokens: int | None) -> dict[str, int]:
+        """Turn a budget into the processor's words; nothing where its own limits hold.
+
+        Models that see every picture in squares of one size have no other limit.
+        """
+        if visual_tokens is None or isinstance(self._pictures, SquareConfig):
+            return {}
+        most = min(visual_tokens * self._pictures.factor**2, self._pictures.max_pixels)
+        return {"min_pixels": least_pixels(self._pictures.min_pixels, most), "max_pixels": most}
 
     def ask(self, ask: Ask) -> Answer:
         """Answer one question."""
-        return self._to_answer(self._chat_many([_messages(ask)], **_options(ask))[0])
+        return self._to_answer(self._engine.chat_many([self.messages(ask)], **_options(ask))[0])
 
     def ask_many(self, asks: Sequence[Ask]) -> list[Answer]:
         """Answer several questions, those with equal settings in one batch."""
@@ -157,10 +179,19 @@ class LocalVision:
         while waiting:
             options = _options(asks[waiting[0]])
             batch = [index for index in waiting if _options(asks[index]) == options]
-            done = self._chat_many([_messages(asks[index]) for index in batch], **options)
+            done = self._engine.chat_many(
+                [self.messages(asks[index]) for index in batch], **options
+            )
             answers.update(zip(batch, map(self._to_answer, done), strict=True))
             waiting = [index for index in waiting if index not in answers]
         return [answers[index] for index in range(len(asks))]
+
+    def messages(self, ask: Ask) -> list[dict[str, Any]]:
+        """Write an ask as chat messages: words that stay the same, the picture, the question."""
+        picture: dict[str, Any] = {"type": "image", "image": ask.image}
+        picture.update(self._limits(ask.visual_tokens))
+        before = [{"type": "text", "text": ask.before}] if ask.before else []
+        return [{"role": "user", "content": [*before, picture, {"type": "text", "text": ask.text}]}]
 
     def _to_answer(self, done: Completion) -> Answer:
         """Put a completion into the words of this room."""
@@ -179,6 +210,7 @@ class LocalVision:
                 prompt_tokens=done.usage.prompt_tokens,
                 completion_tokens=done.usage.completion_tokens,
                 forwarded_tokens=done.usage.forwarded_tokens,
+                visual_tokens=sum(self.count_tokens(one.seen_wh) for one in done.images),
             ),
             finish_reason=done.finish_reason,
         )
@@ -191,16 +223,18 @@ class LocalVision:
         return _END_OF_TURN.sub("", tokenizer.decode(done.token_ids, skip_special=False))
 
 
+def least_pixels(usual: int, most: int) -> int:
+    """Lower a least size that a budget of `most` pixels does not allow.
+
+    Enlarging rounds up to whole tokens: from a quarter of the budget on it cannot exceed it.
+    """
+    return min(usual, most // 4)
+
+
 def response_format(ask: Ask) -> dict[str, Any]:
     """Wrap an ask's schema as the OpenAI API does."""
     schema = {"name": "answer", "schema": dict(ask.schema or {}), "strict": True}
     return {"type": "json_schema", "json_schema": schema}
-
-
-def _messages(ask: Ask) -> list[dict[str, Any]]:
-    """Show the engine the picture, then the text."""
-    parts = [{"type": "image", "image": ask.image}, {"type": "text", "text": ask.text}]
-    return [{"role": "user", "content": parts}]
 
 
 def _options(ask: Ask) -> ChatOptions:

@@ -102,13 +102,15 @@ class SimulatedEndpoint:
 
     def _answer(self, body: dict[str, Any]) -> tuple[int, Any]:
         does = self.behaviour
-        image_part, text_part = body["messages"][0]["content"]
+        (image_part,) = (
+            part for part in body["messages"][0]["content"] if part["type"] == "image_url"
+        )
         data = base64.b64decode(image_part["image_url"]["url"].partition(",")[2])
         picture = Image.open(BytesIO(data)).convert("RGB")
         self.pictures.append(picture)
         if picture.width * picture.height > does.most_accepted_pixels:
             return 400, {"error": {"message": "the picture has too many tokens"}}
-        text = does.reply if does.reply is not None else self._listing(picture, text_part["text"])
+        text = does.reply if does.reply is not None else self._listing(picture, _words(body))
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema", {})
         if does.schema == "kept" and "properties" in schema:
             text = json.dumps({key: one["enum"][-1] for key, one in schema["properties"].items()})
@@ -195,6 +197,10 @@ class SimulatedEndpoint:
                 """Keep the tests' output clean."""
 
         return Handler
+
+
+def _words(body: dict[str, Any]) -> str:
+    return "".join(part.get("text", "") for part in body["messages"][0]["content"])
 
 
 def _token(letter: str) -> dict[str, Any]:

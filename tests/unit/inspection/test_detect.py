@@ -14,8 +14,10 @@ from PIL import Image
 from qianyan.errors import ReplyError
 from qianyan.inputs.grounding import Markup, Notation
 from qianyan.inputs.images import Photo
-from qianyan.inspection.detect import detect, parse_detections, score_of
-from qianyan.inspection.records import Detection, Hazard, SubLabel, Usage
+from qianyan.inspection.answer_items import find_end
+from qianyan.inspection.detect import Glance, Lister, detect, parse_detections, score_of
+from qianyan.inspection.prompts import ListingForm
+from qianyan.inspection.records import Detection, Hazard, Look, SubLabel, Usage
 from qianyan.inspection.repetition import ends_in_loop, is_repeating
 from qianyan.inspection.vision import Answer, Ask, TokenScore
 
@@ -201,8 +203,13 @@ class Script:
         self.asks: list[Ask] = []
         self.finish_reason = finish_reason
 
-    def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
+    def seen_wh(
+        self, photo_wh: tuple[int, int], visual_tokens: int | None = None
+    ) -> tuple[int, int]:
         return SEEN_WH
+
+    def count_tokens(self, seen_wh: tuple[int, int]) -> int:
+        return seen_wh[0] * seen_wh[1] // 784
 
     def ask(self, ask: Ask) -> Answer:
         self.asks.append(ask)
@@ -468,3 +475,59 @@ def test_forced_tokens_do_not_raise_the_score_and_other_texts_give_none() -> Non
     assert score_of([(1, 5)], reply, (quotation, forced)) is None
     assert score_of([(1, 3)], '"re"', (quotation, forced, quotation)) is None
     assert score_of([], reply, tokens) is None
+
+
+def test_rows_are_read_like_objects(photo: Photo) -> None:
+    rows = '[[100,50,200,150,"fire","severe"],[10,20,60,120,"person","no helmet"]]'
+    vision = Script(rows)
+    lister = Lister(vision=vision, lang="en", form=ListingForm(answer="rows"))
+    assert shown(lister.look(photo).detections) == [
+        "fire/severe 200,100,400,300",
+        "person/no_helmet 20,40,120,240",
+    ]
+    assert '[[x1,y1,x2,y2,"label","sub_label"]]' in vision.asks[0].text
+    assert vision.asks[0].schema is not None
+    assert "prefixItems" in vision.asks[0].schema["items"]["anyOf"][0]
+
+
+def test_a_damaged_row_is_counted_and_never_passed_over(photo: Photo) -> None:
+    for damaged in (
+        '[1,2,3,"fire","severe"]',
+        '[1,2,3,4,5,"fire","severe"]',
+        '[1,2,3,4,"zebra","x"]',
+        "[1,2,3,4]",
+    ):
+        look = detect(photo, Script(f'[{damaged},[100,50,200,150,"fire","severe"]]'), lang="en")
+        assert len(look.detections) == 1
+        assert any("left out" in note for note in look.notes)
+        with pytest.raises(ReplyError):
+            detect(photo, Script(f"[{damaged}]"), lang="en")
+
+
+def test_an_answer_cut_behind_its_last_wanted_object_is_whole(photo: Photo) -> None:
+    look = detect(photo, Script(GOOD.removesuffix("]"), finish_reason="enough"), lang="en")
+    assert shown(look.detections) == ["fire/severe 200,100,400,300"]
+    assert look.notes == ()
+
+
+def test_the_end_of_the_nth_object_is_found_in_an_answer_that_goes_on() -> None:
+    one = '{"bbox_2d": [1, 2, 3, 4], "label": "fire", "sub_label": "severe"}'
+    row = '[1,2,3,4,"fire","severe"]'
+    for first, rest in ((one, f", {one}, "), (row, f",{row},[5")):
+        text = f"```json\n[{first}{rest}"
+        assert find_end(text, 1) == len(f"```json\n[{first}")
+        assert find_end(text, 2) == len(f"```json\n[{first}, {first}") - (first is row)
+        assert find_end(text, 3) is None
+        assert find_end(text, 1, start=len(text) - 2) is None
+    assert find_end(f"<think>[{one}]", 1) is None
+    assert find_end(f"<think>[{one}]</think>[{one}", 1) is not None
+    assert find_end('[{"bbox_2d": [1, 2, 3, 4]', 1) is None
+
+
+def test_pictures_are_listed_in_one_batch_and_each_keeps_its_own_error(photo: Photo) -> None:
+    vision = Script(GOOD, "no idea", "[]")
+    looks = Lister(vision=vision, lang="en").list_all([Glance(photo.rgb, 100)] * 3)
+    assert len(vision.asks) == 3
+    assert {one.visual_tokens for one in vision.asks} == {100}
+    assert isinstance(looks[1], ReplyError)
+    assert [len(one.detections) for one in looks if isinstance(one, Look)] == [1, 0]

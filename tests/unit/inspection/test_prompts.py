@@ -9,6 +9,8 @@ from llguidance import LLMatcher, LLTokenizer
 from qianyan.inputs.grounding import Notation
 from qianyan.inspection.prompts import (
     ClosedQuestion,
+    ListingForm,
+    listing_parts,
     listing_prompt,
     listing_schema,
     load_questions,
@@ -49,6 +51,52 @@ def test_the_prompt_follows_the_notation(lang: Lang) -> None:
     assert "[y1,x1,y2,x2]" in other_order
 
 
+@pytest.mark.parametrize("lang", LANGS)
+@pytest.mark.parametrize("notation", [Notation.RESIZED_PIXELS, Notation.RELATIVE_1000])
+def test_what_comes_before_the_picture_is_the_same_for_every_picture(
+    lang: Lang, notation: Notation
+) -> None:
+    form = ListingForm(order="rules-first")
+    first, second = (
+        listing_parts(lang=lang, notation=notation, seen_wh=seen_wh, form=form)
+        for seen_wh in ((1316, 728), (644, 476))
+    )
+    whole = listing_prompt(lang=lang, notation=notation, seen_wh=(1316, 728))
+    assert first.before == second.before
+    assert set(whole.splitlines()) <= set(f"{first.before}\n{first.after}".splitlines())
+    assert len(first.before) > 4 * len(first.after)
+    assert (first.after == second.after) is (notation is Notation.RELATIVE_1000)
+    usual = listing_parts(lang=lang, notation=notation, seen_wh=(1316, 728))
+    assert (usual.before, usual.after) == ("", whole)
+
+
+@pytest.mark.parametrize("lang", LANGS)
+def test_rows_are_shown_and_bounded_in_the_notations_order(lang: Lang) -> None:
+    rows = ListingForm(answer="rows")
+    for notation, shape in (
+        (Notation.RESIZED_PIXELS, '[[x1,y1,x2,y2,"label","sub_label"]]'),
+        (Notation.RELATIVE_1000_YX, '[[y1,x1,y2,x2,"label","sub_label"]]'),
+    ):
+        prompt = listing_parts(lang=lang, notation=notation, seen_wh=(644, 476), form=rows)
+        assert shape in prompt.after
+        assert "bbox_2d" not in prompt.after
+    schema = listing_schema(
+        lang=lang, notation=Notation.RESIZED_PIXELS, max_objects=2, answer="rows"
+    )
+    fire, person = label_word(Hazard.FIRE, lang), label_word(Hazard.PERSON, lang)
+    severe = sub_label_word(SUB_LABELS[Hazard.FIRE][2], lang)
+    assert is_allowed(schema, [])
+    assert is_allowed(schema, [[1, 2, 3, 4, fire, severe]] * 2)
+    for bad in (
+        [[1, 2, 3, 4, fire, severe]] * 3,
+        [[1, 2, 3, 4, person, severe]],
+        [[1, 2, 3, fire, severe]],
+        [[1, 2, 3, 4, fire]],
+        [[1, 2, 3, 4, fire, severe, severe]],
+    ):
+        assert not is_allowed(schema, bad)
+
+
 def item(label: str, sub_label: str, box: object = (1, 2, 3, 4)) -> dict[str, object]:
     return {"bbox_2d": box, "label": label, "sub_label": sub_label}
 
@@ -85,6 +133,7 @@ def test_the_schema_admits_exactly_the_words_of_the_language(lang: Lang) -> None
         [item(fire, str(severe), [1, 2, 3])],
         [item(fire, str(severe), [1, 2, 3, 4, 5])],
         [item(fire, str(severe), [0.5, 2, 3, 4])],
+        [item(fire, str(severe), [-1, 2, 3, 4])],
         [{"bbox_2d": [1, 2, 3, 4], "label": fire}],
         {},
         None,

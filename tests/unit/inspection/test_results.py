@@ -42,7 +42,7 @@ LOOKED = Inspection(
     width=1920,
     height=1080,
     total_s=1.9,
-    usage=Usage(812, 61, 24),
+    usage=Usage(812, 61, 24, 540),
     raw="…",
     notes=("animated: first frame only",),
 )
@@ -83,6 +83,7 @@ def test_a_picture_is_written_as_the_contract_says() -> None:
         "prompt_tokens": 812,
         "completion_tokens": 61,
         "forwarded_tokens": 24,
+        "visual_tokens": 540,
     }
     assert record["vetoed"][0]["reason"] == "fog"
     assert record["vetoed"][0]["label_id"] == "smoke"

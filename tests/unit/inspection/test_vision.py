@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from qianyan.errors import ConfigError, EndpointError, InputError, ReplyError
+from qianyan.errors import ConfigError, EndpointError, ReplyError
 from qianyan.inputs.grounding import Markup, Notation
 from qianyan.inputs.images import Photo
+from qianyan.inputs.parts import PictureConfig
+from qianyan.inputs.patches import PatchConfig
+from qianyan.inputs.squares import SquareConfig
 from qianyan.inspection.detect import detect
 from qianyan.inspection.profile import (
     EndpointProfile,
@@ -462,32 +467,37 @@ class StandIn:
     architecture: str
     processor: "StandInProcessor"
     name: str = "stand-in"
+    chat_many: None = None  # never asked
 
 
 @dataclass(frozen=True)
 class StandInProcessor:
-    side: int | None
+    pictures: PictureConfig | None
 
-    def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
-        if self.side is None:
-            raise InputError("This model reads text only; it sees no pictures.")
-        return self.side, self.side
+
+SQUARES = SquareConfig(image_size=448, patch_size=14)
+PATCHES = PatchConfig(min_pixels=56 * 56, max_pixels=1280 * 28 * 28)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "notation", "markup"),
+    ("architecture", "pictures", "notation", "markup"),
     [
-        ("QWenLMHeadModel", Notation.RELATIVE_1000, Markup.REF),
-        ("Qwen2VLForConditionalGeneration", Notation.RELATIVE_BELOW_1000, Markup.OBJECT_REF),
-        ("Qwen2_5_VLForConditionalGeneration", Notation.RESIZED_PIXELS, Markup.JSON),
+        ("QWenLMHeadModel", SQUARES, Notation.RELATIVE_1000, Markup.REF),
+        (
+            "Qwen2VLForConditionalGeneration",
+            PATCHES,
+            Notation.RELATIVE_BELOW_1000,
+            Markup.OBJECT_REF,
+        ),
+        ("Qwen2_5_VLForConditionalGeneration", PATCHES, Notation.RESIZED_PIXELS, Markup.JSON),
     ],
 )
 def test_a_local_checkpoint_is_asked_in_the_notation_of_its_architecture(
-    architecture: str, notation: Notation, markup: Markup
+    architecture: str, pictures: PictureConfig, notation: Notation, markup: Markup
 ) -> None:
-    vision = LocalVision(StandIn(architecture, StandInProcessor(448)))  # type: ignore[arg-type]
+    vision = LocalVision(StandIn(architecture, StandInProcessor(pictures)))  # type: ignore[arg-type]
     assert (vision.notation, vision.markup) == (notation, markup)
-    assert vision.seen_wh((1000, 500)) == (448, 448)
+    assert vision.seen_wh((1000, 500)) == ((448, 448) if pictures is SQUARES else (1008, 504))
     assert vision.name == "stand-in"
 
 
@@ -496,4 +506,47 @@ def test_a_checkpoint_that_cannot_look_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="stand-in reads text only"):
         LocalVision(text_only)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="How 'LlavaForCausalLM' counts"):
-        LocalVision(StandIn("LlavaForCausalLM", StandInProcessor(448)))  # type: ignore[arg-type]
+        LocalVision(StandIn("LlavaForCausalLM", StandInProcessor(PATCHES)))  # type: ignore[arg-type]
+
+
+@given(
+    width=st.integers(60, 5000), ratio=st.floats(0.05, 20), tokens=st.sampled_from([64, 256, 1024])
+)
+def test_a_picture_is_shown_within_its_budget_of_visual_tokens_and_nearly_fills_it(
+    width: int, ratio: float, tokens: int
+) -> None:
+    photo_wh = (width, max(round(width / ratio), 30))
+    stand_in = StandIn("Qwen2_5_VLForConditionalGeneration", StandInProcessor(PATCHES))
+    local = LocalVision(stand_in)  # type: ignore[arg-type]
+    profile = EndpointProfile(base_url="http://h/v1", model="m", factor=32)
+    remote = RemoteVision("http://127.0.0.1:9/v1", "m", profile=profile)
+    for vision, factor in ((local, 28), (remote, 32)):
+        seen_wh = vision.seen_wh(photo_wh, tokens)
+        whole_wh = vision.seen_wh(photo_wh)
+        assert seen_wh[0] % factor == seen_wh[1] % factor == 0
+        count = vision.count_tokens(seen_wh)
+        assert count == seen_wh[0] * seen_wh[1] // factor**2
+        assert count <= tokens
+        assert count >= min(vision.count_tokens(whole_wh), tokens) / 4
+
+
+def test_a_model_that_sees_squares_of_one_size_takes_no_budget() -> None:
+    vision = LocalVision(StandIn("QWenLMHeadModel", StandInProcessor(SQUARES)))  # type: ignore[arg-type]
+    assert vision.seen_wh((2000, 100), 64) == (448, 448)
+    assert vision.count_tokens((448, 448)) == 256
+
+
+def test_what_was_shown_is_counted_in_visual_tokens(start_endpoint: Start) -> None:
+    endpoint = start_endpoint()
+    vision = RemoteVision(endpoint.base_url, patience=HASTY)
+    answer = vision.ask(ask(visual_tokens=100))
+    assert endpoint.pictures[0].size == answer.seen_wh == (308, 224)
+    assert answer.usage.visual_tokens == 11 * 8
+
+
+def test_words_before_the_picture_are_sent_before_it(start_endpoint: Start) -> None:
+    endpoint = start_endpoint()
+    RemoteVision(endpoint.base_url, patience=HASTY).ask(ask("then?", before="First."))
+    content = endpoint.requests[0]["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["text", "image_url", "text"]
+    assert (content[0]["text"], content[2]["text"]) == ("First.", "then?")
