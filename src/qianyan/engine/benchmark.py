@@ -15,14 +15,20 @@ from pathlib import Path
 from typing import Literal
 
 from qianyan.engine.checkpoint import find_checkpoint
-from qianyan.engine.costs import read_bytes_per_pass, stored_bytes, text_costs, vision_flops
+from qianyan.engine.costs import (
+    compute_dtype,
+    read_bytes_per_pass,
+    stored_bytes,
+    text_costs,
+    vision_flops,
+)
 from qianyan.engine.engine import Engine, Messages
 from qianyan.engine.limits import MachineLimits, measure_limits
 from qianyan.engine.options import ChatOptions
-from qianyan.engine.passes import ModelFinder, PassLog
+from qianyan.engine.passes import PassLog
 from qianyan.engine.request import Finished, Usage
 from qianyan.models.positions import Grid
-from qianyan.models.registry import Model, ModelConfig, read_config
+from qianyan.models.registry import ModelConfig, read_config
 
 REPEATS = 3
 PROC_STATUS = Path("/proc/self/status")
@@ -113,10 +119,9 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """A loaded engine with its model in sight."""
+    """A loaded engine."""
 
     engine: Engine
-    model: Model
     config: ModelConfig
     device: str
     load_s: float
@@ -128,14 +133,11 @@ class Bench:
         """Load a checkpoint as `Engine` does, and raise what it raises."""
         folder = find_checkpoint(model)
         started = time.perf_counter()
-        with ModelFinder() as finder:
-            engine = Engine(
-                folder, dtype=dtype, device=device, quantize=quantize, max_pixels=max_pixels
-            )
-        assert finder.model is not None
+        engine = Engine(
+            folder, dtype=dtype, device=device, quantize=quantize, max_pixels=max_pixels
+        )
         return cls(
             engine=engine,
-            model=finder.model,
             config=read_config(folder),
             device=device,
             load_s=time.perf_counter() - started,
@@ -144,12 +146,11 @@ class Bench:
     @property
     def dtype(self) -> str:
         """The format that is computed in: the norms', which no quantisation touches."""
-        norms = (p for name, p in self.model.named_parameters() if "norm" in name or "ln_" in name)
-        return str(next(norms).dtype).removeprefix("torch.")
+        return str(compute_dtype(self.engine.model)).removeprefix("torch.")
 
     def time_one(self, messages: Messages, options: ChatOptions) -> Timing:
         """Ask one question and see where its time goes."""
-        with PassLog(self.model, self.device) as log:
+        with PassLog(self.engine.model, self.device) as log:
             num_forced, started = 0, time.perf_counter()
             for event in self.engine.stream(messages, **options):
                 num_forced += not log.passes
@@ -200,14 +201,14 @@ def measure(
     limits = measure_limits(bench.device)
     seeing = vision_flops(bench.config, steady.grids)
     reading = text_costs(bench.config).flops(steady.computed_tokens, steady.context_tokens)
-    read_bytes = read_bytes_per_pass(bench.model, bench.config)
+    read_bytes = read_bytes_per_pass(bench.engine.model, bench.config)
     return Figures(
         limits=limits,
         name=bench.engine.name,
         architecture=bench.engine.architecture,
         dtype=bench.dtype,
         load_s=bench.load_s,
-        weights_bytes=stored_bytes(bench.model),
+        weights_bytes=stored_bytes(bench.engine.model),
         read_bytes_per_pass=read_bytes,
         vision_flops=seeing,
         prefill_flops=reading,

@@ -12,9 +12,10 @@ segments: frames, and in most blocks of Qwen2.5-VL windows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from qianyan.engine.sizes import build_without_weights, find_field, part_of
+from qianyan.engine.sizes import build_without_weights, count_kept_numbers, find_field, part_of
 from qianyan.models import qwen2_5_vl, qwen_vl
 from qianyan.models.positions import Grid
 from qianyan.models.qwen import QWenConfig
@@ -143,6 +144,17 @@ def read_bytes_per_pass(model: nn.Module, config: ModelConfig) -> int:
         elif text.tie_word_embeddings or not any(piece in EMBEDDINGS for piece in pieces):
             total += size
     return total + (in_experts * chosen // experts if experts and chosen else in_experts)
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """Tell what a loaded model computes in: the norms' dtype, which no quantisation touches."""
+    norms = (p for name, p in model.named_parameters() if "norm" in name or "ln_" in name)
+    return next(norms).dtype
+
+
+def kept_bytes_per_token(model: nn.Module) -> int:
+    """Give the bytes of one token's keys and values in all layers."""
+    return count_kept_numbers(model) * compute_dtype(model).itemsize
 
 
 def _stored(model: nn.Module) -> list[tuple[str, int]]:

@@ -14,10 +14,12 @@ import torch
 
 from qianyan.engine.ahead import Ahead
 from qianyan.engine.checkpoint import find_checkpoint
+from qianyan.engine.free_memory import fit_cache, to_lengths
 from qianyan.engine.grammar import Grammar, Grammars
 from qianyan.engine.graphs import choose_decoding
 from qianyan.engine.options import (
     ChatOptions,
+    PromptSize,
     check_names,
     read_generation_defaults,
     to_sampling,
@@ -29,7 +31,7 @@ from qianyan.engine.sampler import Sampler
 from qianyan.engine.scheduler import EngineConfig, Scheduler
 from qianyan.errors import ConfigError, quote
 from qianyan.inputs.processor import THINK_END, THINK_START, Processor
-from qianyan.models.registry import find_architecture, load_model, read_config_json
+from qianyan.models.registry import Model, find_architecture, load_model, read_config_json
 
 Messages = Sequence[dict[str, Any]]
 """OpenAI chat messages; pictures as http, data: or file references, or as Pillow images."""
@@ -72,13 +74,15 @@ class Engine:
             device: where the model runs, in PyTorch's words.
             quantize: "int8" or "int4" keeps the matrices of a plain checkpoint as such codes.
             max_pixels: largest size at which a picture is looked at, instead of the checkpoint's.
-            config: limits; the defaults suit one machine.
+            config: limits; by default the cache takes a part of what memory is free.
+
+        Raises ConfigError and CheckpointError, and CapacityError where the weights leave too
+        little memory for one useful question.
         """
         check_device(device)
         folder = find_checkpoint(model)
         self.name = folder.resolve().name if Path(model).is_dir() else str(model)
         self.architecture = find_architecture(read_config_json(folder)).name
-        self.config = config or EngineConfig()
         self.processor = Processor.from_folder(folder, max_pixels=max_pixels)
         tokenizer = self.processor.tokenizer
         self._defaults = read_generation_defaults(
@@ -87,14 +91,12 @@ class Engine:
             extra_stop_ids=self.processor.extra_stop_ids,
             is_thinking=self.processor.template.is_thinking,
         )
-        loaded = load_model(folder, dtype=dtype, device=device, quantize=quantize)
-        self._max_model_len = min(
-            self.config.max_model_len or loaded.max_position_embeddings,
-            self.config.max_cache_tokens,
-        )
+        self._model = load_model(folder, dtype=dtype, device=device, quantize=quantize)
+        self.config = fit_cache(config or EngineConfig(), self._model, torch.device(device))
+        self._lengths = to_lengths(self.config, self._model)
         self._scheduler = Scheduler(self.config)
         self._runner = Runner(
-            loaded,
+            self._model,
             device=torch.device(device),
             max_encode_patches=self.config.max_encode_patches,
             num_blocks=self._scheduler.pool.num_blocks,
@@ -105,6 +107,11 @@ class Engine:
         self._request_ids = itertools.count()
         self._lock = threading.Lock()
         self._grammar_lock = threading.Lock()
+
+    @property
+    def model(self) -> Model:
+        """The loaded model, to be watched or counted; passes are the engine's alone."""
+        return self._model
 
     def chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> Completion:
         """Answer one conversation.
@@ -172,12 +179,11 @@ class Engine:
         if grammar is not None and thinking is None and self.processor.template.takes_thinking:
             thinking = False  # a form was asked for, not a train of thought before it
         inputs = self.processor(messages, tools=options.get("tools"), enable_thinking=thinking)
-        sampling = to_sampling(
-            options,
-            self._defaults,
-            num_prompt_tokens=len(inputs.prompt_token_ids),
-            max_model_len=self._max_model_len,
+        prompt = self._runner.to_prompt(inputs)
+        size = PromptSize(
+            num_tokens=len(inputs.prompt_token_ids), num_vision_tokens=len(prompt.vision_rows)
         )
+        sampling = to_sampling(options, self._defaults, prompt=size, lengths=self._lengths)
         # With a grammar, a model told to think is free until it has said </think>.
         is_thinking = inputs.is_thinking or (grammar is not None and thinking is True)
         form = self._reply_form(options, is_thinking=is_thinking)
@@ -190,7 +196,6 @@ class Engine:
             inputs.seen,
         )
         request.append_forced()
-        prompt = self._runner.to_prompt(inputs)
         request.name_block = prompt.name_block
         return request, prompt
 

@@ -77,6 +77,36 @@ class Sampling:
     priority: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What a prompt and its answer have to fit into, in tokens; the names are EngineConfig's."""
+
+    max_model_len: int
+    max_cache_tokens: int
+
+    @property
+    def limit(self) -> int:
+        """Tokens of prompt and answer together."""
+        return min(self.max_model_len, self.max_cache_tokens)
+
+    def explain(self) -> str:
+        """Say which limit binds, as the end of a sentence."""
+        if self.max_cache_tokens < self.max_model_len:
+            return (
+                f"max_cache_tokens is {self.max_cache_tokens}, "
+                f"and the model could take {self.max_model_len}"
+            )
+        return f"the model's length is {self.max_model_len}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSize:
+    """Tokens of a prompt; `num_vision_tokens` of them stand for pictures and videos."""
+
+    num_tokens: int
+    num_vision_tokens: int = 0
+
+
 def check_names(options: ChatOptions) -> None:
     """Refuse an option that does not exist, naming the nearest one that does."""
     for name in options:
@@ -91,13 +121,13 @@ def to_sampling(
     options: ChatOptions,
     defaults: GenerationDefaults,
     *,
-    num_prompt_tokens: int,
-    max_model_len: int,
+    prompt: PromptSize,
+    lengths: Lengths,
 ) -> Sampling:
     """Merge the caller's options with the checkpoint's defaults and check every value.
 
     Raises InputError for a value outside its range, CapacityError when prompt and answer cannot
-    both fit into `max_model_len` tokens.
+    both fit.
     """
     given = {name: value for name, value in options.items() if value is not None}
     numbers: dict[str, Any] = {
@@ -110,7 +140,7 @@ def to_sampling(
         "presence_penalty": _number(given, "presence_penalty", 0.0, -2, 2),
     }
     return Sampling(
-        max_tokens=_max_tokens(given, num_prompt_tokens, max_model_len),
+        max_tokens=_max_tokens(given, prompt, lengths),
         seed=_integer(given, "seed", 0, 0, MAX_SEED) if "seed" in given else None,
         stop=_stops(given.get("stop", ())),
         stop_token_ids=defaults.stop_token_ids,
@@ -157,13 +187,10 @@ def read_generation_defaults(
     )
 
 
-def _max_tokens(given: dict[str, Any], num_prompt_tokens: int, max_model_len: int) -> int:
-    room = max_model_len - num_prompt_tokens
+def _max_tokens(given: dict[str, Any], prompt: PromptSize, lengths: Lengths) -> int:
+    room = lengths.limit - prompt.num_tokens
     if room < 1:
-        raise CapacityError(
-            f"The prompt is {num_prompt_tokens} tokens; expected at most {max_model_len - 1}, one "
-            "less than the model's length. Send less text, fewer pictures or lower max_pixels."
-        )
+        raise CapacityError(_too_long(prompt, lengths))
     if "max_tokens" not in given:
         return min(room, DEFAULT_MAX_TOKENS)
     max_tokens = given["max_tokens"]
@@ -171,10 +198,23 @@ def _max_tokens(given: dict[str, Any], num_prompt_tokens: int, max_model_len: in
         raise InputError(f"max_tokens is {quote(max_tokens)}; expected a whole number from 1.")
     if max_tokens > room:
         raise CapacityError(
-            f"max_tokens is {max_tokens}; expected at most {max_model_len} minus the prompt's "
-            f"{num_prompt_tokens} tokens."
+            f"max_tokens is {max_tokens}; expected at most {lengths.limit} minus the prompt's "
+            f"{prompt.num_tokens} tokens: {lengths.explain()}."
         )
     return max_tokens
+
+
+def _too_long(prompt: PromptSize, lengths: Lengths) -> str:
+    pictures, ways = "", ["Send less text"]
+    if prompt.num_vision_tokens:
+        pictures = f", {prompt.num_vision_tokens} of them pictures and videos"
+        ways = ["Send less text or fewer pictures", "lower max_pixels"]
+    if lengths.max_cache_tokens < lengths.max_model_len:
+        ways.append("raise max_cache_tokens")
+    return (
+        f"The prompt is {prompt.num_tokens} tokens{pictures}; expected at most "
+        f"{lengths.limit - 1}, one less than fit: {lengths.explain()}. {', or '.join(ways)}."
+    )
 
 
 def _number(

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.hooks import RemovableHandle
 
 from qianyan.engine.limits import synchronise
@@ -119,25 +118,3 @@ def _grids(tower: nn.Module, inputs: Sequence[Any]) -> tuple[Grid, ...]:
 def find_tower(model: nn.Module) -> nn.Module | None:
     """Find the vision tower of a model; None for a model that reads text only."""
     return next((one for one in model.modules() if isinstance(one, TOWER_CLASSES)), None)
-
-
-class ModelFinder:
-    """Notes which model is built between enter and exit; an engine keeps its own to itself."""
-
-    model: Model | None = None
-
-    def __enter__(self) -> Self:
-        self._handle = register_module_module_registration_hook(self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._handle.remove()
-
-    def _note(self, module: nn.Module, *_: Any) -> None:
-        if isinstance(module, Model):
-            self.model = module

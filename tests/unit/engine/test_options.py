@@ -10,6 +10,8 @@ from qianyan.engine.options import (
     DEFAULT_MAX_TOKENS,
     ChatOptions,
     GenerationDefaults,
+    Lengths,
+    PromptSize,
     Sampling,
     check_names,
     read_generation_defaults,
@@ -22,8 +24,11 @@ DEFAULTS = GenerationDefaults(
 )
 
 
+LENGTHS = Lengths(max_model_len=4096, max_cache_tokens=9000)
+
+
 def sample(options: ChatOptions, defaults: GenerationDefaults = DEFAULTS) -> Sampling:
-    return to_sampling(options, defaults, num_prompt_tokens=100, max_model_len=4096)
+    return to_sampling(options, defaults, prompt=PromptSize(num_tokens=100), lengths=LENGTHS)
 
 
 def test_the_checkpoint_fills_in_what_the_caller_leaves_out() -> None:
@@ -37,7 +42,7 @@ def test_without_any_word_on_it_decoding_is_greedy() -> None:
 
 
 def test_the_default_length_shrinks_to_the_room_left() -> None:
-    sampling = to_sampling({}, DEFAULTS, num_prompt_tokens=4000, max_model_len=4096)
+    sampling = to_sampling({}, DEFAULTS, prompt=PromptSize(num_tokens=4000), lengths=LENGTHS)
     assert sampling.max_tokens == 96
 
 
@@ -55,6 +60,7 @@ def test_the_default_length_shrinks_to_the_room_left() -> None:
         ({"repetition_penalty": 0}, "repetition_penalty is 0; expected above 0, at most 10."),
         ({"presence_penalty": 3}, "presence_penalty is 3; expected -2 to 2."),
         ({"seed": -5}, "seed is -5; expected 0 to 9223372036854775807."),
+        ({"priority": 101}, "priority is 101; expected -100 to 100."),
         ({"logprobs": 21}, "logprobs is 21; expected 0 to 20."),
         ({"max_tokens": 0}, "max_tokens is '0'; expected a whole number from 1."),
         ({"max_tokens": 1.5}, "max_tokens is '1.5'; expected a whole number from 1."),
@@ -73,7 +79,25 @@ def test_too_many_tokens_are_a_matter_of_capacity() -> None:
     with pytest.raises(CapacityError, match="max_tokens is 90000; expected at most 4096 minus"):
         sample({"max_tokens": 90000})
     with pytest.raises(CapacityError, match="The prompt is 4096 tokens; expected at most 4095"):
-        to_sampling({}, DEFAULTS, num_prompt_tokens=4096, max_model_len=4096)
+        to_sampling({}, DEFAULTS, prompt=PromptSize(num_tokens=4096), lengths=LENGTHS)
+
+
+def test_a_prompt_that_is_too_long_is_told_what_binds_and_the_way_out() -> None:
+    seeing = PromptSize(num_tokens=5000, num_vision_tokens=4800)
+    tight = Lengths(max_model_len=32768, max_cache_tokens=4096)
+    with pytest.raises(CapacityError) as caught:
+        to_sampling({}, DEFAULTS, prompt=seeing, lengths=tight)
+    assert str(caught.value) == (
+        "The prompt is 5000 tokens, 4800 of them pictures and videos; expected at most 4095, one "
+        "less than fit: max_cache_tokens is 4096, and the model could take 32768. Send less text "
+        "or fewer pictures, or lower max_pixels, or raise max_cache_tokens."
+    )
+    with pytest.raises(CapacityError) as caught:
+        to_sampling({}, DEFAULTS, prompt=PromptSize(num_tokens=5000), lengths=LENGTHS)
+    assert str(caught.value) == (
+        "The prompt is 5000 tokens; expected at most 4095, one less than fit: "
+        "the model's length is 4096. Send less text."
+    )
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:

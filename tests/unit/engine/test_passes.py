@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from qianyan.engine.engine import Engine
-from qianyan.engine.passes import ModelFinder, PassLog, find_tower
+from qianyan.engine.passes import PassLog, find_tower
 from qianyan.models.qwen import qwen_config
 from qianyan.models.registry import build_model
 
@@ -19,10 +19,8 @@ def question(*parts: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_every_pass_and_every_look_is_noted(tiny_checkpoint: Path) -> None:
-    with ModelFinder() as finder:
-        engine = Engine(tiny_checkpoint)
-    assert finder.model is not None
-    with PassLog(finder.model, "cpu") as log:
+    engine = Engine(tiny_checkpoint)
+    with PassLog(engine.model, "cpu") as log:
         done = engine.chat(question({"type": "image", "image": PICTURE}), max_tokens=5)
     assert [look.grids for look in log.looks] == [((1, 6, 8),)]
     assert log.passes[0].num_tokens == done.usage.prompt_tokens
@@ -34,26 +32,18 @@ def test_every_pass_and_every_look_is_noted(tiny_checkpoint: Path) -> None:
 
 
 def test_nothing_is_watched_after_the_end(tiny_checkpoint: Path) -> None:
-    with ModelFinder() as finder:
-        engine = Engine(tiny_checkpoint)
-    model = finder.model
-    assert model is not None
-    with PassLog(model, "cpu") as log:
+    engine = Engine(tiny_checkpoint)
+    with PassLog(engine.model, "cpu") as log:
         pass
     engine.chat(question({"type": "image", "image": PICTURE}), max_tokens=2)
     assert log.passes == []
     assert log.looks == []
-    Engine(tiny_checkpoint)
-    assert finder.model is model
 
 
 def test_a_model_that_reads_text_only_has_no_tower(tiny_checkpoint: Path) -> None:
-    with ModelFinder() as finder:
-        Engine(tiny_checkpoint)
-    assert finder.model is not None
-    tower = find_tower(finder.model)
-    assert tower is not None
-    assert find_tower(finder.model.get_submodule("model")) is None
+    model = Engine(tiny_checkpoint).model
+    assert find_tower(model) is not None
+    assert find_tower(model.get_submodule("model")) is None
 
 
 def test_the_first_generation_looks_at_squares() -> None:

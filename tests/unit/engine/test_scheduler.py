@@ -37,7 +37,7 @@ def settle(scheduler: Scheduler, plan: Plan) -> list[int]:
 
 
 def test_a_long_prompt_is_computed_in_chunks_and_samples_at_its_end() -> None:
-    scheduler = Scheduler(EngineConfig(max_batch_tokens=4))
+    scheduler = Scheduler(EngineConfig(max_batch_tokens=4, max_cache_tokens=640))
     scheduler.add(request(1, 10, max_tokens=2))
     plans = []
     while plan := scheduler.plan():
@@ -52,7 +52,7 @@ def test_a_long_prompt_is_computed_in_chunks_and_samples_at_its_end() -> None:
 
 
 def test_answers_in_progress_go_before_prompts() -> None:
-    scheduler = Scheduler(EngineConfig(max_batch_tokens=4))
+    scheduler = Scheduler(EngineConfig(max_batch_tokens=4, max_cache_tokens=640))
     scheduler.add(request(1, 3))
     settle(scheduler, scheduler.plan())
     scheduler.add(request(2, 9))
@@ -61,14 +61,14 @@ def test_answers_in_progress_go_before_prompts() -> None:
 
 
 def test_short_prompts_share_a_pass() -> None:
-    scheduler = Scheduler(EngineConfig())
+    scheduler = Scheduler(EngineConfig(max_cache_tokens=640))
     for request_id in range(3):
         scheduler.add(request(request_id, 5))
     assert shape(scheduler.plan()) == [(0, 0, 5, True), (1, 0, 5, True), (2, 0, 5, True)]
 
 
 def test_requests_beyond_the_limit_wait_for_one_to_finish() -> None:
-    scheduler = Scheduler(EngineConfig(max_num_requests=1))
+    scheduler = Scheduler(EngineConfig(max_num_requests=1, max_cache_tokens=640))
     scheduler.add(request(1, 2, max_tokens=1))
     scheduler.add(request(2, 2, max_tokens=1))
     plan = scheduler.plan()
@@ -122,7 +122,7 @@ def test_the_youngest_makes_way_and_is_seated_again_first() -> None:
 
 
 def test_a_more_urgent_request_takes_the_place_of_a_running_one() -> None:
-    scheduler = Scheduler(EngineConfig(max_num_requests=1))
+    scheduler = Scheduler(EngineConfig(max_num_requests=1, max_cache_tokens=640))
     scheduler.add(request(1, 20))
     settle(scheduler, scheduler.plan())
     urgent = Request(2, [1], Sampling(max_tokens=1, priority=-1), Reply(Silent()))
@@ -137,7 +137,7 @@ def test_a_more_urgent_request_takes_the_place_of_a_running_one() -> None:
 
 
 def test_a_dropped_request_never_runs_again() -> None:
-    scheduler = Scheduler(EngineConfig(max_num_requests=1))
+    scheduler = Scheduler(EngineConfig(max_num_requests=1, max_cache_tokens=640))
     requests = [request(1, 2), request(2, 2)]
     for each in requests:
         scheduler.add(each)
@@ -147,7 +147,7 @@ def test_a_dropped_request_never_runs_again() -> None:
 
 
 def test_a_pass_that_did_not_happen_is_planned_again() -> None:
-    scheduler = Scheduler(EngineConfig())
+    scheduler = Scheduler(EngineConfig(max_cache_tokens=640))
     scheduler.add(request(1, 3))
     assert shape(scheduler.plan()) == shape(scheduler.plan())
 
