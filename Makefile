@@ -1,4 +1,4 @@
-# Each target sets up .venv itself when it is missing or older than pyproject.toml.
+# Each target sets up .venv itself when it is missing or older than pyproject.toml or the C++ sources.
 # PIP_ARGS passes options to pip, e.g. make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -39,12 +39,14 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+NATIVE = hatch_build.py $(wildcard src/qianyan/native/*.cpp)
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt $(NATIVE)
 	@echo "Installing qianyan into .venv; the first time this takes a minute or two."
 	$(PIP) -e .
 	@touch $@
 
-.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
+.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt $(NATIVE)
 	@echo "Installing qianyan and its developer tools into .venv; the first time this takes a few minutes."
 	$(PIP) -e ".[dev]"
 	@touch $@ .venv/installed

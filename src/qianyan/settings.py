@@ -14,13 +14,20 @@ from typing import Any
 from qianyan.errors import ConfigError, quote
 
 PREFIX = "QIANYAN_"
-# Where tests and benchmarks find development data; no setting of the program.
-OTHER_VARIABLES = frozenset({"QIANYAN_SHARED"})
+# Where tests and benchmarks find development data, and whether native kernels are used: for the
+# process, not for one command.
+NATIVE_VARIABLE = "QIANYAN_NATIVE"
+OTHER_VARIABLES = frozenset({"QIANYAN_SHARED", NATIVE_VARIABLE})
 
 
 def modelscope_cache() -> Path:
     """Say where ModelScope's clients keep their models: MODELSCOPE_CACHE, else ~/.cache."""
     return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+
+
+def wants_native() -> bool:
+    """Whether native kernels may be used: QIANYAN_NATIVE is not 0."""
+    return os.environ.get(NATIVE_VARIABLE, "1") != "0"
 
 
 def variable_name(option: str) -> str:

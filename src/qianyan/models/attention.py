@@ -6,12 +6,14 @@ back. Whether keys are kept, where, and for how many sequences, the layer never 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from qianyan.models import native
 
 
 class KVCache(Protocol):
@@ -79,6 +81,9 @@ def causal_attention(
     first = 0 if window is None else max(offset + 1 - window, 0)  # oldest key that counts
     key, value = key[first : offset + new], value[first : offset + new]
     is_windowed = window is not None and window < offset + new - first
+    if new > 1 and not is_windowed and native.attends(query, key, value):
+        segment = (0, new, 0, len(key), offset - first)
+        return native.attend((query, key, value), [segment], is_causal=True)
     if offset == 0 and not is_windowed:
         return _attend_batch(query[None], key[None], value[None], is_causal=True)[0]
     # The heads that share a key become rows of one call. Letting torch group them is up to 15
@@ -111,6 +116,10 @@ def _attend_within(
     assert sum(lengths) == len(query) == len(key), f"segments {lengths} for {len(query)} tokens"
     if len(query) == 0:
         return query
+    if native.attends(query, key, value):
+        starts = accumulate(lengths, initial=0)
+        whole = [(at, n, at, n, 0) for at, n in zip(starts, lengths, strict=False)]
+        return native.attend((query, key, value), whole, is_causal=is_causal)
     runs = [(length, len(list(run))) for length, run in groupby(filter(None, lengths))]
     if len(runs) == len({length for length, _ in runs}):  # nothing has to be picked
         attended, start = [], 0
