@@ -126,8 +126,8 @@ class StepCache(KVCache):
         out = torch.empty_like(query)
         keys, values = self._storage.pair(layer, key, num_rows=self._num_rows)
         for rows, batch in self._batches:
-            keys.index_copy_(0, batch.written, key[rows])
-            values.index_copy_(0, batch.written, value[rows])
+            keys[batch.written] = key[rows]
+            values[batch.written] = value[rows]
             out[rows] = batch.attend(query[rows], keys, values, window=window)
         for group in self._groups:
             rows = slice(group[0].first, group[-1].rows.stop)

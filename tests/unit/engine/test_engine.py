@@ -427,15 +427,3 @@ def test_nothing_is_recorded_for_gradients(engine: Engine) -> None:
     engine.chat(ask("the"), max_tokens=2)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
-
-
-@pytest.mark.gpu
-def test_an_accelerator_gives_the_same_answers(
-    tiny_checkpoint: Path, engine: Engine, questions: list[list[dict[str, Any]]]
-) -> None:
-    fast = Engine(tiny_checkpoint, device="cuda")
-    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0.8, "seed": 3}
-    expected = engine.chat_many(questions, **options)
-    done = fast.chat_many(questions, **options)
-    assert [each.token_ids for each in done] == [each.token_ids for each in expected]
-    assert fast.chat(ask("boxes"), max_tokens=99, response_format=BOXES).text.startswith("[")

@@ -1,6 +1,7 @@
 """Decoding in fixed shapes: padding changes no answer, and recording that fails is given up."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ from qianyan.engine.paged import MAX_GATHERED_ROWS
 from qianyan.engine.request import Completion
 from qianyan.engine.runner import Runner
 from qianyan.engine.scheduler import EngineConfig
+from qianyan.models.attention import NoCache
 from qianyan.models.language_model import LanguageModel
+from qianyan.models.qwen import QWenConfig, QWenLMHeadModel
 from qianyan.models.registry import load_model
+from qianyan.models.rope import RopeScaling
+from qianyan.models.text import CausalLM, MoeConfig, TextConfig
 
 CPU = torch.device("cpu")
 OPTIONS: dict[str, Any] = {"max_tokens": 14, "logprobs": 3}
@@ -127,6 +132,59 @@ def test_a_step_is_recorded_once_for_each_shape_and_reads_new_inputs(model: Lang
     torch.testing.assert_close(one[0], both[1])
     torch.testing.assert_close(again, both.flip(0))
     assert not torch.allclose(both[0], both[1])
+
+
+TEXT = TextConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+    rope_scaling=RopeScaling(),
+    attention_bias=False,
+    qk_norm=True,
+    head_dim=8,
+)
+EXPERTS = MoeConfig(
+    num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, norm_topk_prob=True
+)
+QWEN = QWenConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    kv_channels=8,
+    max_position_embeddings=128,
+    seq_length=16,
+    layer_norm_epsilon=1e-6,
+    rotary_emb_base=1e4,
+    use_dynamic_ntk=True,
+    use_logn_attn=True,
+)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(CausalLM(TEXT), id="text"),
+        pytest.param(CausalLM(replace(TEXT, moe=EXPERTS)), id="experts"),
+        pytest.param(QWenLMHeadModel(QWEN), id="first generation"),
+    ],
+)
+@torch.inference_mode()
+def test_every_architecture_takes_padding(model: LanguageModel) -> None:
+    """Padding stands at position 0 of a prompt of no tokens, which no real token does."""
+    position_ids = model.place([3, 5, 7]).prompt
+    rows = [Row(3 + 2 * at, 0, position_ids[:, at], [at]) for at in range(3)]
+    logits = FixedSteps(model, PagedCache(8, CPU, is_batched=True), device=CPU).forward(rows)
+    hidden = model.embed(torch.tensor([3, 5, 7]))
+    assert logits is not None
+    torch.testing.assert_close(logits, model(hidden, position_ids, NoCache([1, 1, 1])))
 
 
 @torch.inference_mode()
