@@ -23,6 +23,7 @@ from torch.testing import assert_close
 
 from qianyan.engine.checkpoint import BUNDLED_FOLDER
 from qianyan.engine.engine import Engine
+from qianyan.engine.quantizing import quantize_model
 from qianyan.errors import CheckpointError, ConfigError
 from qianyan.inputs.images import Photo
 from qianyan.inspection.inspector import LookSettings, open_look
@@ -31,7 +32,7 @@ from qianyan.models.attention import NoCache
 from qianyan.models.kernels import int4_block
 from qianyan.models.packed import swap_packed, unpack_tensors
 from qianyan.models.quantization import QuantizationConfig
-from qianyan.models.quantize import QuantizedLinear
+from qianyan.models.quantize import Kind, QuantizedLinear
 from qianyan.models.qwen import QWenLMHeadModel, qwen_config
 from qianyan.models.registry import build_model, find_architecture, load_model, read_config_json
 from qianyan.models.weights import (
@@ -687,6 +688,42 @@ def test_published_int4_layers_pass_the_kernel_and_stay_right(
     exact = logits_of(load_model(plain))
     error = logits_of(model) - exact
     assert float(error.norm() / exact.norm()) < BFLOAT16_SHARE
+
+
+# Quantised once, saved, and loaded again
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_was_saved_quantised_is_what_quantising_while_loading_makes(
+    tmp_path: Path, model_type: str, stored: torch.dtype, kind: Kind
+) -> None:
+    folder = write_plain(tmp_path / "plain", model_type, stored)
+    quantize_model(folder, tmp_path / "saved", to=kind)
+    for dtype in ("auto", "float32", "bfloat16"):
+        model = load_model(folder, dtype=dtype, quantize=kind)
+        saved = load_model(tmp_path / "saved", dtype=dtype)
+        one, other = model.state_dict(), saved.state_dict()
+        assert one.keys() == other.keys()
+        assert quantized_layers(model) == quantized_layers(saved) != []
+        for name, tensor in one.items():
+            assert tensor.dtype == other[name].dtype, name
+            assert torch.equal(tensor, other[name]), name
+        assert torch.equal(logits_of(model), logits_of(saved))
+
+
+def test_a_quantised_folder_of_newer_tools_answers_alike(
+    official_checkpoint: Path, tmp_path: Path
+) -> None:
+    """With prefixes `model.language_model.…` and `model.visual.…`, through the engine."""
+    quantize_model(official_checkpoint, tmp_path / "saved", to="int8")
+    photo = {"type": "image", "image": Image.new("RGB", (84, 56), (200, 40, 20))}
+    talk = [{"role": "user", "content": [photo, {"type": "text", "text": "What burns?"}]}]
+    loading = Engine(official_checkpoint, quantize="int8")
+    saved = Engine(tmp_path / "saved")
+    answers = [engine.chat(talk, max_tokens=16, temperature=0) for engine in (loading, saved)]
+    assert answers[0].token_ids == answers[1].token_ids
 
 
 # The bundled judge

@@ -8,18 +8,17 @@ makes keys and values in `k_proj` and `v_proj`, or in a third each of `c_attn`.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_args
 
-import torch
 from torch import nn
 
 from qianyan.errors import ConfigError
-from qianyan.models.registry import Model, ModelConfig, build_model
+from qianyan.models.quantize import Kind, plain_layers
+from qianyan.models.registry import Model, ModelConfig, build_empty
 
 TOWERS = {"visual": "vision", "audio_tower": "audio"}
 SPEAKERS = ("talker", "token2wav")
-GROUP_SIZE = 128
-GROUP_BYTES = 3  # of a group of quantised weights: a float16 scale and a zero point
+GROUP_BYTES = 3  # of a group of quantised weights: a bfloat16 scale and a zero
 MAX_COUNT = 1000  # layers or experts of a config that is built here; released: 94 and 128
 COUNTS = ("num_hidden_layers", "depth", "layers", "num_experts")
 
@@ -27,8 +26,7 @@ COUNTS = ("num_hidden_layers", "depth", "layers", "num_experts")
 def build_without_weights(config: ModelConfig) -> Model:
     """Build a model on the meta device; ConfigError for matrices that no model has."""
     try:
-        with torch.device("meta"):
-            return build_model(config)
+        return build_empty(config)
     except (RuntimeError, OverflowError, TypeError) as error:
         raise ConfigError(
             f"config.json describes matrices that cannot exist ({type(error).__name__})."
@@ -102,25 +100,23 @@ def _elements(module: nn.Module) -> int:
 
 
 def weigh(model: nn.Module) -> dict[str, int]:
-    """Give the bytes of the weights by dtype.
-
-    int8 and int4 are the matrices of the decoder's layers, in groups of 128; embeddings, the output
-    matrix, norms and towers stay bfloat16.
-    """
+    """Give the bytes of the weights by dtype; int8 and int4 are what loading in them makes."""
     total = sum(count for _, count in _counts(model))
-    matrices = sum(
-        _elements(module)
-        for name, module in model.named_modules()
-        if _is_matrix(module) and part_of(name) == "text" and not name.endswith("lm_head")
-    )
-    groups = matrices // GROUP_SIZE * GROUP_BYTES
-    rest = 2 * (total - matrices)
-    return {
-        "float32": 4 * total,
-        "bfloat16": 2 * total,
-        "int8": rest + matrices + groups,
-        "int4": rest + matrices // 2 + groups,
-    }
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    weights = {"float32": 4 * total, "bfloat16": 2 * total}
+    return weights | {kind: 2 * total + _added_by(model, kind) for kind in kinds}
+
+
+def _added_by(model: nn.Module, kind: Kind) -> int:
+    """Give the bytes by which quantising adds to bfloat16, a negative number."""
+    owners = {id(parameter): name for name, parameter in model.named_parameters()}
+    added = 0
+    for path, linear, group_size in plain_layers(model, kind):
+        if owners[id(linear.weight)] == f"{path}.weight":  # else the embeddings stay beside it
+            added -= 2 * _elements(linear)
+        groups = _elements(linear) // (group_size or linear.in_features)
+        added += _elements(linear) // (1 if group_size is None else 2) + GROUP_BYTES * groups
+    return added
 
 
 def count_kept_numbers(model: nn.Module) -> int:

@@ -1,7 +1,8 @@
 """What config.json says of a quantised checkpoint.
 
-Source: the `quantization_config` that AutoGPTQ, GPTQModel, AutoAWQ and transformers write. It
-mixes what a reader needs with how the quantiser was run; only the former is kept.
+Source: the `quantization_config` that AutoGPTQ, GPTQModel, AutoAWQ and transformers write, and that
+of the folders that qianyan writes (`saved.py`). It mixes what a reader needs with how the quantiser
+was run; only the former is kept.
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from qianyan.models.config import build, require_booleans
 from qianyan.models.weights import DTYPES
 
 SUPPORTED = "gptq with 4 or 8 bits (checkpoint_format gptq, gptq_v2) or awq with 4 (version gemm)"
-METHOD_BITS = {"gptq": (4, 8), "awq": (4,)}
-FORMATS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
+SAVED_METHOD, SAVED_VERSION = "qianyan", 1
+METHOD_BITS = {"gptq": (4, 8), "awq": (4,), SAVED_METHOD: (4, 8)}
+FORMATS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",), SAVED_METHOD: (str(SAVED_VERSION),)}
 PLAIN = {"zero_point": True, "is_marlin_format": False, "pack_dtype": "int32"}
 ONE_FOR_ALL = ("bits", "group_size", "desc_act")
 
@@ -26,6 +28,8 @@ class QuantizationConfig:
     """config.json's quantization_config; `format` is its checkpoint_format or version.
 
     `torch_dtype` is config.json's own, for all that is not quantised: a file may hold a mixture.
+    Of what qianyan has quantised, `bits` and `group_size` are those of the decoder, and
+    `torch_dtype` is what most of the original was stored in.
     """
 
     quant_method: str
@@ -75,14 +79,25 @@ def read_quantization(data: Mapping[str, Any]) -> QuantizationConfig | None:
     method = str(stated.get("quant_method")).lower()
     if method not in FORMATS:
         raise ConfigError(f"quant_method is {quote(method)}; expected {SUPPORTED}.")
-    _require_plain(stated)
+    if method == SAVED_METHOD:
+        _require_version(stated.get("version"))
+    else:
+        _require_plain(stated)
     fields = {name: value for name, value in stated.items() if value is not None}
     layout = stated.get("checkpoint_format" if method == "gptq" else "version")
     fields["quant_method"] = method
     fields["format"] = str(layout or FORMATS[method][0]).lower()
     fields["desc_act"] = method == "gptq" and fields.get("desc_act", False)
-    fields["torch_dtype"] = _torch_dtype(data, text)
+    fields["torch_dtype"] = _torch_dtype(*((stated,) if method == SAVED_METHOD else (data, text)))
     return build(QuantizationConfig, fields, where="quantization_config")
+
+
+def _require_version(version: object) -> None:
+    if version != SAVED_VERSION or isinstance(version, bool):
+        raise ConfigError(
+            f"version of quantization_config is {quote(version)}; expected {SAVED_VERSION}. "
+            "Another qianyan wrote it: quantise the original again, or update qianyan."
+        )
 
 
 def _require_plain(stated: Mapping[str, Any]) -> None:
@@ -103,9 +118,9 @@ def _require_plain(stated: Mapping[str, Any]) -> None:
             )
 
 
-def _torch_dtype(data: Mapping[str, Any], text: Mapping[str, Any]) -> torch.dtype:
+def _torch_dtype(*objects: Mapping[str, Any]) -> torch.dtype:
     """Read what newer tools call dtype; both quantisers write float16 where nothing is said."""
-    stated = [at.get(key) for at in (data, text) for key in ("torch_dtype", "dtype")]
+    stated = [at.get(key) for at in objects for key in ("torch_dtype", "dtype")]
     name = next((str(value) for value in stated if value), "float16")
     if name not in DTYPES:
         raise ConfigError(f"torch_dtype is {quote(name)}; expected {', '.join(DTYPES)}.")

@@ -245,19 +245,23 @@ def swap_plain(model: nn.Module, kind: Kind) -> dict[str, str]:
     """
     sources = {id(parameter): name for name, parameter in model.named_parameters()}
     swapped = {}
-    for path, part in list(model.named_modules()):
+    for path, part, group_size in list(plain_layers(model, kind)):
         owner, _, leaf = path.rpartition(".")
-        if not isinstance(part, nn.Linear) or leaf in PLAIN_NAMES:
-            continue
-        if part.weight.numel() >= MIN_WEIGHTS:
-            swapped[sources[id(part.weight)]] = path
-            layer = _empty_like(part, _group_size(path, part, kind))
-            setattr(model.get_submodule(owner), leaf, layer)
+        swapped[sources[id(part.weight)]] = path
+        setattr(model.get_submodule(owner), leaf, _empty_like(part, group_size))
     return swapped
 
 
+def plain_layers(model: nn.Module, kind: Kind) -> Iterator[tuple[str, nn.Linear, int | None]]:
+    """Yield each Linear that `swap_plain` takes, and the columns of its groups: None for int8."""
+    for path, part in model.named_modules():
+        if not isinstance(part, nn.Linear) or path.rpartition(".")[2] in PLAIN_NAMES:
+            continue
+        if part.weight.numel() >= MIN_WEIGHTS:
+            yield path, part, _group_size(path, part, kind)
+
+
 def _group_size(path: str, linear: nn.Linear, kind: Kind) -> int | None:
-    """Give the columns of an int4 group; None for int8."""
     if kind == "int8" or TOWER in path.split(".") or path.endswith(OUTPUT):
         return None
     return next((size for size in GROUP_SIZES if linear.in_features % size == 0), None)

@@ -4,7 +4,8 @@ One row a `model_type`: how its config is read and which class it describes.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from typing import Any, get_args
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.models import qwen2_5_vl, qwen2_vl
@@ -19,15 +21,17 @@ from qianyan.models.config import build
 from qianyan.models.flatten import text_config, vision_fields, vision_token_ids
 from qianyan.models.packed import swap_packed, unpack_tensors
 from qianyan.models.precision import choose_dtype
-from qianyan.models.quantization import QuantizationConfig, read_quantization
-from qianyan.models.quantize import Kind, QuantizedLinear, quantize_weight, swap_plain
+from qianyan.models.quantization import SAVED_METHOD, QuantizationConfig, read_quantization
+from qianyan.models.quantize import GROUP_SIZES, Kind, QuantizedLinear, quantize_weight, swap_plain
 from qianyan.models.qwen import QWenConfig, QWenLMHeadModel, ignored_tensors, qwen_config
+from qianyan.models.saved import PART_DTYPES, quantization_entry, swap_saved
 from qianyan.models.text import CausalLM, TextConfig
 from qianyan.models.vision_language import VisionLanguageConfig, VisionLanguageModel
 from qianyan.models.weights import (
     DTYPES,
     INDEX_NAME,
     WEIGHTS_NAME,
+    TensorSpec,
     list_tensors,
     load_weights,
     quantized_layers,
@@ -133,15 +137,36 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 def build_model(config: ModelConfig) -> Model:
-    """Make the model a config describes, with unset weights.
-
-    Under `torch.device("meta")` it takes no memory.
-    """
+    """Make the model a config describes, with unset weights."""
     if isinstance(config, VisionLanguageConfig):
         return VisionLanguageModel(config)
     if isinstance(config, QWenConfig):
         return QWenLMHeadModel(config)
     return CausalLM(config)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors as they are where modules draw their first weights.
+
+    On the meta device there is nothing to draw, and drawing there imports torch's compiler.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init" or func is Tensor.normal_:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_empty(config: ModelConfig) -> Model:
+    """Make the model a config describes on the meta device: shapes without memory."""
+    with torch.device("meta"), _Undrawn():
+        return build_model(config)
 
 
 def load_model(
@@ -156,7 +181,8 @@ def load_model(
     `dtype` is "auto" for the checkpoint's own (on a processor never float16, see `precision.py`),
     or float32, bfloat16, float16; quantised layers stay quantised and compute in it. `quantize`
     "int8" or "int4" makes a plain checkpoint's matrices such layers while they are read, one at a
-    time. Raises ConfigError and CheckpointError.
+    time; what was saved so (`quantize_checkpoint`) needs no word. Raises ConfigError and
+    CheckpointError.
     """
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"dtype is {quote(dtype)}; expected auto, {', '.join(DTYPES)}.")
@@ -164,19 +190,24 @@ def load_model(
     config, quantization = find_architecture(data).read(data), read_quantization(data)
     kind = _quantize_kind(quantize, quantization)
     listed = list_tensors(folder)
+    is_saved = quantization is not None and quantization.quant_method == SAVED_METHOD
     if dtype == "auto" and quantization is not None:
         own = quantization.torch_dtype
-        dtype = choose_dtype([own], device=device) or own
+        dtype = choose_dtype([own], device=device) or (dtype if is_saved else own)
     elif dtype == "auto":
         dtype = choose_dtype((spec.dtype for spec in listed.values()), device=device) or dtype
-    with torch.device("meta"):
-        model = build_model(config)
-    packed = swap_packed(model, listed, quantization, RENAMES)
+    model = build_empty(config)
+    if kind is not None:
+        tensors = _quantized(Path(folder), model, swap_plain(model, kind))
+    elif quantization is not None and is_saved:
+        swap_saved(model, listed, quantization, RENAMES)
+        tensors = read_tensors(folder)
+    else:
+        packed = swap_packed(model, listed, quantization, RENAMES)
+        tensors = unpack_tensors(read_tensors(folder), packed)
     load_weights(
         model,
-        _quantized(Path(folder), model, swap_plain(model, kind))
-        if kind is not None
-        else unpack_tensors(read_tensors(folder), packed),
+        tensors,
         renames=RENAMES,
         ignore=_ignored(config),
         dtype=DTYPES.get(dtype) if isinstance(dtype, str) else dtype,
@@ -184,6 +215,77 @@ def load_model(
     )
     _use_kernels(model)
     return model.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedCheckpoint:
+    """What a plain checkpoint becomes: config.json's object, and tensors under the model's names.
+
+    `tensors` yields what `specs` lists, each once, and makes one at a time.
+    """
+
+    config: Mapping[str, Any]
+    specs: Mapping[str, TensorSpec]
+    tensors: Iterator[tuple[str, Tensor]]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.size_bytes for spec in self.specs.values())
+
+
+def quantize_checkpoint(folder: str | Path, kind: str) -> QuantizedCheckpoint:
+    """Make of a plain checkpoint what `load_model` makes of it with `quantize`, to be saved.
+
+    Raises ConfigError and CheckpointError, before the first tensor for all but numbers that are not
+    finite.
+    """
+    data = read_config_json(folder)
+    config = find_architecture(data).read(data)
+    known = _quantize_kind(kind, read_quantization(data))
+    if known is None:
+        raise ConfigError(f"quantize is {quote(kind)}; expected {' or '.join(get_args(Kind))}.")
+    listed, ignored = list_tensors(folder), _ignored(config)
+    _require_fit(config, listed)
+    model = build_empty(config)
+    swapped = swap_plain(model, known)
+    stored = {renamed(name, RENAMES): spec.dtype for name, spec in listed.items()}
+    specs = {
+        name: TensorSpec(tuple(slot.shape), stored.get(name) or PART_DTYPES[name.split(".")[-1]])
+        for name, slot in (*model.named_parameters(), *model.named_buffers())
+    }
+    if not swapped:
+        raise ConfigError(
+            f"{quote(Path(folder).name)} has no matrix that is large enough to be quantised; "
+            "use it as it is."
+        )
+    floats = Counter(dtype for dtype in stored.values() if dtype in DTYPES.values())
+    own = max(floats, key=lambda dtype: floats[dtype], default=torch.float32)
+    group_size = GROUP_SIZES[0] if known == "int4" else -1
+    entry = quantization_entry(8 if known == "int8" else 4, group_size, own)
+    return QuantizedCheckpoint(
+        config={**data, "quantization_config": entry},
+        specs=specs,
+        tensors=(
+            (renamed(name, RENAMES), tensor)
+            for name, tensor in _quantized(Path(folder), model, swapped)
+            if renamed(name, RENAMES) not in ignored
+        ),
+    )
+
+
+def _require_fit(config: ModelConfig, listed: Mapping[str, TensorSpec]) -> None:
+    """Hold a checkpoint's headers against the model they are to fill."""
+    load_weights(
+        build_empty(config),
+        (
+            (name, torch.empty(spec.shape, dtype=spec.dtype, device="meta"))
+            for name, spec in listed.items()
+        ),
+        renames=RENAMES,
+        ignore=_ignored(config),
+        device="meta",
+    )
 
 
 def _quantize_kind(quantize: str | None, quantization: QuantizationConfig | None) -> Kind | None:
@@ -216,24 +318,29 @@ def _quantized(
     for name, tensor in read_tensors(folder):
         source = renamed(name, RENAMES)
         path = swapped.get(source)
+        if path is not None:
+            yield from _quantized_parts(folder / homes.get(name, WEIGHTS_NAME), name, model, path)
         if path is None or source != f"{path}.weight":  # plain, or also the embeddings
             yield name, tensor
-        if path is None:
-            continue
-        layer = model.get_submodule(path)
-        assert isinstance(layer, QuantizedLinear)
-        if tensor.shape != (layer.out_features, layer.in_features):
+
+
+def _quantized_parts(
+    shard: Path, name: str, model: Model, path: str
+) -> Iterator[tuple[str, Tensor]]:
+    layer = model.get_submodule(path)
+    assert isinstance(layer, QuantizedLinear)
+    # Mapped on its own, so that the pages read go back with it: else the whole file stays.
+    with safe_open(shard, framework="pt") as file:
+        weight = file.get_tensor(name)
+        if weight.shape != (layer.out_features, layer.in_features):
             raise CheckpointError(
-                f"{name} is {tuple(tensor.shape)}; "
+                f"{name} is {tuple(weight.shape)}; "
                 f"expected {(layer.out_features, layer.in_features)} as config.json says."
             )
-        # Mapped on its own, so that the pages read go back with it: else the whole file stays.
-        with safe_open(folder / homes.get(name, WEIGHTS_NAME), framework="pt") as file:
-            parts = quantize_weight(
-                file.get_tensor(name), bits=layer.bits, group_size=layer.group_size
-            )
-        for part, value in parts.items():
-            yield f"{path}.{part}", value
+        parts = quantize_weight(weight, bits=layer.bits, group_size=layer.group_size)
+    del weight
+    for part, value in parts.items():
+        yield f"{path}.{part}", value
 
 
 def _use_kernels(model: Model) -> None:

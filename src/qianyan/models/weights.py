@@ -20,6 +20,8 @@ from qianyan.models.quantize import QuantizedLinear
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 NAMES_SHOWN = 5
+MAPPED_BYTES = 2**26  # of tensors that are mapped at one time while they are read, or one tensor
+COPIED_BYTES = 2**16  # a tensor up to this size is copied; a view of it would hold a mapping
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED_DTYPES = {  # the safetensors format's own names
     "F64": torch.float64,
@@ -43,6 +45,11 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
 
 def list_tensors(folder: str | Path) -> dict[str, TensorSpec]:
     """Give the shape and dtype of every tensor of a checkpoint folder; no weight is read.
@@ -58,13 +65,31 @@ def list_tensors(folder: str | Path) -> dict[str, TensorSpec]:
 def read_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor of a checkpoint folder with its name, shard by shard, on the CPU.
 
-    Tensors are views of the memory-mapped file: valid as long as nobody writes into it. Raises
-    CheckpointError before the first tensor, for what `list_tensors` raises it for.
+    Tensors are views of the memory-mapped file: valid as long as nobody writes into it; writing
+    into one leaves the file as it is. Raises CheckpointError before the first tensor, for what
+    `list_tensors` raises it for.
     """
     for shard, specs in _list_shards(Path(folder)).items():
-        with _opened(shard) as file:
-            for name in specs:
-                yield name, file.get_tensor(name)
+        for names in _runs(specs):
+            with _opened(shard) as file:
+                for name in names:
+                    tensor = file.get_tensor(name)
+                    # A view keeps all pages of its mapping that were read, its neighbours' too.
+                    yield name, tensor.clone() if tensor.nbytes <= COPIED_BYTES else tensor
+
+
+def _runs(specs: Mapping[str, TensorSpec]) -> Iterator[list[str]]:
+    """Cut a shard's tensors into runs that are mapped together, so that pages go when one ends."""
+    run: list[str] = []
+    size = 0
+    for name, spec in specs.items():
+        if run and size + spec.size_bytes > MAPPED_BYTES:
+            yield run
+            run, size = [], 0
+        run.append(name)
+        size += spec.size_bytes
+    if run:
+        yield run
 
 
 @contextmanager

@@ -182,13 +182,13 @@ def test_a_mixture_of_experts_has_few_active_parameters(tmp_path: Path) -> None:
 
 def test_quantised_weights_are_smaller_by_what_is_quantised(tmp_path: Path) -> None:
     facts = described(QWEN2_5_7B, tmp_path)
-    embeddings = 2 * 152064 * 3584
+    embedding = 152064 * 3584
+    rows = 28 * (3584 * 3 + 512 * 2 + 2 * 18944)  # of the decoder's matrices
     matrices = 28 * (3584 * (3584 * 2 + 512 * 2) + 3 * 3584 * 18944)
-    rest = facts.num_parameters["text"] - matrices
-    assert rest > embeddings
-    groups = matrices // 128 * 3
-    assert facts.weights_bytes["int8"] == matrices + groups + 2 * rest
-    assert facts.weights_bytes["int4"] == matrices // 2 + groups + 2 * rest
+    rest = facts.num_parameters["text"] - matrices - embedding  # the output matrix is int8
+    output = embedding + 3 * 152064  # a code each; a zero and a scale each row
+    assert facts.weights_bytes["int8"] == 2 * rest + output + matrices + 3 * rows
+    assert facts.weights_bytes["int4"] == 2 * rest + output + matrices // 2 + matrices // 128 * 3
 
 
 def test_what_is_stored_is_read_from_the_headers(tiny_checkpoint: Path) -> None:
