@@ -4,21 +4,27 @@
     python benchmarks/peers.py CHECKPOINT --runs FILE.jsonl --peer ours-int8 --peer openvino-int8 \\
         --openvino-python VENV/bin/python --openvino-model FOLDER
 
-The work: the listing prompt in both languages (some 440 tokens), one drawn picture of 1008 x 756
-pixels (972 visual tokens) and an answer of exactly four detections: ours under the schema, of
-others as many tokens (--new-tokens). Every run is the first request of a fresh process; peers take
-turns, round after round. Each finished run is appended to --runs at once, and runs that are there
-already are not repeated, so that a round can be interrupted, and one peer can run at a time.
-`other_load` is what other processes took of the machine meanwhile: runs with more than --max-load
-are kept on file, but count for nothing and are run again. CHECKPOINT comes from make_checkpoint.py,
-or is a released one. At the end the medians and the ratios of end-to-end times to the first peer
-with runs are printed and written to results/. Without arguments nothing is run.
+The work: the inspection's rules and question (peer_runs/question.txt, some 460 tokens), one drawn
+picture of 1008 x 756 pixels (972 visual tokens) and an answer of exactly four detections: ours
+under the schema, of others as many tokens (--new-tokens). With --pictures there are several
+questions, each about a picture of its own; where a peer takes too long, --ask asks it fewer, and
+the time for a picture is what counts. Every run is the first request of a fresh process; peers
+take turns, round after round. Each finished run is appended to --runs at once, as one line, and
+runs that are there already are not repeated, so that a round can be interrupted, and one peer can
+run at a time. `other_load` is what other processes took of the machine meanwhile: runs with more
+than --max-load are kept on file, but count for nothing and are run again. What the machine gives at
+that time is measured before each round and written beside each of its runs. CHECKPOINT comes from
+make_checkpoint.py, or is a released one. At the end the medians and the ratios of the times for a
+picture to the first peer with runs are printed and written to results/. Without arguments nothing
+is run.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,11 +36,11 @@ from typing import Any
 
 from PIL import Image
 
-from qianyan.inputs.grounding import Notation
-from qianyan.inspection.prompts import listing_prompt
 from qianyan.train.scenes import draw_scene
 
 HERE = Path(__file__).resolve().parent
+QUESTION = HERE / "peer_runs" / "question.txt"
+"""Words before and after the picture; fixed, so that runs of different days compare."""
 PICTURE_WH = (1008, 756)
 PEERS = {
     "transformers-bf16": ("transformers_bf16.py", "none"),
@@ -51,8 +57,10 @@ FIGURES = (
     "first_token_s",
     "decode_tokens_per_s",
     "end_to_end_s",
+    "picture_s",
     "peak_rss_bytes",
 )
+LIMITS_TIMEOUT_S = 120
 TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -69,12 +77,8 @@ def draw_pictures(folder: Path, count: int) -> list[str]:
     return paths
 
 
-def make_prompt() -> str:
-    prompts = (
-        listing_prompt(lang=lang, notation=Notation.RESIZED_PIXELS, seen_wh=PICTURE_WH)
-        for lang in ("zh", "en")
-    )
-    return "\n".join(prompts)
+def read_question() -> list[str]:
+    return QUESTION.read_text("utf-8").rstrip("\n").split("<picture>")
 
 
 def busy_s() -> float:
@@ -85,10 +89,9 @@ def busy_s() -> float:
     return (sum(values[:3]) + sum(values[5:8])) / TICKS_S
 
 
-def run(peer: str, task: dict[str, Any], python: str, timeout_s: float) -> dict[str, Any] | None:
-    """Run one peer in a fresh process; None, with what it said, when there are no figures."""
-    script, weights = PEERS[peer]
-    command = [python, str(HERE / "peer_runs" / script), json.dumps({**task, "weights": weights})]
+def run(script: str, task: dict[str, Any], python: str, timeout_s: float) -> dict[str, Any] | None:
+    """Run a script in a fresh process; None, with what it said, when there are no figures."""
+    command = [python, str(HERE / "peer_runs" / script), json.dumps(task)]
     environment = os.environ | {"OMP_NUM_THREADS": str(task["threads"])}
     before, children, started = busy_s(), os.times(), time.perf_counter()
     try:
@@ -96,17 +99,29 @@ def run(peer: str, task: dict[str, Any], python: str, timeout_s: float) -> dict[
             command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False
         )
     except subprocess.TimeoutExpired:
-        print(f"{peer}: not done within {timeout_s:g} s", file=sys.stderr)
+        print(f"{script}: not done within {timeout_s:g} s", file=sys.stderr)
         return None
     wall_s, after = time.perf_counter() - started, os.times()
     if done.returncode:
-        print(f"{peer}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}", file=sys.stderr)
+        said = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        print(f"{script}: exit status {done.returncode}, {said}", file=sys.stderr)
         return None
     own_s = after.children_user + after.children_system
     own_s -= children.children_user + children.children_system
     other = max(0.0, busy_s() - before - own_s) / wall_s / (os.cpu_count() or 1)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures | {"other_load": round(other, 3)}
+
+
+def append(file: Path, record: dict[str, Any]) -> None:
+    """Add one line in one write, whole even when several processes add theirs."""
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    target = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(target, line.encode())
+        os.fsync(target)
+    finally:
+        os.close(target)
 
 
 def read_runs(file: Path) -> list[dict[str, Any]]:
@@ -126,6 +141,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     return {
+        "question": hashlib.sha256(QUESTION.read_bytes()).hexdigest()[:8],
         "checkpoint": options.checkpoint.resolve().name,
         "layers": config.get("num_hidden_layers"),
         "blocks": config.get("vision_config", {}).get("depth"),
@@ -143,11 +159,11 @@ def processor_name() -> str:
     return next(names, platform.machine())
 
 
-SAME = ("checkpoint", "layers", "blocks", "together", "threads")
+SAME = ("question", "checkpoint", "layers", "blocks", "together", "threads")
 
 
 def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one[name] == other[name] for name in SAME)
+    return all(one.get(name) == other[name] for name in SAME)
 
 
 def believed(options: argparse.Namespace, known: dict[str, Any]) -> list[dict[str, Any]]:
@@ -159,36 +175,42 @@ def believed(options: argparse.Namespace, known: dict[str, Any]) -> list[dict[st
     ]
 
 
-def go_round(options: argparse.Namespace, known: dict[str, Any]) -> None:
-    """Run what is missing, round by round."""
-    pictures = draw_pictures(options.runs.parent / "peer-pictures", options.pictures)
-    task = {
+def read_task(options: argparse.Namespace) -> dict[str, Any]:
+    folder = options.runs.parent / "peer-pictures"
+    return {
         "checkpoint": str(options.checkpoint),
         "openvino_model": str(options.openvino_model),
-        "pictures": pictures,
-        "prompt": make_prompt(),
+        "pictures": draw_pictures(folder, options.ask or options.pictures),
+        "question": read_question(),
         "threads": options.threads,
         "new_tokens": options.new_tokens,
     }
-    for number in range(1, options.rounds + 1):
-        for peer in options.peer:
-            past = believed(options, known)
-            if any((one["peer"], one["round"]) == (peer, number) for one in past):
-                continue
-            python = options.openvino_python if peer == "openvino-int8" else sys.executable
-            figures = run(peer, task, python, options.timeout)
-            if figures is None:
-                continue
-            at = datetime.now(UTC).isoformat(timespec="seconds")
-            record = {"peer": peer, "round": number, "at": at, **known, **figures}
-            with options.runs.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            said = f"{figures['end_to_end_s']:.2f} s end to end, others {figures['other_load']:.0%}"
-            print(f"round {number}, {peer}: {said}")
+
+
+def go_round(options: argparse.Namespace, known: dict[str, Any], number: int) -> None:
+    """Run what is missing of a round, after a look at what the machine gives at that time."""
+    done = {one["peer"] for one in believed(options, known) if one["round"] == number}
+    missing = [peer for peer in options.peer if peer not in done]
+    if not missing:
+        return
+    task = read_task(options)
+    limits = run("limits.py", task, sys.executable, LIMITS_TIMEOUT_S)
+    for peer in missing:
+        script, weights = PEERS[peer]
+        python = options.openvino_python if peer == "openvino-int8" else sys.executable
+        figures = run(script, task | {"weights": weights}, python, options.timeout)
+        if figures is None:
+            continue
+        at, asked = datetime.now(UTC).isoformat(timespec="seconds"), len(task["pictures"])
+        figures |= {"asked": asked, "picture_s": figures["end_to_end_s"] / asked}
+        record = {"peer": peer, "round": number, "at": at, **known, **figures, "limits": limits}
+        append(options.runs, record)
+        said = f"{figures['picture_s']:.2f} s a picture, others {figures['other_load']:.0%}"
+        print(f"round {number}, {peer}: {said}", flush=True)
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Take medians by peer, and the ratio of the end-to-end times to the first peer's."""
+    """Take medians by peer, and the ratio of the times for a picture to the first peer's."""
     summary: dict[str, dict[str, Any]] = {}
     for peer in PEERS:
         own = [one for one in runs if one["peer"] == peer]
@@ -197,29 +219,57 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         known = {name: [one[name] for one in own if one.get(name) is not None] for name in FIGURES}
         row: dict[str, Any] = {n: statistics.median(v) for n, v in known.items() if v}
         row |= {"runs": len(own), "other_load": max(one["other_load"] for one in own)}
-        summary[peer] = row
-    reference = next(iter(summary.values()), {}).get("end_to_end_s")
+        summary[peer] = row | {"asked": min(one["asked"] for one in own)}
+    reference = next(iter(summary.values()), {}).get("picture_s")
     for row in summary.values():
-        row["ratio"] = row["end_to_end_s"] / reference
+        row["ratio"] = row["picture_s"] / reference
     return summary
+
+
+def shorten(value: Any) -> Any:
+    """Round every number within to four digits, for the file that is kept."""
+    if isinstance(value, dict):
+        return {name: shorten(inner) for name, inner in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def write_results(
+    options: argparse.Namespace, known: dict[str, Any], summary: dict[str, dict[str, Any]]
+) -> Path:
+    """Keep the medians, and of every run what is not the same for all."""
+    runs = [
+        {name: value for name, value in one.items() if value != known.get(name)}
+        for one in read_runs(options.runs)
+        if is_same(one, known)
+    ]
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    name = f"{day}-peers-{known['checkpoint']}-x{options.pictures}-{platform.node()}.json"
+    target = HERE / "results" / name
+    target.parent.mkdir(exist_ok=True)
+    lines = ",\n".join(json.dumps(shorten(one), ensure_ascii=False) for one in runs)
+    head = json.dumps({"task": known, "summary": shorten(summary)}, indent=1, ensure_ascii=False)
+    target.write_text(f'{head[:-2]},\n "runs": [\n{lines}\n]}}\n', "utf-8")
+    return target
 
 
 def show(summary: dict[str, dict[str, Any]]) -> None:
     heads = (
         "runs",
+        "asked",
         "prepare",
         "vision",
         "prefill",
         "first",
         "tokens/s",
         "total s",
+        "s each",
         "GB",
         "ratio",
         "others",
     )
     print(f"\n{'peer':18}" + "".join(f"{head:>9}" for head in heads))
     for peer, row in summary.items():
-        cells = [f"{row['runs']:9}"]
+        cells = [f"{row['runs']:9}{row['asked']:9}"]
         for name in FIGURES:
             value = row.get(name)
             scale = 1e9 if name == "peak_rss_bytes" else 1
@@ -234,6 +284,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--peer", action="append", choices=PEERS, help="can be repeated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=1, help="questions asked together")
+    parser.add_argument(
+        "--ask",
+        type=int,
+        help="fewer questions, where a peer takes too long; counted by the picture",
+    )
     parser.add_argument("--new-tokens", type=int, default=140, help="length of others' answers")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--max-load", type=float, default=0.1, help="share that others may take")
@@ -260,21 +315,17 @@ def main() -> None:
     if options.checkpoint is None:
         print("Nothing is run without a checkpoint; see python benchmarks/peers.py --help.")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # takes the running peer along
     options.runs.parent.mkdir(parents=True, exist_ok=True)
     known = facts(options)
-    go_round(options, known)
-    runs = [one for one in read_runs(options.runs) if is_same(one, known)]
+    for number in range(1, options.rounds + 1):
+        go_round(options, known, number)
     summary = summarise(believed(options, known))
     if not summary:
         print("No run had the machine to itself; the same command runs them again.")
         return
     show(summary)
-    day = datetime.now(UTC).strftime("%Y-%m-%d")
-    name = f"{day}-peers-{known['checkpoint']}-x{options.pictures}-{platform.node()}.json"
-    target = HERE / "results" / name
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"summary": summary, "runs": runs}, indent=1) + "\n", "utf-8")
-    print(f"\nwritten: {target.name}")
+    print(f"\nwritten: {write_results(options, known, summary).name}")
 
 
 if __name__ == "__main__":

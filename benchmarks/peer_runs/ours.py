@@ -19,7 +19,8 @@ def questions(task: dict[str, Any]) -> list[list[dict[str, Any]]]:
     for path in task["pictures"]:
         with Image.open(path) as picture:
             image = {"type": "image", "image": picture.convert("RGB")}
-        parts = [image, {"type": "text", "text": task["prompt"]}]
+        before, after = ({"type": "text", "text": text} for text in task["question"])
+        parts = [before, image, after]
         made.append([{"role": "user", "content": parts}])
     return made
 

@@ -21,9 +21,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-BEFORE = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
-)
+BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -43,8 +41,9 @@ def prepare(task: dict[str, Any], tokenizer: Any, process: Any) -> dict[str, tor
     pictures = [Image.open(path).convert("RGB") for path in task["pictures"]]
     pixels = process(images=pictures, return_tensors="pt")
     counts = (pixels["image_grid_thw"].prod(dim=1) // 4).tolist()
+    before, after = task["question"]
     texts = [
-        f"{BEFORE}{'<|image_pad|>' * count}<|vision_end|>{task['prompt']}{AFTER}"
+        f"{BEFORE}{before}<|vision_start|>{'<|image_pad|>' * count}<|vision_end|>{after}{AFTER}"
         for count in counts
     ]
     ids = tokenizer(texts, return_tensors="pt")
