@@ -1,4 +1,4 @@
-"""The verbs about models: bring one from a hub, list what is on disk, say what one needs."""
+"""The verbs about models: bring one, quantise it, list what is on disk, say what one needs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qianyan.engine.memory import ModelFacts
 
 verbs = typer.Typer(
-    help="Bring models from a hub, list what is on disk, say what one needs.",
+    help="Bring models from a hub, quantise them, list what is on disk, say what one needs.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -46,6 +46,7 @@ Contexts = Annotated[
     str, option("--context", "numbers of tokens to reckon the memory of a conversation for")
 ]
 Json = Annotated[bool, option("--json", "print JSON")]
+NAMES = "bundled, owner/name or a folder"
 MAX_CONTEXTS = 5
 
 
@@ -83,6 +84,48 @@ def pull_model(
             on_progress=display.show,
         )
     display.close(licence_sentence(read_licence(folder), lang))
+    print(folder)
+
+
+@verbs.command(name="quantize")
+def quantize_once(
+    model: Annotated[str, typer.Argument(metavar="NAME_OR_FOLDER", help=NAMES)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="new folder for the quantised model")],
+    to: Annotated[
+        Literal["int8", "int4"], option("--to", "bits that each weight is kept in")
+    ] = "int8",
+    lang: WordsOption = "zh",
+    quiet: Quiet = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Quantise a model once, into a folder that loads as it is: faster, and without --quantize.
+
+    Tensors are taken one at a time; the whole model is never in memory. Prints the folder.
+
+    Example: qianyan models quantize Qwen/Qwen2-VL-2B-Instruct qwen2-vl-2b-int8 --to int8
+    """
+    from qianyan.cli.pull_display import PullDisplay
+    from qianyan.engine.checkpoint import find_checkpoint
+    from qianyan.engine.library import read_licence
+    from qianyan.engine.pull import PullProgress
+    from qianyan.engine.quantizing import QuantizeProgress, quantize_model
+
+    def show(progress: QuantizeProgress) -> None:
+        display.show(
+            PullProgress(
+                file=out.name,
+                done_bytes=progress.done_bytes,
+                total_bytes=progress.total_bytes,
+                num_files_done=0,
+                num_files=1,
+            )
+        )
+
+    with PullDisplay(lang=lang, is_quiet=quiet, sentence="quantized") as display:
+        source = find_checkpoint(model)
+        folder = quantize_model(source, out, to=to, on_progress=show)
+    display.close(licence_sentence(read_licence(source), lang))
     print(folder)
 
 
@@ -145,9 +188,7 @@ def _short_licence(licence: "Licence | None", lang: Lang) -> str:
 
 @verbs.command(name="info")
 def say_what_a_model_needs(
-    model: Annotated[
-        str, typer.Argument(metavar="NAME_OR_FOLDER", help="bundled, owner/name or a folder")
-    ],
+    model: Annotated[str, typer.Argument(metavar="NAME_OR_FOLDER", help=NAMES)],
     context: Contexts = "4096,32768",
     source: SourceOption = "huggingface",
     token: Token = None,

@@ -1,4 +1,4 @@
-"""What people and programs see while a model is pulled.
+"""What people and programs see while a model is pulled, or quantised.
 
 On a terminal a bar with bytes, speed and time left; elsewhere a plain line for each further tenth.
 """
@@ -28,10 +28,14 @@ _LONGEST_NAME = 60
 
 
 class PullDisplay:
-    """Shows a pull on standard error; standard output is left to the result."""
+    """Shows a pull on standard error; standard output is left to the result.
 
-    def __init__(self, *, lang: Lang, is_quiet: bool) -> None:
+    `sentence` is the key of what is said of each tenth.
+    """
+
+    def __init__(self, *, lang: Lang, is_quiet: bool, sentence: str = "pulled") -> None:
         self._words = words(lang)
+        self._sentence = sentence
         self._console = Console(stderr=True, quiet=is_quiet, highlight=False)
         self._bar = Progress(
             BarColumn(bar_width=20),
@@ -77,7 +81,7 @@ class PullDisplay:
         tenths = progress.done_bytes * 10 // max(progress.total_bytes, 1)
         if tenths > self._num_tenths:
             self._num_tenths = tenths
-            line = self._words["pulled"].format(
+            line = self._words[self._sentence].format(
                 done=size_word(progress.done_bytes),
                 total=size_word(progress.total_bytes),
                 percent=progress.done_bytes * 100 // max(progress.total_bytes, 1),

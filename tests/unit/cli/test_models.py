@@ -10,6 +10,7 @@ from rich.cells import cell_len
 
 from qianyan.cli import run
 from qianyan.cli.model_words import architecture_word, count_word, licence_sentence, size_word
+from qianyan.engine.engine import Engine
 from qianyan.engine.library import APACHE, MIT, QWEN, QWEN_RESEARCH, Licence
 
 HUB = runpy.run_path(str(Path(__file__).parents[1] / "engine" / "hub_server.py"))
@@ -143,3 +144,45 @@ def test_numbers_are_short() -> None:
     assert architecture_word("Qwen2_5_VLForConditionalGeneration") == "Qwen2_5_VL"
     assert architecture_word("QWenLMHeadModel") == "QWen"
     assert architecture_word(None) == "?"
+
+
+def test_a_model_is_quantised_once_and_then_described_and_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "judge-int8"
+    assert run(["models", "quantize", "bundled", str(out), "--to", "int8", "--lang", "en"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{out}\n"
+    *progress, licence = shown.err.splitlines()
+    assert "(100%), judge-int8" in progress[-1]
+    assert all(line.startswith("written ") for line in progress)
+    assert "Apache" in licence
+    assert run(["models", "info", str(out), "--json", "--context", "512"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["quantization"] == "qianyan, 8 bits, a group each row"
+    assert Engine(out).chat([{"role": "user", "content": "A?"}], max_tokens=4).token_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["bundled"], 2, "Missing argument 'OUT'"),
+        (["bundled", "OUT", "--to", "int3"], 2, "'int3'"),
+        (["bundled", "."], 3, "is there already; expected the name of a new"),
+        (["nowhere", "OUT"], 3, "'nowhere' is not a folder"),
+    ],
+)
+def test_what_cannot_be_quantised_is_one_sentence(
+    arguments: list[str],
+    code: int,
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [one.replace("OUT", str(tmp_path / "q")) for one in arguments]
+    assert run(["models", "quantize", *given]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert sentence in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
