@@ -24,7 +24,7 @@ from qianyan.inspection.prompts import (
     listing_parts,
     listing_schema,
 )
-from qianyan.inspection.records import Box, Detection, Hazard, Look, SubLabel
+from qianyan.inspection.records import Box, Detection, Hazard, Look, SubLabel, Usage
 from qianyan.inspection.references import REFERENCES, read_reference
 from qianyan.inspection.repetition import LabelledBox, ends_in_loop, is_repeating
 from qianyan.inspection.synonyms import find_label, find_sub_label
@@ -62,6 +62,19 @@ class Glance:
     visual_tokens: int | None = None
 
 
+@dataclass(frozen=True)
+class Unread:
+    """An answer that cannot be read: why, and what it cost."""
+
+    error: ReplyError
+    usage: Usage
+
+    @property
+    def raw(self) -> str | None:
+        """What the model said."""
+        return self.error.raw
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lister:
     """Has a model list the hazards in pictures; `visual_tokens` bounds each picture's size."""
@@ -75,19 +88,27 @@ class Lister:
     def look(self, photo: Photo) -> Look:
         """Ask about one photo; raises as `detect` does."""
         (look,) = self.list_all([Glance(photo.rgb, self.visual_tokens)])
-        if isinstance(look, ReplyError):
-            raise look
+        if isinstance(look, Unread):
+            raise look.error
         return look
 
-    def list_all(self, glances: Sequence[Glance]) -> list[Look | ReplyError]:
+    def list_all(self, glances: Sequence[Glance]) -> list[Look | Unread]:
         """Ask about several pictures at once; detections are in the pixels of each.
 
-        An answer that cannot be read is given back as the error that says so, and never as a look
-        that found nothing. Raises what `Vision.ask_many` raises when there is no answer.
+        An answer that cannot be read is given back as such, never as a look that found nothing.
+        Raises what `Vision.ask_many` raises when there is no answer.
         """
         questions = [self._questions(glance) for glance in glances]
         answers = iter(self.vision.ask_many([one.ask for asked in questions for one in asked]))
         return [self._read(asked, [next(answers) for _ in asked]) for asked in questions]
+
+    def seen_wh(self, photo_wh: tuple[int, int], visual_tokens: int | None) -> tuple[int, int]:
+        """Tell in which size a picture is seen within so many tokens; None as usual."""
+        return self.vision.seen_wh(photo_wh, visual_tokens)
+
+    def count_tokens(self, seen_wh: tuple[int, int]) -> int:
+        """Count the visual tokens of a picture that is seen in this size."""
+        return self.vision.count_tokens(seen_wh)
 
     def _questions(self, glance: Glance) -> "list[_Question]":
         if self.vision.markup is Markup.REF:
@@ -121,9 +142,7 @@ class Lister:
         )
         return _Question(ask, read_listing)
 
-    def _read(
-        self, questions: "Sequence[_Question]", answers: Sequence[Answer]
-    ) -> Look | ReplyError:
+    def _read(self, questions: "Sequence[_Question]", answers: Sequence[Answer]) -> Look | Unread:
         """Make a look of the answers about one picture, or say why there is none."""
         try:
             looks = [
@@ -131,7 +150,7 @@ class Lister:
                 for question, answer in zip(questions, answers, strict=True)
             ]
         except ReplyError as error:
-            return error
+            return Unread(error, _sum_usage([answer.usage for answer in answers]))
         return looks[0] if len(looks) == 1 else _join(looks, max_objects=self.max_objects)
 
 
@@ -201,18 +220,19 @@ def _join(looks: Sequence[Look], *, max_objects: int) -> Look:
     kept = _merge_repeats([one for look in looks for one in look.detections], counts)
     if len(kept) > max_objects:
         counts[f"beyond the limit of {max_objects} left out"] += len(kept) - max_objects
-    usage = looks[0].usage
-    for look in looks[1:]:
-        usage = usage + look.usage
     return Look(
         tuple(kept[:max_objects]),
-        usage=usage,
+        usage=_sum_usage([look.usage for look in looks]),
         raw="\n".join(look.raw or "" for look in looks),
         notes=(
             *(note for look in looks for note in look.notes),
             *(f"{number} {what}" for what, number in counts.items()),
         ),
     )
+
+
+def _sum_usage(usages: Sequence[Usage]) -> Usage:
+    return sum(usages[1:], usages[0])
 
 
 def parse_detections(

@@ -15,7 +15,7 @@ from qianyan.errors import ReplyError
 from qianyan.inputs.grounding import Markup, Notation
 from qianyan.inputs.images import Photo
 from qianyan.inspection.answer_items import find_end
-from qianyan.inspection.detect import Glance, Lister, detect, parse_detections, score_of
+from qianyan.inspection.detect import Glance, Lister, Unread, detect, parse_detections, score_of
 from qianyan.inspection.prompts import ListingForm
 from qianyan.inspection.records import Detection, Hazard, Look, SubLabel, Usage
 from qianyan.inspection.repetition import ends_in_loop, is_repeating
@@ -529,5 +529,6 @@ def test_pictures_are_listed_in_one_batch_and_each_keeps_its_own_error(photo: Ph
     looks = Lister(vision=vision, lang="en").list_all([Glance(photo.rgb, 100)] * 3)
     assert len(vision.asks) == 3
     assert {one.visual_tokens for one in vision.asks} == {100}
-    assert isinstance(looks[1], ReplyError)
+    assert isinstance(looks[1], Unread)
+    assert (looks[1].raw, looks[1].usage) == ("no idea", Usage(100, 10, 8))
     assert [len(one.detections) for one in looks if isinstance(one, Look)] == [1, 0]
