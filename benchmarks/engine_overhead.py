@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 
 from qianyan.engine.engine import Engine
+from qianyan.engine.plan import Plan
 from qianyan.engine.request import Request
 from qianyan.engine.runner import Runner
-from qianyan.engine.scheduler import Plan
 
 WIDTH, HEIGHT = 1008, 756
 SCHEMA = {"type": "array", "items": {"type": "integer"}, "minItems": 64, "maxItems": 64}

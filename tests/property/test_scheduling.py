@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from qianyan.engine.blocks import BLOCK_SIZE, count_blocks
 from qianyan.engine.options import Sampling
+from qianyan.engine.plan import Chunk, Plan
 from qianyan.engine.reply import Reply
 from qianyan.engine.request import Request, Sampled
-from qianyan.engine.scheduler import AGING_PASSES, EngineConfig, Plan, Scheduler
+from qianyan.engine.scheduler import AGING_PASSES, EngineConfig, Scheduler
 
 MAX_TOKENS = 160
 """Of one request; the smallest cache that is tried holds just as many."""
@@ -90,14 +91,17 @@ class Machine:
         plan = self.scheduler.plan()
         self.check(plan)
         self.num_preempted += len(before & {id(request) for request in self.scheduler.waiting})
-        samples = [Sampled(token_id=self.run(chunk)) for chunk in plan.chunks]
-        samples = [s for s, chunk in zip(samples, plan.chunks, strict=True) if chunk.is_last]
-        return plan, self.scheduler.settle(plan, samples)
+        rows = [row for chunk in plan.chunks for row in self.run(chunk)]
+        draws = plan.draws
+        while draws:
+            samples = [Sampled(token_id=rows[draw.row]) for draw in draws]
+            draws = self.scheduler.take(draws, samples)
+        return plan, self.scheduler.settle(plan)
 
-    def run(self, chunk) -> int:  # type: ignore[no-untyped-def]
+    def run(self, chunk: Chunk) -> list[int]:
         """Write the chunk's places, then read all before its end as attention would."""
         request = chunk.request
-        known = request.token_ids(0, chunk.stop)
+        known = [*request.token_ids(0, chunk.num_known), *chunk.drafts]
         places = [
             request.block_table[index // BLOCK_SIZE] * BLOCK_SIZE + index % BLOCK_SIZE
             for index in range(chunk.stop)
@@ -106,7 +110,8 @@ class Machine:
             self.rows[places[index]] = known[: index + 1]
         for index, place in enumerate(places):
             assert self.rows[place] == known[: index + 1], "a place holds another sequence"
-        return continuation(known)
+        stops = range(chunk.stop - chunk.num_rows, chunk.stop)
+        return [continuation(known[: stop + 1]) for stop in stops]
 
     def check(self, plan: Plan) -> None:
         scheduler = self.scheduler

@@ -98,6 +98,12 @@ class BlockPool:
             self._block_of[key] = block
             self._key_of[block] = key
 
+    def unregister(self, blocks: Sequence[int]) -> None:
+        """Forget what held blocks are known by."""
+        for block in blocks:
+            if block in self._key_of:
+                del self._block_of[self._key_of.pop(block)]
+
     def release(self, blocks: Sequence[int]) -> None:
         """Let go of held blocks; the last of a sequence become the first to be forgotten."""
         for block in reversed(blocks):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qianyan.engine.blocks import BLOCK_SIZE, count_blocks
 from qianyan.engine.paged import MAX_GATHERED_ROWS, MAX_NEW_TOKENS, Batch
-from qianyan.engine.scheduler import Chunk, Plan
+from qianyan.engine.plan import Chunk, Plan
 from qianyan.models.attention import KVCache, NoCache, causal_attention
 
 Rows = slice | Tensor

@@ -8,12 +8,13 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import torch
 
 from qianyan.engine.ahead import Ahead
 from qianyan.engine.checkpoint import find_checkpoint
+from qianyan.engine.faults import is_out_of_memory, no_memory_for_pass
 from qianyan.engine.free_memory import fit_cache, to_lengths
 from qianyan.engine.grammar import Grammar, Grammars
 from qianyan.engine.graphs import choose_decoding
@@ -24,12 +25,13 @@ from qianyan.engine.options import (
     read_generation_defaults,
     to_sampling,
 )
+from qianyan.engine.plan import Plan
 from qianyan.engine.reply import Reply, ReplyForm
 from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt, Runner
 from qianyan.engine.sampler import Sampler
 from qianyan.engine.scheduler import EngineConfig, Scheduler
-from qianyan.errors import ConfigError, quote
+from qianyan.errors import ConfigError, QianyanError, quote
 from qianyan.inputs.processor import THINK_END, THINK_START, Processor
 from qianyan.models.registry import Model, find_architecture, load_model, read_config_json
 
@@ -92,15 +94,16 @@ class Engine:
             is_thinking=self.processor.template.is_thinking,
         )
         self._model = load_model(folder, dtype=dtype, device=device, quantize=quantize)
-        self.config = fit_cache(config or EngineConfig(), self._model, torch.device(device))
+        self._device = torch.device(device)
+        self.config = fit_cache(config or EngineConfig(), self._model, self._device)
         self._lengths = to_lengths(self.config, self._model)
         self._scheduler = Scheduler(self.config)
         self._runner = Runner(
             self._model,
-            device=torch.device(device),
+            device=self._device,
             max_encode_patches=self.config.max_encode_patches,
             num_blocks=self._scheduler.pool.num_blocks,
-            decoding=choose_decoding(torch.device(device), use_graphs=self.config.use_graphs),
+            decoding=choose_decoding(self._device, use_graphs=self.config.use_graphs),
         )
         self._sampler = Sampler(tokenizer.vocab_size)
         self._grammars: Grammars | None = None
@@ -122,29 +125,61 @@ class Engine:
         """
         return self.chat_many([messages], **options)[0]
 
+    @overload
     def chat_many(
         self, conversations: Sequence[Messages], **options: Unpack[ChatOptions]
-    ) -> list[Completion]:
+    ) -> list[Completion]: ...
+
+    @overload
+    def chat_many(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        return_errors: Literal[True],
+        **options: Unpack[ChatOptions],
+    ) -> list[Completion | QianyanError]: ...
+
+    def chat_many(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        return_errors: bool = False,
+        **options: Unpack[ChatOptions],
+    ) -> Sequence[Completion | QianyanError]:
         """Answer several conversations as one batch; answers come in the order of the questions.
 
         Conversations beyond `max_num_requests` join as others finish; the next ones are prepared on
         threads while the model runs. The first one that cannot be answered raises its error and
-        ends the batch.
+        ends the batch; with `return_errors` its error stands in its place, and the others go on.
         """
         check_names(options)
-        requests: list[Request] = []
+        asked: list[Request | QianyanError] = []
         running: list[Request] = []
-        with Ahead(lambda messages: self.prepare(messages, options), conversations) as prepared:
+
+        def prepare(messages: Messages) -> tuple[Request, Prompt] | QianyanError:
+            try:
+                return self.prepare(messages, options)
+            except QianyanError as error:
+                if not return_errors:
+                    raise
+                return error
+
+        with Ahead(prepare, conversations) as prepared:
             try:
                 while True:
                     running = self._unfinished(running)
                     room = self.config.max_num_requests - len(running)
-                    for request, prompt in prepared.take(room, is_idle=not running):
-                        self.submit(request, prompt)
-                        requests.append(request)
-                        running.append(request)
+                    for one in prepared.take(room, is_idle=not running):
+                        if isinstance(one, QianyanError):
+                            asked.append(one)
+                            continue
+                        self.submit(*one)
+                        asked.append(one[0])
+                        running.append(one[0])
+                    if not return_errors:
+                        _raise_first(asked)
                     if not running:
-                        return [request.completion() for request in requests]
+                        return [_outcome(one) for one in asked]
                     self.step()
             finally:
                 self.forget(running)
@@ -161,16 +196,40 @@ class Engine:
         return self._follow(*self.prepare(messages, options))
 
     def step(self) -> list[Request]:
-        """Advance every running request by one forward pass; return those that finished."""
+        """Advance every running request by one forward pass; return those that finished.
+
+        What fails inside one request ends that request alone. A pass that finds no memory is
+        repeated in halves; the request that finds none by itself ends with CapacityError.
+        """
         with self._lock, torch.inference_mode():
             plan = self._scheduler.plan()
             if not plan:
                 return []
-            logits = self._runner.forward(plan)
-            samples = self._sampler(logits, plan.sampling_requests)
-            finished = self._scheduler.settle(plan, samples)
+            self._runner.look(plan)
+            plan = self._run(plan.without_failed())
+            finished = self._scheduler.settle(plan)
             self._runner.release(request.request_id for request in finished)
             return finished
+
+    def _run(self, plan: Plan) -> Plan:
+        """Compute a pass and draw from it; give what was computed: all or, without memory, none."""
+        if not plan:
+            return plan
+        try:
+            logits = self._runner.forward(plan)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if not self._scheduler.halve(plan):
+                plan.chunks[0].request.error = no_memory_for_pass(plan, self._device)
+            return Plan()
+        draws = plan.draws
+        while draws:
+            # A selection is a copy: there is none where every row is drawn from.
+            rows = logits if len(draws) == len(logits) else logits[[draw.row for draw in draws]]
+            samples = self._sampler(rows, [draw.chunk.request for draw in draws])
+            draws = self._scheduler.take(draws, samples)
+        return plan
 
     def prepare(self, messages: Messages, options: ChatOptions) -> tuple[Request, Prompt]:
         """Parse what was sent, once, before anything runs; any number of threads may."""
@@ -255,3 +314,17 @@ class Engine:
             left = [request for request in requests if not request.is_finished]
             self._scheduler.drop(left)
             self._runner.release(request.request_id for request in left)
+
+
+def _outcome(asked: Request | QianyanError) -> Completion | QianyanError:
+    """Give the answer, or what stands in its place."""
+    if isinstance(asked, QianyanError):
+        return asked
+    return asked.error or asked.completion()
+
+
+def _raise_first(asked: Sequence[Request | QianyanError]) -> None:
+    """Raise the first error of what was asked, if there is one."""
+    for one in asked:
+        if isinstance(one, Request) and one.error is not None:
+            raise one.error

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from qianyan.engine.cache import FeatureCache, PagedCache
+from qianyan.engine.faults import features_error
 from qianyan.engine.graphs import CudaCapture, Decoding, FixedSteps, Row
-from qianyan.engine.scheduler import Chunk, Plan
+from qianyan.engine.plan import Chunk, Plan
+from qianyan.engine.request import Request
 from qianyan.engine.upload import Upload
+from qianyan.errors import QianyanError
 from qianyan.inputs.processor import ModelInputs
 from qianyan.models.language_model import LanguageModel
 from qianyan.models.positions import Grid, Positions
@@ -49,6 +52,12 @@ class Prompt:
     media: tuple[Medium, ...] = ()  # the same in order of appearance, until their features exist
     vision_features: Tensor | None = None  # (merged_tokens, hidden)
 
+    def take(self, known: Mapping[bytes, Tensor]) -> None:
+        """Take the features of the media, and let go of their pixels."""
+        own = [known[medium.digest] for medium in self.media]
+        self.vision_features = own[0] if len(own) == 1 else torch.cat(own)
+        self.media = ()
+
     def name_block(self, start: int, token_ids: list[int], before: bytes) -> bytes:
         """Say what the keys and values of a full block depend on, in 16 bytes.
 
@@ -79,6 +88,7 @@ class Runner:
         decoding: Decoding,
     ) -> None:
         self._model = model
+        self._device = device
         self._upload = Upload(device)
         self._max_encode_patches = max_encode_patches
         self._prompts: dict[int, Prompt] = {}
@@ -110,24 +120,51 @@ class Runner:
             self._prompts.pop(request_id, None)
 
     @torch.inference_mode()
-    def forward(self, plan: Plan) -> Tensor:
-        """Run the plan's tokens; return float logits (requests, vocab) for those that sample.
+    def look(self, plan: Plan) -> None:
+        """Turn the pictures that the plan's tokens stand for into features, once for each picture.
 
-        They are valid until the next call.
+        A request whose pictures cannot be looked at gets its `error` set; the others go on.
+        """
+        pending = []
+        for chunk in plan.chunks:
+            prompt = self._prompts[chunk.request.request_id]
+            if _needs_features(chunk, prompt):
+                pending.append((chunk.request, prompt))
+        try:
+            self._encode([prompt for _, prompt in pending])
+        except (RuntimeError, MemoryError, QianyanError):
+            for request, prompt in pending:
+                self._look_alone(request, prompt)
+
+    def _look_alone(self, request: Request, prompt: Prompt) -> None:
+        """Look at one request's pictures one by one; where one fails, the request does."""
+        known = self._features.find(medium.digest for medium in prompt.media)
+        for medium in prompt.media:
+            if medium.digest in known:
+                continue
+            try:
+                known |= self._encode_together([medium])
+            except (RuntimeError, MemoryError, QianyanError) as error:
+                request.error = features_error(error, medium.num_patches, self._device)
+                return
+        prompt.take(known)
+
+    @torch.inference_mode()
+    def forward(self, plan: Plan) -> Tensor:
+        """Run the plan's tokens; return float logits (rows, vocab), in order, of each chunk's rows.
+
+        They are valid until the next call. The pictures were looked at.
         """
         chunks = [(chunk, self._prompts[chunk.request.request_id]) for chunk in plan.chunks]
         logits = self._decode(chunks)
         if logits is not None:
             return logits
-        self._encode([prompt for chunk, prompt in chunks if _needs_features(chunk, prompt)])
-        input_ids = [
-            token_id
-            for chunk in plan.chunks
-            for token_id in chunk.request.token_ids(chunk.start, chunk.stop)
-        ]
+        input_ids = [token_id for chunk in plan.chunks for token_id in chunk.token_ids]
         stops = list(accumulate(chunk.stop - chunk.start for chunk in plan.chunks))
         last_rows = [
-            stop - 1 for stop, chunk in zip(stops, plan.chunks, strict=True) if chunk.is_last
+            row
+            for stop, chunk in zip(stops, plan.chunks, strict=True)
+            for row in range(stop - chunk.num_rows, stop)
         ]
         positions = [prompt.positions.at(chunk.start, chunk.stop) for chunk, prompt in chunks]
         found = [_find_features(chunk, prompt) for chunk, prompt in chunks]
@@ -165,9 +202,7 @@ class Runner:
         if batch:
             known |= self._encode_together(list(batch.values()))
         for prompt in prompts:
-            own = [known[medium.digest] for medium in prompt.media]
-            prompt.vision_features = own[0] if len(own) == 1 else torch.cat(own)
-            prompt.media = ()
+            prompt.take(known)
 
     def _encode_together(self, media: list[Medium]) -> dict[bytes, Tensor]:
         """Run the tower once, and keep what it gives."""

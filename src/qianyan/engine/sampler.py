@@ -24,7 +24,8 @@ class Sampler:
     def __call__(self, logits: Tensor, requests: Sequence[Request]) -> list[Sampled]:
         """Draw one token for each request.
 
-        Logits are (requests, vocab), float; they are changed in place.
+        Logits are (requests, vocab), float; they are changed in place. A request whose row is not
+        of numbers gets its `error` set, and a token that means nothing.
         """
         if not requests:
             return []
@@ -34,16 +35,17 @@ class Sampler:
         for row, request in zip(logits, requests, strict=True):
             _penalise(row, request)
         likeliest = logits.argmax(dim=-1)  # where one is, that of a NaN
-        is_nan = logits.gather(1, likeliest.unsqueeze(1)).squeeze(1).isnan()
+        highest = logits.gather(1, likeliest.unsqueeze(1)).squeeze(1)
+        is_number = highest < torch.inf
         # One look at both: a device is waited for once a step.
-        token_ids, are_nan = torch.stack((likeliest, is_nan)).tolist()
-        if any(are_nan):
-            raise CheckpointError(
-                "The model's output is not a number; expected finite logits. "
-                'Try dtype="float32" or "bfloat16".'
-            )
+        token_ids, are_numbers = torch.stack((likeliest, is_number)).tolist()
         for index, request in enumerate(requests):
-            if request.sampling.temperature > 0:
+            if not are_numbers[index]:
+                request.error = CheckpointError(
+                    "The model's output is not a number; expected finite logits. "
+                    'Try dtype="float32" or "bfloat16".'
+                )
+            elif request.sampling.temperature > 0:
                 token_ids[index] = _draw(logits[index], request)
         return [
             Sampled(token_id=token_id, logprobs=_with_chosen(row, request, token_id))

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from qianyan.engine.blocks import BLOCK_SIZE, BlockPool, count_blocks
+from qianyan.engine.plan import Chunk, Draw, Plan
 from qianyan.engine.request import Request, Sampled
 from qianyan.errors import ConfigError, GrammarError
 
@@ -24,6 +25,8 @@ AGING_PASSES = 1000
 """Passes by which a request may arrive later for each step of priority and still go first."""
 ROOM_TOKENS = 256
 """Tokens of an answer for which there must be room before another request is seated."""
+RECOVERY_PASSES = 16
+"""Passes after which one may be twice as large again as those that found memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,31 +63,6 @@ class EngineConfig:
                 raise ConfigError(f"{field.name} is {value}; expected at least {least}.")
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens start to stop of one request; `is_last` when the next token follows from them."""
-
-    request: Request
-    start: int
-    stop: int
-    is_last: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The chunks of one forward pass, in the order in which their tokens are packed."""
-
-    chunks: tuple[Chunk, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.chunks)
-
-    @property
-    def sampling_requests(self) -> list[Request]:
-        """List the requests whose next token is drawn from this pass, in packed order."""
-        return [chunk.request for chunk in self.chunks if chunk.is_last]
-
-
 class Scheduler:
     """Decides by rank, within the limits of an EngineConfig whose cache has a size."""
 
@@ -97,6 +75,8 @@ class Scheduler:
             count_blocks(config.max_cache_tokens), max_kept=config.max_reuse_tokens // BLOCK_SIZE
         )
         self._num_passes = 0
+        self._max_pass_tokens = config.max_batch_tokens
+        self._recovers_at = 0
         self._arrivals = itertools.count()
 
     def add(self, request: Request) -> None:
@@ -112,7 +92,7 @@ class Scheduler:
         while self.waiting and self._admit(self.waiting[0]):
             pass
         chunks = []
-        room = self._config.max_batch_tokens
+        room = self._max_pass_tokens
         for request in sorted(self.running, key=_is_catching_up):
             size = min(request.num_tokens - request.num_computed_tokens, room)
             if size == 0:
@@ -123,23 +103,42 @@ class Scheduler:
             room -= size
         return Plan(tuple(chunks))
 
-    def settle(self, plan: Plan, samples: Sequence[Sampled]) -> list[Request]:
-        """Record what ran and what was drawn; return the requests that finished."""
-        self._num_passes += 1
-        for chunk in plan.chunks:
-            chunk.request.num_computed_tokens = chunk.stop
-            for block, key in chunk.request.new_full_blocks():
-                self.pool.register(block, key)
-        for request, sampled in zip(plan.sampling_requests, samples, strict=True):
+    def take(self, draws: Sequence[Draw], samples: Sequence[Sampled]) -> list[Draw]:
+        """Append what was drawn; return the rows that are to be drawn from next."""
+        for draw, sampled in zip(draws, samples, strict=True):
+            request = draw.chunk.request
             if request.error is None:
                 try:
                     request.append_sampled(sampled)
                 except GrammarError as error:
                     request.error = error
+        return [further for draw in draws if (further := draw.next()) is not None]
+
+    def settle(self, plan: Plan) -> list[Request]:
+        """Record what ran, after all its tokens were drawn; return the requests that finished."""
+        self._num_passes += 1
+        for chunk in plan.chunks:
+            if chunk.request.error is None:
+                chunk.request.num_computed_tokens = chunk.num_known + chunk.num_agreed
+                for block, key in chunk.request.new_full_blocks():
+                    self.pool.register(block, key)
+        self._recover()
         finished = [request for request in self.running if request.is_finished]
+        for request in finished:
+            if request.error is not None:  # what it computed may be no numbers
+                self.pool.unregister(request.block_table)
         self.running = [request for request in self.running if not request.is_finished]
         self._release(finished)
         return finished
+
+    def halve(self, plan: Plan) -> bool:
+        """Make passes half as large as one that found no memory; False for the smallest one."""
+        if plan.num_tokens == 1:
+            self._max_pass_tokens = self._config.max_batch_tokens
+            return False
+        self._max_pass_tokens = plan.num_tokens // 2
+        self._recovers_at = self._num_passes + RECOVERY_PASSES
+        return True
 
     def drop(self, requests: Iterable[Request]) -> None:
         """Forget requests that nobody waits for any more."""
@@ -147,6 +146,13 @@ class Scheduler:
         self._release(request for request in self.running if request.request_id in gone)
         self.running = [request for request in self.running if request.request_id not in gone]
         self.waiting = [request for request in self.waiting if request.request_id not in gone]
+
+    def _recover(self) -> None:
+        """Let passes grow again some time after one found no memory."""
+        most = self._config.max_batch_tokens
+        if self._max_pass_tokens < most and self._num_passes >= self._recovers_at:
+            self._max_pass_tokens = min(2 * self._max_pass_tokens, most)
+            self._recovers_at += RECOVERY_PASSES
 
     def _grow(self) -> None:
         """Give running requests blocks for the tokens they know, the first in rank first."""

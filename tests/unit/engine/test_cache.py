@@ -8,9 +8,9 @@ from qianyan.engine.blocks import BLOCK_SIZE, count_blocks
 from qianyan.engine.cache import FeatureCache, PagedCache, Storage, is_whole, split_batches
 from qianyan.engine.options import Sampling
 from qianyan.engine.paged import MAX_GATHERED_ROWS
+from qianyan.engine.plan import Chunk, Plan
 from qianyan.engine.reply import Reply
 from qianyan.engine.request import Request
-from qianyan.engine.scheduler import Chunk, Plan
 from qianyan.models.attention import NoCache
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 4, 2, 8, 2

@@ -117,6 +117,13 @@ def test_the_chosen_token_is_among_the_log_probabilities() -> None:
     assert list(second.logprobs) == [1]
 
 
-def test_logits_that_are_no_numbers_are_an_error() -> None:
-    with pytest.raises(CheckpointError, match="not a number"):
-        draw(request(), logits=[math.nan] * 5)
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_end_their_own_request(broken: float) -> None:
+    whole, failing, drawing = request(), request(), request(temperature=1.0, seed=1)
+    rows = torch.tensor([LOGITS, [1.0, broken, 0.0, 0.0, 0.0], LOGITS])
+    expected = draw(request(temperature=1.0, seed=1))
+    samples = Sampler(num_tokens=4)(rows, [whole, failing, drawing])
+    assert isinstance(failing.error, CheckpointError)
+    assert "not a number" in str(failing.error)
+    assert whole.error is None
+    assert [samples[0].token_id, samples[2].token_id] == [1, *expected]

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from qianyan.engine.options import Sampling
+from qianyan.engine.plan import Plan
 from qianyan.engine.reply import Reply
 from qianyan.engine.request import Request, Sampled
-from qianyan.engine.scheduler import EngineConfig, Plan, Scheduler
+from qianyan.engine.scheduler import EngineConfig, Scheduler
 from qianyan.errors import ConfigError
 
 
@@ -32,8 +33,10 @@ def shape(plan: Plan) -> list[tuple[int, int, int, bool]]:
 
 
 def settle(scheduler: Scheduler, plan: Plan) -> list[int]:
-    samples = [Sampled(token_id=1)] * len(plan.sampling_requests)
-    return [request.request_id for request in scheduler.settle(plan, samples)]
+    draws = plan.draws
+    while draws:
+        draws = scheduler.take(draws, [Sampled(token_id=1)] * len(draws))
+    return [request.request_id for request in scheduler.settle(plan)]
 
 
 def test_a_long_prompt_is_computed_in_chunks_and_samples_at_its_end() -> None:

@@ -1,0 +1,49 @@
+"""What went wrong in a pass, in words: too little memory, a picture that cannot be looked at.
+
+PyTorch says that memory ran out by an error of its own on accelerators, and on a processor by a
+RuntimeError that only its text tells from others (c10/core/impl/alloc_cpu.cpp).
+"""
+
+import torch
+
+from qianyan.engine.free_memory import find_free_bytes
+from qianyan.engine.plan import Plan
+from qianyan.errors import CapacityError, QianyanError, quote
+
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a pass failed for want of memory."""
+    is_named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_named or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def no_memory_for_pass(plan: Plan, device: torch.device) -> CapacityError:
+    """Say that even the smallest pass of a request, over one token, found no memory."""
+    (chunk,) = plan.chunks
+    return CapacityError(
+        f"There is no memory for a pass over one token behind {chunk.start} kept ones "
+        f"({_free(device)}). Ask fewer things at once, lower max_cache_tokens or close other "
+        "programs."
+    )
+
+
+def features_error(error: Exception, num_patches: int, device: torch.device) -> QianyanError:
+    """Say why a picture or video of so many patches could not be looked at."""
+    if is_out_of_memory(error):
+        return CapacityError(
+            f"There is no memory to look at a picture or video of {num_patches} patches "
+            f"({_free(device)}). Lower max_pixels or close other programs."
+        )
+    if isinstance(error, QianyanError):
+        return error
+    first_line = str(error).strip().partition("\n")[0]
+    return QianyanError(
+        f"A picture or video of {num_patches} patches could not be looked at: {quote(first_line)}."
+    )
+
+
+def _free(device: torch.device) -> str:
+    free = find_free_bytes(device)
+    return "free memory is not known" if free is None else f"{free >> 20} MiB are free"
