@@ -19,6 +19,7 @@ from qianyan.cli.options import (
     AllowHost,
     ApiKey,
     BaseUrl,
+    Batch,
     Config,
     Debug,
     Device,
@@ -66,6 +67,7 @@ def inspect(
     dtype: DtypeOption = "auto",
     quantize: QuantizeOption = "none",
     workers: Workers = 4,
+    batch: Batch = "auto",
     fail_on: Annotated[
         str | None,
         option(
@@ -129,18 +131,21 @@ def _go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) 
     from qianyan.inspection.folder import open_folder
     from qianyan.inspection.gate import fails
     from qianyan.inspection.inspector import open_look
+    from qianyan.inspection.line import PICTURES_AHEAD
     from qianyan.inspection.run import Run
 
     opened = open_look(settings)
     folder = open_folder(
         sitting.out, settings=settings.for_resume(), lang=settings.lang, start=sitting.start
     )
+    batch = opened.batch
     run = Run(
         listed,
         opened.look,
         folder,
         limits=settings.fetch_limits,
-        workers=settings.workers if settings.is_remote else 1,
+        workers=settings.workers if batch is None else batch.size + PICTURES_AHEAD,
+        is_ordered=batch is not None,
     )
     total = len(listed.entries)
     display = RunDisplay(
@@ -150,6 +155,8 @@ def _go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) 
         is_quiet=sitting.is_quiet,
         is_json=sitting.is_json,
     )
+    if batch is not None:
+        display.tell_batch(batch.within(run.num_pending))
     with _stopping(run, display) as signals, display:
         for inspection in run.inspect():
             display.show(inspection, num_done=total - run.num_pending)

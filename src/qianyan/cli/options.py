@@ -67,6 +67,11 @@ MaxPixels = Annotated[
     int | None, option("--max-pixels", "largest size at which a model looks at a picture")
 ]
 Workers = Annotated[int, option("--workers", "pictures asked about at once at an endpoint")]
+Batch = Annotated[
+    str,
+    option("--batch", "pictures that a model here answers together: a number, or auto, as many as "
+            "memory and cores bear"),
+]  # fmt: skip
 AllowHost = Annotated[
     list[str] | None,
     option("--allow-host", "private HOST[:PORT] that picture URLs may lead to; can be repeated"),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +19,9 @@ from qianyan.inspection.records import Detection, Inspection, SubLabel
 from qianyan.inspection.results import to_json, to_record
 from qianyan.inspection.verdict import give_verdict, is_hazard
 from qianyan.inspection.words import Lang, sub_label_word
+
+if TYPE_CHECKING:  # it brings the engine
+    from qianyan.engine.batch_size import BatchSize
 
 WORDS: dict[Lang, dict[str, str]] = {
     "zh": {
@@ -30,6 +33,12 @@ WORDS: dict[Lang, dict[str, str]] = {
         "report": "报告：{path}",
         "marked": "标注图：{path}",
         "data": "数据：{path}",
+        "batch": "{n} 张图片一起回答{why}。",
+        "given": "（--batch 指定）",
+        "memory": "，受可用内存限制",
+        "requests": "，受引擎同时处理的问题数限制",
+        "cores": "，再多处理器核也不会更快",
+        "pictures": "，即全部待检查图片",
         "stopped": "已停止：还有 {n} 张未检查。加上 --resume 再次运行同一命令即可继续。",
         "stopping": "正在完成手头的图片后停止；再按一次立即停止。",
     },
@@ -42,6 +51,12 @@ WORDS: dict[Lang, dict[str, str]] = {
         "report": "Report: {path}",
         "marked": "Marked pictures: {path}",
         "data": "Data: {path}",
+        "batch": "{n} picture{s} answered together{why}.",
+        "given": " (as --batch says)",
+        "memory": ", as many as memory has room for",
+        "requests": ", as many as the engine runs questions at once",
+        "cores": ", from where more would keep the cores no busier",
+        "pictures": ": all that are to be inspected",
         "stopped": "Stopped with {n} pictures to go. Run the same command with --resume to go on.",
         "stopping": "Stopping after the pictures in hand; press again to stop at once.",
     },
@@ -69,6 +84,7 @@ class RunDisplay:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("", total=total, completed=done, words="")
+        self._batch: BatchSize | None = None
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -81,6 +97,10 @@ class RunDisplay:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+    def tell_batch(self, batch: "BatchSize") -> None:
+        """Remember for the summary how many pictures are answered together."""
+        self._batch = batch
 
     def show(self, inspection: Inspection, *, num_done: int) -> None:
         """Take one more picture into account."""
@@ -123,6 +143,9 @@ class RunDisplay:
             self._paper.print(f"  … +{len(failed) - MOST_FAILURES_SHOWN}", markup=False)
         if num_repeated:
             self._write("repeated", n=num_repeated)
+        if self._batch is not None and self._seen > 1:
+            size, why = self._batch.size, WORDS[self.lang][self._batch.limit]
+            self._write("batch", n=size, s=" was" if size == 1 else "s were", why=why)
         self._write("report", path=out / "report.pdf")
         self._write("marked", path=out / "marked_images")
         self._write("data", path=out / "results.json")

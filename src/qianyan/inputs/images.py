@@ -122,6 +122,16 @@ def read_image(data: bytes, *, limits: ImageLimits | None = None) -> Photo:
         return Photo(_upright_rgb(image), notes)
 
 
+def decoded_bytes(data: bytes) -> int:
+    """Tell what a picture will take in memory, by its header; 0 for what is none."""
+    try:
+        with _quiet():
+            image = _open(data)
+    except MediaError:
+        return 0
+    return 3 * image.width * image.height
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Turn any decoded picture into 8-bit RGB: EXIF orientation applied, alpha over white."""
     with _quiet():

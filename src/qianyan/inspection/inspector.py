@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from qianyan import __version__
+from qianyan.engine.batch_size import MOST, BatchSize, Need, choose_batch, cores_limit
 from qianyan.engine.checkpoint import BUNDLED, BUNDLED_FOLDER
+from qianyan.engine.desk import Desk
 from qianyan.engine.engine import Engine
 from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.images import Photo
 from qianyan.inspection.cascade import Cascade, Propose
-from qianyan.inspection.detect import detect
+from qianyan.inspection.detect import TOKENS_BESIDES, TOKENS_PER_OBJECT, detect
 from qianyan.inspection.endpoint import draw_test_picture
 from qianyan.inspection.profile import MAX_PIXELS
 from qianyan.inspection.prompts import MAX_OBJECTS
@@ -27,6 +30,8 @@ from qianyan.inspection.words import Lang
 from qianyan.models.detector import Detector, Proposal, load_detector
 
 Way = Literal["auto", "list", "cascade", "detector"]
+AUTO = 0
+"""For `batch`: as many as memory and cores bear."""
 
 MOST_OBJECTS = 100
 # Heads on proposed bodies are believed from this share of the detector's threshold for heads.
@@ -35,6 +40,8 @@ HEADS, HEAD_HINT = ("helmet", "head"), 0.25
 BOLDER = {"fire": 0.7, "person": 0.83}
 # General models see small crops badly; the bundled judge was trained on small ones.
 CROP_SIDE = 448
+# Candidates in a usual picture, of which each is a question of its own, answered with one letter.
+QUESTIONS_OF_CASCADE, LETTER = 4, 1
 # They also judge far better than the small detector proposes, so its certainty counts less.
 DETECTOR_WEIGHT = 0.25
 
@@ -46,8 +53,9 @@ class LookSettings:
     `model` is "bundled", a checkpoint folder, a hub id, or a folder with `detector/` and `judge/`;
     with `base_url` it is the model's name there (None: the endpoint's first). `look` is "list" (the
     model names boxes), "cascade" (the detector proposes, the model judges), "detector" (no second
-    look) or "auto": the cascade for pairs, else the list. `allow_hosts` are hosts that picture
-    URLs may lead to although they are private.
+    look) or "auto": the cascade for pairs, else the list. `batch` is the number of pictures that a
+    model here answers together; AUTO chooses it from memory and cores, and so does "auto" among
+    options. `allow_hosts` are hosts that picture URLs may lead to although they are private.
     """
 
     model: str = BUNDLED
@@ -61,6 +69,7 @@ class LookSettings:
     max_objects: int = MAX_OBJECTS
     max_pixels: int | None = None
     workers: int = 4
+    batch: int = AUTO
     allow_hosts: frozenset[str] = frozenset()
     fetch_timeout_s: float = FetchLimits.timeout_s
 
@@ -73,6 +82,7 @@ class LookSettings:
         limits = (
             ("max_objects", 1, MOST_OBJECTS),
             ("workers", 1, 64),
+            ("batch", AUTO, MOST),
             ("max_pixels", 28**2, 10**8),
             ("fetch_timeout_s", 0.1, 3600),
         )
@@ -95,6 +105,8 @@ class LookSettings:
             given["allow_hosts"] = frozenset(given["allow_hosts"])
         if "model" in given:
             given["model"] = str(given["model"])
+        if "batch" in given:
+            given["batch"] = _to_batch(given["batch"])
         return cls(**given)
 
     @property
@@ -122,16 +134,27 @@ class LookSettings:
         return self.base_url is not None
 
 
+def _to_batch(given: object) -> int:
+    """Read a number of pictures, or "auto"."""
+    if given == "auto":
+        return AUTO
+    if isinstance(given, bool) or not str(given).isdecimal() or int(str(given)) == AUTO:
+        raise ConfigError(f"batch is {quote(given)}; expected 1 to {MOST}, or auto.")
+    return int(str(given))
+
+
 @dataclass(frozen=True)
 class OpenLook:
     """A way to look that is ready, and the name of the model that reports print.
 
-    `cascade` is what `look` belongs to, where a detector proposes.
+    `look` can be used from many threads; `batch` says how many pictures a model here answers
+    together, None for an endpoint. `cascade` is what `look` belongs to, where a detector proposes.
     """
 
     model: str
     look: Callable[[Photo], Look]
     cascade: Cascade | None = None
+    batch: BatchSize | None = None
 
 
 def open_look(settings: LookSettings) -> OpenLook:
@@ -152,24 +175,33 @@ def open_look(settings: LookSettings) -> OpenLook:
                 "The bundled judge cannot list boxes; use --look cascade, or --model with a "
                 "Qwen2.5-VL checkpoint."
             )
-        return _listing(_vision(settings), settings)
-    detector = load_detector((pair or BUNDLED_FOLDER) / "detector", device=settings.device)
+        answer_tokens = TOKENS_PER_OBJECT * settings.max_objects + TOKENS_BESIDES
+        return _listing(
+            _vision(settings, Desk(), Need(questions=1, answer_tokens=answer_tokens)), settings
+        )
+    desk = Desk()
+    detector = desk.call(
+        load_detector, (pair or BUNDLED_FOLDER) / "detector", device=settings.device
+    )
     if way == "detector":
         if settings.quantize != "none":
             raise ConfigError(
                 f"quantize is {settings.quantize}, but the detector alone has no matrices to "
                 "quantise; expected none."
             )
-        return _cascade(detector, None, settings, crop_side=None)
+        return _cascade(detector, None, settings, desk, crop_side=None)
     if pair is not None:
-        engine = Engine(
+        engine = desk.call(
+            Engine,
             pair / "judge",
             dtype=_pair_dtype(settings),
             device=settings.device,
             quantize=settings.quantize,
         )
-        return _cascade(detector, LocalVision(engine), settings, crop_side=None)
-    return _cascade(detector, _vision(settings), settings, crop_side=CROP_SIDE)
+        judge = _Seated(LocalVision(engine, desk), _seat(engine, desk, settings, CASCADE_NEED))
+        return _cascade(detector, judge, settings, desk, crop_side=None)
+    seated = _vision(settings, desk, CASCADE_NEED)
+    return _cascade(detector, seated, settings, desk, crop_side=CROP_SIDE)
 
 
 def try_look(settings: LookSettings) -> str:
@@ -202,16 +234,37 @@ def _pair_dtype(settings: LookSettings) -> str:
     return "float32" if settings.dtype == "auto" else settings.dtype
 
 
-def _vision(settings: LookSettings) -> Vision:
+CASCADE_NEED = Need(questions=QUESTIONS_OF_CASCADE, answer_tokens=LETTER)
+
+
+@dataclass(frozen=True)
+class _Seated:
+    """A model that can be asked, and about how many pictures at once."""
+
+    vision: Vision
+    batch: BatchSize | None = None
+
+
+def _seat(engine: Engine, desk: Desk, settings: LookSettings, need: Need) -> BatchSize:
+    """Choose how many pictures a model answers together, unless that is given."""
+    batch = BatchSize(size=settings.batch, limit="given")
+    if settings.batch == AUTO:
+        batch = choose_batch(engine, need, device=settings.device)
+    desk.set_seats(batch.size)
+    return batch
+
+
+def _vision(settings: LookSettings, desk: Desk, need: Need) -> _Seated:
     if settings.base_url is None:
-        engine = Engine(
+        engine = desk.call(
+            Engine,
             settings.model,
             dtype=settings.dtype,
             device=settings.device,
             quantize=settings.quantize,
             max_pixels=settings.max_pixels or MAX_PIXELS,
         )
-        return LocalVision(engine)
+        return _Seated(LocalVision(engine, desk), _seat(engine, desk, settings, need))
     vision = RemoteVision(
         settings.base_url,
         None if settings.model == BUNDLED else settings.model,
@@ -220,22 +273,30 @@ def _vision(settings: LookSettings) -> Vision:
     )
     if settings.max_pixels is not None:
         vision.profile = vision.profile.within(settings.max_pixels)
-    return vision
+    return _Seated(vision)
 
 
-def _listing(vision: Vision, settings: LookSettings) -> OpenLook:
+def _listing(seated: _Seated, settings: LookSettings) -> OpenLook:
+    vision = seated.vision
+
     def look(photo: Photo) -> Look:
         return detect(photo, vision, lang=settings.lang, max_objects=settings.max_objects)
 
-    return OpenLook(vision.name, look)
+    return OpenLook(vision.name, look, batch=seated.batch)
 
 
 def _cascade(
-    detector: Detector, judge: Vision | None, settings: LookSettings, *, crop_side: int | None
+    detector: Detector,
+    seated: _Seated | None,
+    settings: LookSettings,
+    desk: Desk,
+    *,
+    crop_side: int | None,
 ) -> OpenLook:
+    judge = None if seated is None else seated.vision
     limits = detector.config.thresholds
     cascade = Cascade(
-        propose=_proposing(detector, {} if judge is None else BOLDER),
+        propose=_proposing(detector, {} if judge is None else BOLDER, desk),
         alone=limits,
         judge=judge,
         lang=settings.lang,
@@ -244,10 +305,18 @@ def _cascade(
         detector_weight=1.0 if crop_side is None else DETECTOR_WEIGHT,
     )
     name = settings.model if judge is None or not settings.is_remote else judge.name
-    return OpenLook(name, cascade.look, cascade)
+    batch = _detector_batch(settings) if seated is None else seated.batch
+    return OpenLook(name, cascade.look, cascade, batch)
 
 
-def _proposing(detector: Detector, shares: Mapping[str, float]) -> Propose:
+def _detector_batch(settings: LookSettings) -> BatchSize:
+    """Keep as many pictures in hand as cores can prepare while a detector looks."""
+    if settings.batch != AUTO:
+        return BatchSize(size=settings.batch, limit="given")
+    return BatchSize(size=cores_limit(torch.device(settings.device)), limit="cores")
+
+
+def _proposing(detector: Detector, shares: Mapping[str, float], desk: Desk) -> Propose:
     """Have the detector propose from these shares of its thresholds up, and heads from a hint."""
     shares = {**dict.fromkeys(HEADS, HEAD_HINT), **shares}
     limits = {
@@ -255,6 +324,6 @@ def _proposing(detector: Detector, shares: Mapping[str, float]) -> Propose:
     }
 
     def propose(rgb: NDArray[np.uint8]) -> list[Proposal]:
-        return detector.propose(rgb, threshold=limits)
+        return desk.call(detector.propose, rgb, threshold=limits)
 
     return propose

@@ -9,20 +9,22 @@ stops like that and raises, instead of failing a thousand more.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
+from typing import Literal
 
 from qianyan.errors import EndpointError, MediaError, quote
 from qianyan.inputs.fetch import FetchLimits
+from qianyan.inputs.images import decoded_bytes
 from qianyan.inspection.annotate import mark
 from qianyan.inspection.folder import ResultsFolder, file_names, with_suffix
+from qianyan.inspection.line import Room, Turn, work_in_line
 from qianyan.inspection.records import Inspection
 from qianyan.inspection.results import RunFacts
 from qianyan.inspection.service import (
     LookAt,
-    Seen,
     failed,
     inspect_photo,
     read_source,
@@ -31,14 +33,12 @@ from qianyan.inspection.service import (
 from qianyan.inspection.sources import Source, SourceList, is_url
 
 ENOUGH_FAILURES = 3
+COPIES = 2
+"""Of a decoded picture: as it is, and marked."""
 
 
-@dataclass(frozen=True)
-class _Looked:
-    """What came of one source; `data` is None where there were no bytes to keep."""
-
-    seen: Seen
-    data: bytes | None
+_Looked = Inspection | Literal["repeated", "left"]
+"""A verdict whose pictures are kept; or why there is none: other names of a picture, stopping."""
 
 
 class Run:
@@ -52,9 +52,21 @@ class Run:
         *,
         limits: FetchLimits,
         workers: int = 1,
+        is_ordered: bool = False,
     ) -> None:
+        """Begin a sitting.
+
+        Args:
+            sources: what to look at.
+            look: how; from `workers` threads at once.
+            folder: where verdicts go.
+            limits: what fetching may cost.
+            workers: pictures in hand at the same time.
+            is_ordered: whether verdicts come in the order of the sources, as one by one, or each
+                as soon as there is one.
+        """
         self.sources, self.look, self.folder = sources, look, folder
-        self.limits, self.workers = limits, workers
+        self.limits, self.workers, self.is_ordered = limits, workers, is_ordered
         self.is_stopping = False
         self.num_repeated = sources.num_repeated
         folder.forget(_to_try_again(folder.done, limits))
@@ -62,6 +74,7 @@ class Run:
         self._names = file_names(sources.entries, folder.done)
         self._pending = {one.name: one for one in sources.entries if one.name not in self._done}
         self._repeats: dict[str, list[str]] = {}
+        self._room = Room()
         self._lock = Lock()  # guards _first_with: workers claim pictures by their bytes
         self._first_with = {one.sha256: one.source for one in folder.done if one.sha256}
 
@@ -94,13 +107,16 @@ class Run:
         """
         num_failures = 0
         for source, looked in self._look_at_all():
+            if looked == "left":
+                continue
             del self._pending[source.name]
-            if looked is None:
+            if looked == "repeated":
                 self.num_repeated += 1
                 continue
-            verdict = self._keep(source, looked)
-            yield verdict
-            error = verdict.error
+            self.folder.append(looked)
+            self._done[source.name] = looked
+            yield looked
+            error = looked.error
             num_failures = num_failures + 1 if error and error.code == EndpointError.code else 0
             if error and num_failures >= ENOUGH_FAILURES and self._pending:
                 self.stop()
@@ -113,50 +129,66 @@ class Run:
         """Write results.json and report.pdf of a run that has been through every picture."""
         self.folder.finish(facts, self.inspections)
 
-    def _look_at_all(self) -> Iterator[tuple[Source, _Looked | None]]:
-        """Look at pending sources, `workers` at a time; None stands for a picture seen before."""
-        waiting = deque(self._pending.values())
-        if self.workers == 1:
-            while waiting and not self.is_stopping:
-                source = waiting.popleft()
-                yield source, self._look_at(source)
-            return
+    def _look_at_all(self) -> Iterator[tuple[Source, _Looked]]:
+        """Look at pending sources, `workers` at a time."""
+        waiting = list(self._pending.values())
+        if self.is_ordered or self.workers == 1:
+            return work_in_line(waiting, self._look_at, at_once=self.workers)
+        return self._as_they_come(waiting)
+
+    def _as_they_come(self, sources: Sequence[Source]) -> Iterator[tuple[Source, _Looked]]:
+        waiting = deque(sources)
         with ThreadPoolExecutor(self.workers) as pool:
-            running: dict[Future[_Looked | None], Source] = {}
+            running: dict[Future[_Looked], Source] = {}
             while running or (waiting and not self.is_stopping):
                 while waiting and not self.is_stopping and len(running) < self.workers:
                     source = waiting.popleft()
-                    running[pool.submit(self._look_at, source)] = source
+                    running[pool.submit(self._look_at, source, Turn(None))] = source
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     yield running.pop(future), future.result()
 
-    def _look_at(self, source: Source) -> _Looked | None:
-        """Fetch and inspect one source; None when another source has the same bytes."""
+    def _look_at(self, source: Source, turn: Turn) -> _Looked:
+        """Fetch and inspect one source, and keep its pictures."""
+        if self.is_stopping:
+            return "left"
         if source.failure is not None:
-            return _Looked(Seen(without_verdict(source.name, source.failure), None), None)
+            return without_verdict(source.name, source.failure)
         try:
             data = read_source(source.name, self.limits)
         except MediaError as error:
-            return _Looked(Seen(failed(source.name, error), None), None)
+            return failed(source.name, error)
+        with turn:  # the first name of a picture is the same one in every run
+            if not self._is_first(source, data):
+                return "left" if self.is_stopping else "repeated"
+        return self._inspect(source, data)
+
+    def _is_first(self, source: Source, data: bytes) -> bool:
+        """Claim a picture by its bytes; another source may have had them before."""
         with self._lock:
             first = self._first_with.setdefault(sha256(data).hexdigest(), source.name)
             if first != source.name:
                 self._repeats.setdefault(first, []).append(source.name)
-                return None
-        return _Looked(inspect_photo(source.name, data, self.look), data)
+            return first == source.name
 
-    def _keep(self, source: Source, looked: _Looked) -> Inspection:
-        """Write a verdict down: pictures first, its line last."""
-        verdict, photo = looked.seen.inspection, looked.seen.photo
-        if photo is not None and looked.data is not None:
-            name = with_suffix(self._names[source.name], looked.data)
-            verdict = replace(verdict, file=self.folder.keep_picture(name, looked.data))
+    def _inspect(self, source: Source, data: bytes) -> _Looked:
+        """Look at a picture, and write down its copies; its line comes last."""
+        size_bytes = COPIES * decoded_bytes(data)
+        self._room.take(size_bytes)
+        try:
+            return "left" if self.is_stopping else self._inspect_decoded(source, data)
+        finally:
+            self._room.give_back(size_bytes)
+
+    def _inspect_decoded(self, source: Source, data: bytes) -> Inspection:
+        seen = inspect_photo(source.name, data, self.look)
+        verdict = seen.inspection
+        if seen.photo is not None:
+            name = with_suffix(self._names[source.name], data)
+            verdict = replace(verdict, file=self.folder.keep_picture(name, data))
             if verdict.detections is not None:
-                marked = mark(photo.rgb, verdict.detections, lang=self.folder.lang)
+                marked = mark(seen.photo.rgb, verdict.detections, lang=self.folder.lang)
                 verdict = replace(verdict, marked_file=self.folder.keep_marked(name, marked))
-        self.folder.append(verdict)
-        self._done[source.name] = verdict
         return verdict
 
 

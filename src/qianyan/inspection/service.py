@@ -11,9 +11,10 @@ from typing import Any, overload
 from qianyan.errors import InputError, MediaError, QianyanError, ReplyError, quote
 from qianyan.inputs.fetch import FetchLimits, fetch
 from qianyan.inputs.images import ImageLimits, Photo, read_image
-from qianyan.inspection.inspector import LookSettings, open_look
+from qianyan.inspection.inspector import LookSettings, OpenLook, open_look
+from qianyan.inspection.line import PICTURES_AHEAD, Turn, work_in_line
 from qianyan.inspection.records import Failure, Hazard, Inspection, Look
-from qianyan.inspection.sources import is_url, list_sources
+from qianyan.inspection.sources import Source, is_url, list_sources
 
 LookAt = Callable[[Photo], Look]
 
@@ -106,7 +107,8 @@ def inspect(
 
     Nothing is written. A picture that cannot be inspected has `error` set and `detections` None.
     Settings are those of `LookSettings`: model, base_url, api_key, device, dtype, quantize, lang,
-    look, max_objects, max_pixels, workers, allow_hosts. The model stays loaded between calls.
+    look, max_objects, max_pixels, workers, batch, allow_hosts. The model stays loaded between
+    calls.
 
     Raises:
         ConfigError: a setting says something impossible.
@@ -123,17 +125,20 @@ def inspect(
         raise InputError(
             f"{quote(source)} stands for {len(entries)} pictures; put it in a list to get a list."
         )
-    look = _kept_look(chosen)
-    verdicts = [
-        without_verdict(entry.name, entry.failure)
-        if entry.failure is not None
-        else inspect_source(entry.name, look, chosen.fetch_limits)
-        for entry in entries
-    ]
+    opened = _kept_look(chosen)
+
+    def look_at(entry: Source, turn: Turn) -> Inspection:  # noqa: ARG001  (nobody claims a picture)
+        if entry.failure is not None:
+            return without_verdict(entry.name, entry.failure)
+        return inspect_source(entry.name, opened.look, chosen.fetch_limits)
+
+    in_hand = chosen.workers if opened.batch is None else opened.batch.size + PICTURES_AHEAD
+    at_once = min(in_hand, len(entries)) or 1
+    verdicts = [verdict for _, verdict in work_in_line(entries, look_at, at_once=at_once)]
     return verdicts[0] if is_single else verdicts
 
 
 @lru_cache(maxsize=1)
-def _kept_look(settings: LookSettings) -> LookAt:
+def _kept_look(settings: LookSettings) -> OpenLook:
     """Keep the last model loaded: it takes far longer to open than to use."""
-    return open_look(settings).look
+    return open_look(settings)

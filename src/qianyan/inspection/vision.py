@@ -8,6 +8,7 @@ of each token. What the text means is not decided here.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
@@ -21,6 +22,7 @@ from qianyan.inputs.tokenizer import Tokenizer
 from qianyan.inspection.records import Usage
 
 if TYPE_CHECKING:  # an endpoint's users need no torch
+    from qianyan.engine.desk import Desk
     from qianyan.engine.engine import Engine
 
 DEFAULT_MAX_TOKENS = 512
@@ -115,8 +117,11 @@ class Vision(Protocol):
 class LocalVision:
     """A checkpoint run by the engine in this process."""
 
-    def __init__(self, engine: "Engine") -> None:
-        """Get ready to ask; raises ConfigError for a checkpoint that sees no pictures."""
+    def __init__(self, engine: "Engine", desk: "Desk | None" = None) -> None:
+        """Get ready to ask, at a desk where many threads do.
+
+        Raises ConfigError for a checkpoint that sees no pictures.
+        """
         notation = find_notation(engine.architecture)
         if engine.processor.pictures is None:
             raise ConfigError(
@@ -129,6 +134,7 @@ class LocalVision:
                 "expected a checkpoint of Qwen-VL, Qwen2-VL or Qwen2.5-VL."
             )
         self._engine = engine
+        self._chat_many = engine.chat_many if desk is None else partial(desk.chat_many, engine)
         self._pictures = engine.processor.pictures
         self._notation = notation
         self._markup = find_markup(engine.architecture)
@@ -170,7 +176,7 @@ class LocalVision:
 
     def ask(self, ask: Ask) -> Answer:
         """Answer one question."""
-        return self._to_answer(self._engine.chat_many([self.messages(ask)], **_options(ask))[0])
+        return self._to_answer(self._chat_many([self.messages(ask)], **_options(ask))[0])
 
     def ask_many(self, asks: Sequence[Ask]) -> list[Answer]:
         """Answer several questions, those with equal settings in one batch."""
@@ -179,9 +185,7 @@ class LocalVision:
         while waiting:
             options = _options(asks[waiting[0]])
             batch = [index for index in waiting if _options(asks[index]) == options]
-            done = self._engine.chat_many(
-                [self.messages(asks[index]) for index in batch], **options
-            )
+            done = self._chat_many([self.messages(asks[index]) for index in batch], **options)
             answers.update(zip(batch, map(self._to_answer, done), strict=True))
             waiting = [index for index in waiting if index not in answers]
         return [answers[index] for index in range(len(asks))]

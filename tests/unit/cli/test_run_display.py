@@ -1,10 +1,12 @@
 """What people and programs see of a run."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from qianyan.cli.run_display import MOST_FAILURES_SHOWN, RunDisplay
+from qianyan.cli.run_display import MOST_FAILURES_SHOWN, WORDS, RunDisplay
+from qianyan.engine.batch_size import BatchSize, Limit
 from qianyan.inspection.records import Box, Detection, Failure, Hazard, Inspection, SubLabel
 
 FIRE = Detection(Hazard.FIRE, SubLabel.SEVERE, Box(0, 0, 5, 5), 0.9, "logprob")
@@ -51,3 +53,28 @@ def test_a_long_list_of_failures_is_cut_with_the_rest_counted(
     shown = capsys.readouterr().out
     assert "  … +5" in shown
     assert shown.count("cut short") == MOST_FAILURES_SHOWN
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        (BatchSize(size=8, limit="memory"), "8 pictures were answered together, as many as memory"),
+        (BatchSize(size=1, limit="given"), "1 picture was answered together (as --batch says)."),
+        (BatchSize(size=2, limit="pictures"), "2 pictures were answered together: all that"),
+    ],
+)
+def test_the_summary_says_how_many_were_answered_together_and_why_not_more(
+    capsys: pytest.CaptureFixture[str], batch: BatchSize, said: str
+) -> None:
+    shown = display()
+    shown.tell_batch(batch)
+    looked = Inspection(source="a.jpg", detections=(FIRE,), checked=tuple(Hazard))
+    for _ in range(2):
+        shown.show(looked, num_done=1)
+    shown.close([looked], Path("out"), num_repeated=0)
+    assert said in capsys.readouterr().out
+
+
+def test_every_limit_of_a_batch_has_words_in_both_languages() -> None:
+    for lang in ("zh", "en"):
+        assert set(get_args(Limit)) <= set(WORDS[lang])

@@ -7,7 +7,7 @@ from PIL import Image
 
 from qianyan.errors import CheckpointError, ConfigError, EndpointError
 from qianyan.inputs.images import Photo
-from qianyan.inspection.inspector import LookSettings, find_pair, open_look
+from qianyan.inspection.inspector import AUTO, LookSettings, find_pair, open_look
 from qianyan.inspection.records import Hazard
 
 
@@ -59,3 +59,21 @@ def test_options_become_settings_and_what_fetching_may_do() -> None:
     assert settings.model == "a/b"
     assert settings.fetch_limits.allow_private == {"cam1.lan"}
     assert settings.fetch_limits.timeout_s == 3.0
+
+
+@pytest.mark.parametrize(("given", "batch"), [("auto", AUTO), ("3", 3), (7, 7)])
+def test_a_batch_is_a_number_or_left_to_memory_and_cores(given: object, batch: int) -> None:
+    assert LookSettings.from_options({"batch": given}).batch == batch
+
+
+@pytest.mark.parametrize("given", [0, "0", "-1", "many", 1000, True, 1.5])
+def test_a_batch_that_is_no_number_of_pictures_is_refused(given: object) -> None:
+    with pytest.raises(ConfigError, match="batch is"):
+        LookSettings.from_options({"batch": given})
+
+
+def test_a_local_look_says_how_many_pictures_are_answered_together(tiny_pair: Path) -> None:
+    look = {"model": str(tiny_pair), "look": "detector"}
+    assert open_look(LookSettings.from_options(look)).batch.limit == "cores"
+    given = open_look(LookSettings.from_options({**look, "batch": 5})).batch
+    assert (given.size, given.limit) == (5, "given")

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from qianyan.errors import EndpointError
 from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.images import Photo
 from qianyan.inspection.folder import Start, open_folder
+from qianyan.inspection.line import Room
 from qianyan.inspection.records import Box, Detection, Hazard, Inspection, Look, SubLabel
 from qianyan.inspection.run import ENOUGH_FAILURES, Run
+from qianyan.inspection.service import LookAt
 from qianyan.inspection.sources import list_sources
 
 FIRE = Detection(Hazard.FIRE, SubLabel.MINOR, Box(1, 1, 9, 9), 0.5, "detector")
@@ -46,10 +49,17 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "site"
 
 
-def begin(look: Looker, *given: str, start: Start = "new", workers: int = 1) -> Run:
-    folder = open_folder(Path("out"), settings={"model": "fake"}, lang="en", start=start)
+def begin(
+    look: LookAt,
+    *given: str,
+    start: Start = "new",
+    workers: int = 1,
+    is_ordered: bool = False,
+    out: str = "out",
+) -> Run:
+    folder = open_folder(Path(out), settings={"model": "fake"}, lang="en", start=start)
     sources = list_sources(given or ["site"])
-    return Run(sources, look, folder, limits=FetchLimits(), workers=workers)
+    return Run(sources, look, folder, limits=FetchLimits(), workers=workers, is_ordered=is_ordered)
 
 
 def finish(run: Run) -> list[Inspection]:
@@ -210,3 +220,79 @@ def test_one_failure_of_the_endpoint_does_not_stop_the_others(site: Path) -> Non
     errors = [one["error"] for one in results()]
     assert errors.count(None) == 7
     assert errors[3] == {"code": "endpoint_failed", "message": "Too busy."}
+
+
+def timeless(out: str) -> list[dict[str, object]]:
+    """Read a run's lines in their order, without what differs between any two runs."""
+    written = [json.loads(line) for line in Path(out, "results.jsonl").read_text().splitlines()]
+    for line in written:
+        line.pop("timing")
+    return written
+
+
+def test_several_at_once_in_order_write_the_same_lines_as_one_by_one(site: Path) -> None:
+    (site / "bad.jpg").write_text("no picture")
+    (site / "p3-again.png").write_bytes((site / "p3.png").read_bytes())
+    finish(begin(Looker()))
+
+    def slow_at_first(shade: int) -> None:
+        time.sleep((140 - shade) / 3000)
+
+    several = begin(Looker(slow_at_first), workers=4, is_ordered=True, out="several")
+    given = [one.source for one in finish(several)]
+    assert timeless("several") == timeless("out")
+    assert given == [line["source"] for line in timeless("out")]
+    for folder in ("images", "marked_images"):
+        assert {one.name: one.read_bytes() for one in Path("several", folder).iterdir()} == {
+            one.name: one.read_bytes() for one in Path("out", folder).iterdir()
+        }
+
+
+def test_the_first_name_of_a_picture_has_it_whichever_file_is_read_first(site: Path) -> None:
+    names = [f"site/copy{number}.png" for number in range(12)]
+    for name in names:
+        Path(name).write_bytes((site / "p0.png").read_bytes())
+    look = Looker()
+    run = begin(look, *names, workers=6, is_ordered=True)
+    finish(run)
+    assert look.shades == [0]
+    assert [one["source"] for one in results()] == names[:1]
+    assert run.num_repeated == 11
+
+
+def test_stopping_with_several_in_hand_keeps_those_and_begins_no_others(site: Path) -> None:
+    run: Run | None = None
+
+    def stop_at_third(shade: int) -> None:
+        if shade == 40:
+            assert run is not None
+            run.stop()
+
+    look = Looker(stop_at_third)
+    run = begin(look, workers=3, is_ordered=True)
+    kept = [one.source for one in run.inspect()]
+    assert lines() == kept
+    assert len(kept) == len(look.shades) < 8
+    assert run.num_pending == 8 - len(kept)
+    assert not Path("out/results.json").exists()
+
+    again = Looker()
+    finish(begin(again, start="resume", workers=3, is_ordered=True))
+    assert sorted(look.shades + again.shades) == [0, 20, 40, 60, 80, 100, 120, 140]
+    assert len(results()) == 8
+
+
+def test_large_pictures_wait_for_room(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_hand, most = 0, []
+
+    def alone(shade: int) -> None:
+        nonlocal in_hand
+        in_hand += 1
+        most.append(in_hand)
+        time.sleep(0.005)
+        in_hand -= 1
+
+    run = begin(Looker(alone), workers=4, is_ordered=True)
+    monkeypatch.setattr(run, "_room", Room(most_bytes=1))
+    finish(run)
+    assert most == [1] * 8
