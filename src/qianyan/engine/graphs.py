@@ -134,10 +134,12 @@ class FixedSteps:
     def forward(self, rows: Sequence[Row]) -> Tensor | None:
         """Give logits (requests, vocab), valid until the next call.
 
-        None where no fixed shape holds the rows, or this model's steps cannot be recorded.
+        None where no fixed shape holds the rows, this model's steps cannot be recorded, or
+        somebody watches the model's passes with hooks, which a replay does not call.
         """
         shape = find_shape(len(rows), max(row.start + 1 for row in rows))
-        if shape is None or not self._is_on:
+        is_watched = bool(getattr(self._model, "_forward_hooks", None))
+        if shape is None or is_watched or not self._is_on:
             return None
         if shape not in self._steps and not self._make(shape, rows):
             return None

@@ -215,6 +215,16 @@ def test_a_model_that_cannot_be_recorded_goes_on_without(
     ]
 
 
+@torch.inference_mode()
+def test_passes_that_are_watched_are_computed_one_by_one(tiny_checkpoint: Path) -> None:
+    watched = load_model(tiny_checkpoint, dtype="float32", device="cpu")
+    steps = FixedSteps(watched, PagedCache(8, CPU, is_batched=True), device=CPU)
+    hook = watched.register_forward_hook(lambda *_: None)
+    assert steps.forward(ROWS) is None
+    hook.remove()
+    assert steps.forward(ROWS) is not None
+
+
 @pytest.mark.parametrize(
     ("num_requests", "num_tokens", "expected"),
     [
