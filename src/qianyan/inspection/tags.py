@@ -172,8 +172,9 @@ def _best_tag(
         if not _fits(wording, photo_wh, num_tags=len(boxes) + 1):
             continue
         for area in _places(detection.box, wording, photo_wh, tags):
-            cost = _cost(area, detection.box, tags=tags, boxes=boxes)
-            if best is None or cost < best[0]:
+            lowest = math.inf if best is None else best[0]
+            cost = _cost(area, detection.box, tags=tags, boxes=boxes, lowest=lowest)
+            if cost < lowest:
                 best = (cost, wording, area)
             if cost == 0:
                 break
@@ -185,20 +186,29 @@ def _best_tag(
     return Tag(wording.number, wording.words, wording.size, wording.font, detection, area)
 
 
-def _cost(area: Box, own: Box, *, tags: Sequence[Box], boxes: Sequence[Box]) -> float:
+def _cost(
+    area: Box, own: Box, *, tags: Sequence[Box], boxes: Sequence[Box], lowest: float
+) -> float:
     """Weigh a place, 0 for the best: lying on tags, hiding findings, hiding its own, standing off.
 
     One alone makes a place bad (GOOD_ENOUGH): touching a tag, hiding a fifth of another finding or
-    all of its own, standing two and a half of its heights away.
+    all of its own, standing two and a half of its heights away. What cannot come below `lowest` any
+    more is not weighed to the end, as with most places.
     """
-    on_tags = sum(area.overlap(tag) for tag in tags) / area.area
-    hidden = max((area.overlap(box) / box.area for box in boxes), default=0.0)
-    hides_own = area.overlap(own) / own.area
+    width, height = area.x2 - area.x1, area.y2 - area.y1
     across = max(area.x1 - own.x2, own.x1 - area.x2, 0)
     down = max(area.y1 - own.y2, own.y1 - area.y2, 0)
-    away = math.hypot(across, down) / area.height
+    away = math.hypot(across, down) / height
     beside = max(min(area.x2, own.x2) - max(area.x1, own.x1), 0)
-    aslant = 1 - beside / min(area.width, own.width)
+    aslant = 1 - beside / min(width, own.x2 - own.x1)
+    hides_own = area.overlap(own) / own.area
+    standing = hides_own + 0.4 * away + 0.3 * aslant
+    if standing > lowest:
+        return standing
+    on_tags = sum(area.overlap(tag) for tag in tags) / (width * height)
+    if 100 * on_tags > lowest:
+        return math.inf
+    hidden = max((area.overlap(box) / box.area for box in boxes), default=0.0)
     return 100 * on_tags + 5 * hidden + hides_own + 0.4 * away + 0.3 * aslant
 
 
