@@ -10,6 +10,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -100,13 +101,14 @@ class StepCache(KVCache):
         self,
         storage: Storage,
         spans: list[Span],
-        batches: list[tuple[slice, Batch]],
+        batches: list[tuple[Rows, Batch]],
         *,
         num_rows: int,
     ) -> None:
         """Take the chunks of a pass; `num_rows` of the storage hold all that they touch.
 
-        `batches` are rows of the packed pass and what attends them; `spans` are all the others.
+        `batches` are rows of the packed pass, those that stand several times among them, and what
+        attends them; `spans` are all the others.
         """
         self._storage = storage
         self._num_rows = num_rows
@@ -168,14 +170,13 @@ class PagedCache:
     def step(self, plan: Plan) -> KVCache:
         """Give the model its cache for one forward pass over the plan's chunks."""
         spans: list[Span] = []
-        batches: list[tuple[slice, Batch]] = []
+        batches: list[tuple[Rows, Batch]] = []
         first = last_block = 0
         alone = [[chunk] for chunk in plan.chunks]
         for chunks in split_batches(plan.chunks) if self._is_batched else alone:
             if len(chunks) > 1:
-                stop = first + sum(chunk.stop - chunk.start for chunk in chunks)
-                batches.append((slice(first, stop), self._batch(chunks)))
-                first = stop
+                batches.append(self._batch(chunks, first))
+                first += sum(chunk.stop - chunk.start for chunk in chunks)
             else:
                 spans.append(self._span(chunks[0], first))
                 first = spans[-1].rows.stop
@@ -189,17 +190,31 @@ class PagedCache:
         read = find_rows(table, 0, chunk.stop, self._device) if chunk.start else written
         return Span(written, read, chunk.start, first, chunk.stop - chunk.start)
 
-    def _batch(self, chunks: Sequence[Chunk]) -> Batch:
-        """Put the tables of several requests into one, and bring it to the device at once."""
+    def _batch(self, chunks: Sequence[Chunk], first: int) -> tuple[Rows, Batch]:
+        """Put the tables of several requests into one, and bring it to the device at once.
+
+        The first token is the row `first` of the packed pass.
+        """
         tables = [chunk.request.block_table[: count_blocks(chunk.stop)] for chunk in chunks]
-        width = max(map(len, tables))
-        packed = torch.tensor(
-            [
-                [chunk.start, *table, *[self.padding_block] * (width - len(table))]
-                for chunk, table in zip(chunks, tables, strict=True)
-            ]
-        ).to(self._device)  # (requests, 1 + blocks)
-        return Batch(packed[:, 1:], packed[:, 0], count=chunks[0].stop - chunks[0].start)
+        counts = [chunk.stop - chunk.start for chunk in chunks]
+        firsts = accumulate(counts[:-1], initial=first)
+        width, most = max(map(len, tables)), max(counts)
+        lines = []
+        for chunk, table, count, row in zip(chunks, tables, counts, firsts, strict=True):
+            places = [min(index, count - 1) for index in range(most)]
+            lines.append(
+                [row + place for place in places]
+                + [chunk.start + place for place in places]
+                + table
+                + [self.padding_block] * (width - len(table))
+            )
+        packed = torch.tensor(lines).to(self._device)  # (requests, 2*count + blocks)
+        rows, at, block_tables = torch.split(packed, [most, most, width], dim=1)
+        is_even = min(counts) == most
+        return (
+            slice(first, first + most * len(chunks)) if is_even else rows.flatten(),
+            Batch(block_tables, at),
+        )
 
 
 def split_batches(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
@@ -211,7 +226,8 @@ def split_batches(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
         longest = max(longest, own)
         if (
             batches
-            and _are_alike(batches[-1][-1], chunk)
+            and _goes_on(batches[-1][-1])
+            and _goes_on(chunk)
             and (len(batches[-1]) + 1) * longest <= MAX_GATHERED_ROWS
         ):
             batches[-1].append(chunk)
@@ -221,10 +237,9 @@ def split_batches(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
     return batches
 
 
-def _are_alike(one: Chunk, other: Chunk) -> bool:
-    """Whether both go on behind something with the same few new tokens."""
-    count = one.stop - one.start
-    return min(one.start, other.start) > 0 and count == other.stop - other.start <= MAX_NEW_TOKENS
+def _goes_on(chunk: Chunk) -> bool:
+    """Whether a chunk is a few tokens behind what its request has kept."""
+    return chunk.start > 0 and chunk.stop - chunk.start <= MAX_NEW_TOKENS
 
 
 class FeatureCache:

@@ -10,8 +10,8 @@ The fixed shapes need no device: without a `capture` the same padded step runs a
 """
 
 import logging
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,12 @@ logger = logging.getLogger(__name__)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Requests of a step of fixed shape; a step of more is launched kernel by kernel."""
 
+COUNTS = (1, 4, 16)
+"""New tokens of each request of such a step: one, or what a format forces or drafts try as well."""
+
+MAX_TOKENS = 256
+"""Tokens of such a step, padding included; beyond it they cost a device time of their own."""
+
 LENGTHS = (256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12_288, 16_384, 24_576, 32_768)
 """Tokens of the longest request of such a step, at most a half more than there are."""
 
@@ -35,7 +41,7 @@ WARM_UP_RUNS = 2
 """Runs before recording: libraries allocate and choose their kernels in the first ones."""
 
 Decoding = Literal["alone", "batched", "padded", "graphs"]
-"""How requests that only decode are computed.
+"""How requests that go on with their answers are computed.
 
 "alone": attention takes one call for each request, the fastest on a processor. "batched": one call
 for all. "padded": in steps of fixed shapes. "graphs": those steps recorded and replayed.
@@ -55,61 +61,101 @@ def choose_decoding(device: torch.device, *, use_graphs: bool) -> Decoding:
 
 @dataclass(frozen=True)
 class Row:
-    """The one new token of a decoding request: `start` tokens came before it."""
+    """The new tokens of a request that goes on with its answer: `start` tokens came before them.
 
-    token_id: int
+    The logits of the last `num_rows` tokens are wanted.
+    """
+
+    token_ids: list[int]
     start: int
-    position_ids: Tensor  # (axes,)
+    position_ids: Tensor  # (axes, tokens)
     block_table: list[int]
+    num_rows: int = 1
+
+    @property
+    def stop(self) -> int:
+        """Count the tokens, the new ones among them."""
+        return self.start + len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a step: requests, new tokens, rows of logits and blocks of each."""
+
+    size: int
+    count: int
+    num_rows: int
+    num_blocks: int
 
 
 class FixedStep:
-    """One decoding step of a fixed number of requests and blocks, with its own input tensors."""
+    """One decoding step of a fixed shape, with its own input tensors."""
 
     def __init__(
         self,
         model: LanguageModel,
         cache: PagedCache,
         *,
-        shape: tuple[int, int],
+        shape: Shape,
         axes: int,
         device: torch.device,
     ) -> None:
-        """Make the inputs for `shape`, (requests, blocks of each)."""
         self._model = model
         self._cache = cache
-        self._size, num_blocks = shape
-        # One tensor, one transfer: id, start, positions and blocks of each request.
-        columns = 2 + axes + num_blocks
-        self._host = torch.empty(
-            self._size, columns, dtype=torch.long, pin_memory=device.type == "cuda"
-        )
-        self._table = self._host.numpy()  # the same memory, written to several times faster
-        self._inputs = torch.empty(self._size, columns, dtype=torch.long, device=device)
-        self._first_block = 2 + axes
+        self._shape = shape
+        tokens = (shape.size, shape.count)
+        parts = {
+            "input_ids": tokens,
+            "at": tokens,
+            "position_ids": (axes, *tokens),
+            "block_tables": (shape.size, shape.num_blocks),
+            "logits_at": (shape.size * shape.num_rows,),
+        }
+        # One tensor, one transfer; the parts are views of it, here and on the device.
+        total = sum(math.prod(sizes) for sizes in parts.values())
+        self._host = torch.empty(total, dtype=torch.long, pin_memory=device.type == "cuda")
+        self._there = torch.empty(total, dtype=torch.long, device=device)
+        self._lines = {name: part.numpy() for name, part in _cut(self._host, parts).items()}
+        self._inputs = _cut(self._there, parts)
 
     def fill(self, rows: Sequence[Row]) -> None:
         """Put a step's requests into the inputs, and padding into what is left.
 
-        The last step must be over: its result was read.
+        A request's last token fills up its line: computed again, it changes nothing. The last step
+        must be over: its result was read.
         """
-        first_block = self._first_block
-        self._table[:, :first_block] = 0
-        self._table[:, first_block:] = self._cache.padding_block
-        for own, row in zip(self._table, rows, strict=False):
-            blocks = row.block_table[: count_blocks(row.start + 1)]
-            own[0], own[1] = row.token_id, row.start
-            own[2:first_block] = row.position_ids.numpy()
-            own[first_block : first_block + len(blocks)] = blocks
-        self._inputs.copy_(self._host, non_blocking=True)
+        lines, count = self._lines, self._shape.count
+        for line in lines.values():
+            line.fill(0)
+        lines["block_tables"].fill(self._cache.padding_block)
+        wanted: list[int] = []
+        for index, row in enumerate(rows):
+            places = [min(place, len(row.token_ids) - 1) for place in range(count)]
+            lines["input_ids"][index] = [row.token_ids[place] for place in places]
+            lines["at"][index] = [row.start + place for place in places]
+            lines["position_ids"][:, index] = row.position_ids.numpy()[:, places]
+            blocks = row.block_table[: count_blocks(row.stop)]
+            lines["block_tables"][index, : len(blocks)] = blocks
+            end = index * count + len(row.token_ids)
+            wanted.extend(range(end - row.num_rows, end))
+        lines["logits_at"][: len(wanted)] = wanted
+        self._there.copy_(self._host, non_blocking=True)
 
     def run(self) -> Tensor:
-        """Compute logits (requests, vocab), padding included, from the inputs as they are."""
-        batch = Batch(self._inputs[:, self._first_block :], self._inputs[:, 1], count=1)
-        storage = self._cache.storage
-        cache = StepCache(storage, [], [(slice(0, self._size), batch)], num_rows=storage.num_rows)
-        hidden = self._model.embed(self._inputs[:, 0])  # (requests, hidden)
-        return self._model(hidden, self._inputs[:, 2 : self._first_block].t(), cache)
+        """Compute logits (rows, vocab), those of padding last, from the inputs as they are."""
+        inputs, storage = self._inputs, self._cache.storage
+        batch = Batch(inputs["block_tables"], inputs["at"])
+        tokens = slice(0, self._shape.size * self._shape.count)
+        cache = StepCache(storage, [], [(tokens, batch)], num_rows=storage.num_rows)
+        hidden = self._model.embed(inputs["input_ids"].flatten())  # (tokens, hidden)
+        position_ids = inputs["position_ids"].flatten(1)  # (axes, tokens)
+        return self._model(hidden, position_ids, cache, inputs["logits_at"])
+
+
+def _cut(flat: Tensor, parts: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Give views of one tensor, one after another, in these sizes."""
+    pieces = torch.split(flat, [math.prod(sizes) for sizes in parts.values()])
+    return {name: piece.view(parts[name]) for name, piece in zip(parts, pieces, strict=True)}
 
 
 class FixedSteps:
@@ -129,15 +175,15 @@ class FixedSteps:
         self._device = device
         self._capture = capture
         self._is_on = True
-        self._steps: dict[tuple[int, int], tuple[FixedStep, Run]] = {}
+        self._steps: dict[Shape, tuple[FixedStep, Run]] = {}
 
     def forward(self, rows: Sequence[Row]) -> Tensor | None:
-        """Give logits (requests, vocab), valid until the next call.
+        """Give the wanted logits (rows, vocab) in order, valid until the next call.
 
         None where no fixed shape holds the rows, this model's steps cannot be recorded, or
         somebody watches the model's passes with hooks, which a replay does not call.
         """
-        shape = find_shape(len(rows), max(row.start + 1 for row in rows))
+        shape = find_shape(rows)
         is_watched = bool(getattr(self._model, "_forward_hooks", None))
         if shape is None or is_watched or not self._is_on:
             return None
@@ -145,9 +191,9 @@ class FixedSteps:
             return None
         step, run = self._steps[shape]
         step.fill(rows)
-        return run()[: len(rows)]
+        return run()[: sum(row.num_rows for row in rows)]
 
-    def _make(self, shape: tuple[int, int], rows: Sequence[Row]) -> bool:
+    def _make(self, shape: Shape, rows: Sequence[Row]) -> bool:
         """Make a step and record it on real rows; give up on all where that is impossible."""
         step = FixedStep(
             self._model,
@@ -171,15 +217,21 @@ class FixedSteps:
         return True
 
 
-def find_shape(num_requests: int, num_tokens: int) -> tuple[int, int] | None:
-    """Find the smallest fixed shape, (requests, blocks); None when there is none so large."""
-    size = bisect_left(BATCH_SIZES, num_requests)
-    length = bisect_left(LENGTHS, num_tokens)
-    if size == len(BATCH_SIZES) or length == len(LENGTHS):
+def find_shape(rows: Sequence[Row]) -> Shape | None:
+    """Find the smallest fixed shape that holds the rows; None when there is none so large."""
+    size = _round_up(len(rows), BATCH_SIZES)
+    count = _round_up(max(len(row.token_ids) for row in rows), COUNTS)
+    length = _round_up(max(row.stop for row in rows), LENGTHS)
+    if size is None or count is None or length is None:
         return None
-    if BATCH_SIZES[size] * LENGTHS[length] > MAX_GATHERED_ROWS:
+    if size * count > MAX_TOKENS or size * length > MAX_GATHERED_ROWS:
         return None
-    return BATCH_SIZES[size], LENGTHS[length] // BLOCK_SIZE
+    num_rows = 1 if all(row.num_rows == 1 for row in rows) else count
+    return Shape(size, count, num_rows, length // BLOCK_SIZE)
+
+
+def _round_up(number: int, sizes: tuple[int, ...]) -> int | None:
+    return next((size for size in sizes if size >= number), None)
 
 
 class CudaCapture:

@@ -14,37 +14,35 @@ from torch.nn.functional import scaled_dot_product_attention
 from qianyan.engine.blocks import BLOCK_SIZE
 
 MAX_NEW_TOKENS = 16
-"""New tokens of each request in one batch: one, or a few that are tried at once."""
+"""New tokens of a request in a batch: one, and a few that a format forces or that are tried."""
 
 MAX_GATHERED_ROWS = 2**18
 """Rows that are gathered at one time, padding included: 128 MiB of keys with two heads of 128."""
 
 
 class Batch:
-    """Requests with the same number of new tokens, packed one after another.
+    """Requests with a few new tokens each, packed one after another, with the same number of rows.
 
-    Everything is computed on the device from two small tensors, without a look at their contents:
-    a CUDA graph can record it.
+    Where a request has fewer new tokens its last one stands several times: it is written to the
+    same place and sees the same keys. Everything is computed on the device from two small tensors,
+    without a look at their contents: a CUDA graph can record it.
     """
 
-    def __init__(self, block_tables: Tensor, starts: Tensor, *, count: int) -> None:
+    def __init__(self, block_tables: Tensor, at: Tensor) -> None:
         """Place the new tokens and find what they look back at.
 
         Args:
             block_tables: (requests, blocks) of each request, short ones padded with any block.
-            starts: (requests,), the number of tokens before the new ones.
-            count: new tokens of each request.
+            at: (requests, count), the place of each new token in its sequence, ascending.
         """
-        device = block_tables.device
-        offsets = torch.arange(BLOCK_SIZE, device=device)
+        offsets = torch.arange(BLOCK_SIZE, device=at.device)
         rows = (block_tables.unsqueeze(-1) * BLOCK_SIZE + offsets).flatten(1)  # (requests, keys)
-        self._at = starts.unsqueeze(1) + torch.arange(count, device=device)  # (requests, count)
-        self._key_at = torch.arange(rows.shape[1], device=device)  # (keys,)
-        self.written = rows.gather(1, self._at).flatten()  # (requests*count,)
+        self._at = at
+        self._key_at = torch.arange(rows.shape[1], device=at.device)  # (keys,)
+        self.written = rows.gather(1, at).flatten()  # (requests*count,)
         # Rows beyond a request are not its own and may hold anything: a NaN among the values is
         # not silenced by a weight of 0. The request's first row stands in for them.
-        is_own = self._key_at < (starts + count).unsqueeze(1)
-        self._read = torch.where(is_own, rows, rows[:, :1])  # (requests, keys)
+        self._read = torch.where(self._key_at <= at[:, -1:], rows, rows[:, :1])  # (requests, keys)
         self._visible: dict[tuple[int, int | None], Tensor] = {}
 
     def attend(

@@ -185,7 +185,7 @@ class Runner:
 
     def _decode(self, chunks: list[tuple[Chunk, Prompt]]) -> Tensor | None:
         """Run a pass of nothing but answers in a step of fixed shape; None where there is none."""
-        if self._fixed_steps is None or not all(_only_decodes(*each) for each in chunks):
+        if self._fixed_steps is None or not all(_goes_on(*each) for each in chunks):
             return None
         return self._fixed_steps.forward([_to_row(*each) for each in chunks])
 
@@ -268,13 +268,12 @@ def _find_features(chunk: Chunk, prompt: Prompt) -> tuple[Tensor, list[Tensor]]:
 
 
 def _to_row(chunk: Chunk, prompt: Prompt) -> Row:
-    """Say what a decoding step needs of one request."""
-    (token_id,) = chunk.request.token_ids(chunk.start, chunk.stop)
-    position_ids = prompt.positions.at(chunk.start, chunk.stop)[:, 0]
-    return Row(token_id, chunk.start, position_ids, chunk.request.block_table)
+    """Say what a step of fixed shape needs of one request."""
+    position_ids = prompt.positions.at(chunk.start, chunk.stop)
+    table = chunk.request.block_table
+    return Row(chunk.token_ids, chunk.start, position_ids, table, chunk.num_rows)
 
 
-def _only_decodes(chunk: Chunk, prompt: Prompt) -> bool:
-    """Whether a chunk is the one newest token of an answer."""
-    is_answer = chunk.start >= prompt.positions.prompt.shape[1]
-    return is_answer and chunk.is_last and chunk.stop - chunk.start == 1
+def _goes_on(chunk: Chunk, prompt: Prompt) -> bool:
+    """Whether a chunk holds the newest tokens of an answer, and none of the prompt."""
+    return chunk.is_last and chunk.start >= prompt.positions.prompt.shape[1]

@@ -48,6 +48,7 @@ def heads(num_tokens: int, count: int, seed: int) -> torch.Tensor:
         {1: [1] * 12, 2: [4], 3: [3, 9]},
         {1: [5 * BLOCK_SIZE + 7, 1, 1], 2: [1, 4 * BLOCK_SIZE, 1, 1]},
         {1: [5, 1, 3, 1], 2: [33, 1, 3, 1], 3: [9, 1, 3, 1, 1]},
+        {1: [5, 1, 7, 2], 2: [33, 16, 3, 1], 3: [9, 1, 1, 4, 1]},
     ],
 )
 @pytest.mark.parametrize("order", ["runs", "scattered"])
@@ -97,16 +98,10 @@ def chunk(num_tokens: int, start: int) -> Chunk:
     return Chunk(request(1, num_tokens, list(range(NUM_BLOCKS))), start, num_tokens, is_last=True)
 
 
-def test_chunks_that_go_on_with_as_many_tokens_share_one_call() -> None:
+def test_neighbours_with_a_few_new_tokens_share_one_call() -> None:
     begun, long = chunk(20, 0), chunk(60, 20)
-    ones, twos = [chunk(n, n - 1) for n in (5, 40, 21)], [chunk(n, n - 2) for n in (9, 8)]
-    assert split_batches([*ones, *twos, long, begun, begun]) == [
-        ones,
-        twos,
-        [long],
-        [begun],
-        [begun],
-    ]
+    few = [chunk(5, 4), chunk(40, 30), chunk(21, 20)]
+    assert split_batches([*few, long, begun, begun]) == [few, [long], [begun], [begun]]
 
 
 def test_what_one_call_gathers_is_limited() -> None:

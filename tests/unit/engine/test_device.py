@@ -285,7 +285,7 @@ def test_a_model_that_cannot_be_recorded_decodes_without(
     model = CausalLM(config).to(cuda)
     cache = PagedCache(8, cuda, is_batched=True)
     steps = FixedSteps(model, cache, device=cuda, capture=CudaCapture(cuda))
-    rows = [Row(3, 0, torch.tensor([0]), [1]), Row(4, 0, torch.tensor([0]), [2])]
+    rows = [Row([token_id], 0, torch.tensor([[0]]), [token_id]) for token_id in (3, 4)]
     with caplog.at_level(logging.WARNING), torch.inference_mode():
         assert steps.forward(rows) is None
         assert steps.forward(rows) is None

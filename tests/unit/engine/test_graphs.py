@@ -13,15 +13,17 @@ from qianyan.engine.cache import PagedCache
 from qianyan.engine.engine import Engine
 from qianyan.engine.graphs import (
     BATCH_SIZES,
+    COUNTS,
     LENGTHS,
     Decoding,
     FixedSteps,
     Row,
     Run,
+    Shape,
     choose_decoding,
     find_shape,
 )
-from qianyan.engine.paged import MAX_GATHERED_ROWS
+from qianyan.engine.paged import MAX_GATHERED_ROWS, MAX_NEW_TOKENS
 from qianyan.engine.request import Completion
 from qianyan.engine.runner import Runner
 from qianyan.engine.scheduler import EngineConfig
@@ -109,7 +111,10 @@ def model(tiny_checkpoint: Path) -> LanguageModel:
     return load_model(tiny_checkpoint, dtype="float32", device="cpu")
 
 
-ROWS = [Row(5, 0, torch.tensor([0, 0, 0]), [2]), Row(9, 0, torch.tensor([4, 4, 4]), [6])]
+ROWS = [
+    Row([5], 0, torch.tensor([[0], [0], [0]]), [2]),
+    Row([9], 0, torch.tensor([[4], [4], [4]]), [6]),
+]
 
 
 @torch.inference_mode()
@@ -180,7 +185,7 @@ QWEN = QWenConfig(
 def test_every_architecture_takes_padding(model: LanguageModel) -> None:
     """Padding stands at position 0 of a prompt of no tokens, which no real token does."""
     position_ids = model.place([3, 5, 7]).prompt
-    rows = [Row(3 + 2 * at, 0, position_ids[:, at], [at]) for at in range(3)]
+    rows = [Row([3 + 2 * at], 0, position_ids[:, at : at + 1], [at]) for at in range(3)]
     logits = FixedSteps(model, PagedCache(8, CPU, is_batched=True), device=CPU).forward(rows)
     hidden = model.embed(torch.tensor([3, 5, 7]))
     assert logits is not None
@@ -225,28 +230,55 @@ def test_passes_that_are_watched_are_computed_one_by_one(tiny_checkpoint: Path) 
     assert steps.forward(ROWS) is not None
 
 
+def row(num_new: int, stop: int, num_rows: int = 1) -> Row:
+    return Row([1] * num_new, stop - num_new, torch.zeros(1, num_new), [], num_rows)
+
+
 @pytest.mark.parametrize(
-    ("num_requests", "num_tokens", "expected"),
+    ("rows", "expected"),
     [
-        (1, 1, (1, 16)),
-        (3, 256, (4, 16)),
-        (8, 1500, (8, 96)),
-        (64, 257, (64, 32)),
-        (65, 10, None),
-        (1, 32_769, None),
-        (64, 8192, None),
+        ([row(1, 1)], Shape(1, 1, 1, 16)),
+        ([row(1, 256)] * 3, Shape(4, 1, 1, 16)),
+        ([row(1, 9)] * 7 + [row(2, 1500)], Shape(8, 4, 1, 96)),
+        ([row(1, 9), row(5, 300, 5)], Shape(2, 16, 16, 32)),
+        ([row(1, 257)] * 64, Shape(64, 1, 1, 32)),
+        ([row(1, 10)] * 65, None),
+        ([row(17, 20)], None),
+        ([row(1, 32_769)], None),
+        ([row(1, 8192)] * 64, None),
+        ([row(5, 30)] * 17, None),
     ],
 )
 def test_the_smallest_shape_that_holds_a_step_is_taken(
-    num_requests: int, num_tokens: int, expected: tuple[int, int] | None
+    rows: list[Row], expected: Shape | None
 ) -> None:
-    assert find_shape(num_requests, num_tokens) == expected
+    assert find_shape(rows) == expected
+
+
+@torch.inference_mode()
+def test_several_new_tokens_give_the_wanted_rows(model: LanguageModel) -> None:
+    """Forced tokens and drafts: a request has more tokens than another, and wants more rows."""
+    ids = [5, 8, 11, 17, 20, 40, 41]
+    position_ids = model.place(ids).prompt
+    whole = model(model.embed(torch.tensor(ids)), position_ids, NoCache([7]))
+    steps = FixedSteps(model, PagedCache(8, CPU, is_batched=True), device=CPU)
+    first, second = (
+        [Row(ids[:1], 0, position_ids[:, :1], [2]), Row(ids[:3], 0, position_ids[:, :3], [5], 3)],
+        [
+            Row(ids[1:6], 1, position_ids[:, 1:6], [2], 2),
+            Row(ids[3:4], 3, position_ids[:, 3:4], [5]),
+        ],
+    )
+    torch.testing.assert_close(steps.forward(first), whole[[0, 0, 1, 2]])
+    torch.testing.assert_close(steps.forward(second), whole[[4, 5, 3]])
 
 
 def test_shapes_grow_and_hold_whole_blocks() -> None:
     assert sorted(BATCH_SIZES) == list(BATCH_SIZES)
     assert sorted(LENGTHS) == list(LENGTHS)
+    assert sorted(COUNTS) == list(COUNTS)
     assert all(length % 16 == 0 for length in LENGTHS)
+    assert COUNTS[-1] == MAX_NEW_TOKENS
     assert BATCH_SIZES[0] * LENGTHS[-1] <= MAX_GATHERED_ROWS
 
 
