@@ -21,12 +21,14 @@ PART_TOKENS = 256
 """Most visual tokens of one part: a square of 448 pixels where a token is 28 pixels wide."""
 SECOND_LOOK_TOKENS = 1024
 """Most visual tokens of all parts of a photo together."""
-MIN_PART_SIDE = 336  # models draw biased boxes in pictures below 320 x 320 (QwenLM/Qwen3-VL#721)
-SMALL_SIDE = 56  # pixels as shown, two tokens: a head in an upper body of that size has one
+# Sides in tokens. A part is at least 12 tokens wide, 336 pixels for most models: in pictures below
+# 320 x 320 they draw biased boxes (QwenLM/Qwen3-VL#721). Of what is less than two tokens wide, such
+# as an upper body whose head has one, nothing can be told.
+MIN_PART_SIDE, SMALL_SIDE = 12, 2
 SURE_SCORE = 0.6
 GAIN = 1.25  # how much larger a part has to be shown than before
-# A head of 40 pixels, the least that can be told apart, vanishes when it is shown with fewer.
-HEAD_PX, VANISHED_PX = 40, 14
+# A head of 40 pixels, the least that can be told apart, vanishes when it has half a token's side.
+HEAD_PX, VANISHED_SIDE = 40, 0.5
 TILE_OVERLAP = 0.2
 
 SeenWH = Callable[[tuple[int, int], int | None], tuple[int, int]]
@@ -58,6 +60,12 @@ class Showing:
     def shrink(self) -> float:
         """How many times smaller than in the photo things were shown."""
         return _shrink(self.photo_wh, self.shown_wh)
+
+    @property
+    def token_px(self) -> float:
+        """Measure the side of a token in pixels of the picture shown."""
+        width, height = self.shown_wh
+        return math.sqrt(width * height / self.count_tokens(self.shown_wh))
 
     def part_shrink(self, region: Box) -> float:
         """How many times smaller things are shown in a part."""
@@ -91,7 +99,7 @@ class _Choice:
 def choose_parts(detections: Sequence[Detection], showing: Showing) -> tuple[tuple[Part, ...], int]:
     """Choose the parts to look at again, and count those for which there was no room."""
     choice = _Choice(showing)
-    for index in sorted(_doubtful(detections, showing.shrink), key=_importance(detections)):
+    for index in sorted(_doubtful(detections, showing), key=_importance(detections)):
         box = detections[index].box
         holder = next((part for part in choice.parts if _holds(part.region, box)), None)
         if holder is not None:
@@ -110,15 +118,12 @@ def _shrink(photo_wh: tuple[int, int], shown_wh: tuple[int, int]) -> float:
     return math.sqrt(photo_wh[0] * photo_wh[1] / (shown_wh[0] * shown_wh[1]))
 
 
-def _doubtful(detections: Sequence[Detection], shrink: float) -> Iterable[int]:
+def _doubtful(detections: Sequence[Detection], showing: Showing) -> Iterable[int]:
     """List what was shown too small, or is uncertain, or said with little certainty."""
+    small = SMALL_SIDE * showing.token_px * showing.shrink
     for index, found in enumerate(detections):
         is_unsure = found.score is not None and found.score < SURE_SCORE
-        if (
-            found.sub_label is SubLabel.UNCERTAIN
-            or is_unsure
-            or _extent(found) < SMALL_SIDE * shrink
-        ):
+        if found.sub_label is SubLabel.UNCERTAIN or is_unsure or _extent(found) < small:
             yield index
 
 
@@ -141,13 +146,12 @@ def _importance(detections: Sequence[Detection]) -> Callable[[int], tuple[int, f
 
 def _region(found: Detection, showing: Showing) -> Box | None:
     """Place a square around a finding, or around the upper body of a tall person."""
+    min_side = round(MIN_PART_SIDE * showing.token_px)
     around = [_corners(found.box)]
     if found.label is Hazard.PERSON:
         around.append(upper_body(_corners(found.box)))
     for corners in around:
-        region = Box(
-            *crop_region(corners, showing.photo_wh, margin=CROP_MARGIN, min_side=MIN_PART_SIDE)
-        )
+        region = Box(*crop_region(corners, showing.photo_wh, margin=CROP_MARGIN, min_side=min_side))
         if showing.part_shrink(region) * GAIN <= showing.shrink:
             return region
     return None
@@ -155,14 +159,11 @@ def _region(found: Detection, showing: Showing) -> Box | None:
 
 def _tiles(detections: Sequence[Detection], showing: Showing) -> list[Part]:
     """Cut the photo into tiles in which heads can be seen that were not seen in the whole of it."""
-    visible = HEAD_PX / VANISHED_PX
+    visible = HEAD_PX / (VANISHED_SIDE * showing.token_px)
     if showing.shrink < visible:
         return []
     width, height = showing.photo_wh
-    token_pixels = (
-        showing.shown_wh[0] * showing.shown_wh[1] / showing.count_tokens(showing.shown_wh)
-    )
-    side = int(visible * math.sqrt(PART_TOKENS * token_pixels))
+    side = int(visible * math.sqrt(PART_TOKENS) * showing.token_px)
     tiles = [
         Box(left, top, right, bottom)
         for top, bottom in _stretches(height, side)
