@@ -103,7 +103,7 @@ class Engine:
             device=self._device,
             max_encode_patches=self.config.max_encode_patches,
             num_blocks=self._scheduler.pool.num_blocks,
-            decoding=choose_decoding(self._device, use_graphs=self.config.use_graphs),
+            decoding=choose_decoding(self._model, self._device, use_graphs=self.config.use_graphs),
         )
         self._sampler = Sampler(tokenizer.vocab_size)
         self._grammars: Grammars | None = None

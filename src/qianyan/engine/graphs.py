@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qianyan.engine.blocks import BLOCK_SIZE, count_blocks
 from qianyan.engine.cache import PagedCache, StepCache
 from qianyan.engine.paged import MAX_GATHERED_ROWS, Batch
 from qianyan.models.language_model import LanguageModel
+from qianyan.models.text import SparseMoeBlock
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +53,14 @@ Capture = Callable[[Run], Run]
 """Records what a function launches on a device; what it gives does that again."""
 
 
-def choose_decoding(device: torch.device, *, use_graphs: bool) -> Decoding:
-    """Choose what suits a device: only CUDA has graphs."""
-    if device.type == "cuda" and use_graphs:
+def choose_decoding(model: nn.Module, device: torch.device, *, use_graphs: bool) -> Decoding:
+    """Choose what suits a device and a model.
+
+    Only CUDA has graphs. Experts are chosen on the host, which no graph records; a recording that
+    was tried and failed may cost the device memory, so it is not tried.
+    """
+    has_experts = any(isinstance(part, SparseMoeBlock) for part in model.modules())
+    if device.type == "cuda" and use_graphs and not has_experts:
         return "graphs"
     return "alone" if device.type == "cpu" else "batched"
 
@@ -208,7 +214,6 @@ class FixedSteps:
             try:
                 run = self._capture(run)
             except RuntimeError as error:
-                # Experts, for one, are chosen on the host: such a model decodes without graphs.
                 self._is_on = False
                 self._steps.clear()
                 logger.warning("decoding without CUDA graphs error=%s", str(error).split("\n")[0])

@@ -7,6 +7,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +227,9 @@ def test_memory_comes_back_when_an_engine_goes(
     assert held() <= before
 
 
-@pytest.fixture
-def watched() -> Iterator[list[warnings.WarningMessage]]:
-    """What PyTorch warns of while it watches for waits on the device."""
+@contextmanager
+def waits() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect what PyTorch warns of while it watches for waits on the device."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -239,15 +240,15 @@ def watched() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def test_a_recorded_step_waits_for_the_device_once(
-    tiny_checkpoint: Path, cuda: torch.device, request: pytest.FixtureRequest
+    tiny_checkpoint: Path, cuda: torch.device
 ) -> None:
     engine = Engine(tiny_checkpoint, device=str(cuda))
     stream = engine.stream([{"role": "user", "content": "count"}], max_tokens=40)
     for _ in range(8):
         next(stream)  # recorded by now
-    watched: list[warnings.WarningMessage] = request.getfixturevalue("watched")
-    engine.step()
-    assert len([each for each in watched if "synchroniz" in str(each.message)]) == 1
+    with waits() as seen:
+        engine.step()
+    assert len([each for each in seen if "synchroniz" in str(each.message)]) == 1
     stream.close()  # type: ignore[attr-defined]
 
 

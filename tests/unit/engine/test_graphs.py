@@ -283,15 +283,17 @@ def test_shapes_grow_and_hold_whole_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "use_graphs", "expected"),
+    ("device", "use_graphs", "config", "expected"),
     [
-        ("cpu", True, "alone"),
-        ("cuda", True, "graphs"),
-        ("cuda:1", False, "batched"),
-        ("mps", True, "batched"),
+        ("cpu", True, TEXT, "alone"),
+        ("cuda", True, TEXT, "graphs"),
+        ("cuda:1", False, TEXT, "batched"),
+        ("cuda", True, replace(TEXT, moe=EXPERTS), "batched"),
+        ("mps", True, TEXT, "batched"),
     ],
 )
 def test_devices_decode_in_their_own_way(
-    device: str, *, use_graphs: bool, expected: Decoding
+    device: str, *, use_graphs: bool, config: TextConfig, expected: Decoding
 ) -> None:
-    assert choose_decoding(torch.device(device), use_graphs=use_graphs) == expected
+    model = CausalLM(config)
+    assert choose_decoding(model, torch.device(device), use_graphs=use_graphs) == expected
