@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from qianyan.inspection.inspector import LookSettings
 
 Lang = Literal["zh", "en"]
-Way = Literal["auto", "list", "cascade", "detector"]
+Way = Literal["auto", "list", "two-step", "cascade", "detector"]
+PromptOrder = Literal["picture-first", "rules-first"]
+AnswerForm = Literal["objects", "rows"]
 Quantize = Literal["int8", "int4", "none"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -59,13 +61,29 @@ LangOption = Annotated[Lang, option("--lang", "language of labels, report and qu
 WordsOption = Annotated[Lang, option("--lang", "language of what is said here")]
 Look = Annotated[
     Way,
-    option("--look", "list: the model names boxes; cascade: the detector proposes, the model "
-            "judges; detector: no second look; auto: cascade for the bundled pair, else list"),
+    option("--look", "list: the model names boxes; two-step: in the whole picture, shown small, "
+            "and then in the parts that matter; cascade: the detector proposes, the model judges; "
+            "detector: no second look; auto: cascade for the bundled pair, else list"),
 ]  # fmt: skip
 MaxObjects = Annotated[int, option("--max-objects", "detections kept for each picture")]
 MaxPixels = Annotated[
     int | None, option("--max-pixels", "largest size at which a model looks at a picture")
 ]
+VisualTokens = Annotated[
+    int | None,
+    option("--visual-tokens", "most visual tokens of a picture: whole (list), in the first of two "
+            "steps (else 432), or of all crops (cascade)"),
+]  # fmt: skip
+PromptOrderOption = Annotated[
+    PromptOrder,
+    option("--prompt-order", "of a list's question: as the models were trained, or rules-first, "
+            "which is computed once for all pictures"),
+]  # fmt: skip
+AnswerFormOption = Annotated[
+    AnswerForm,
+    option("--answer-form", "of a list: objects, as the models were trained, or rows, a third "
+            "fewer tokens"),
+]  # fmt: skip
 Workers = Annotated[int, option("--workers", "pictures asked about at once at an endpoint")]
 Batch = Annotated[
     str,

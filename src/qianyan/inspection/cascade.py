@@ -19,8 +19,9 @@ the detector carried the day), it is the detector's.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,9 @@ BARE_SHARE, HELMET_SHARE = 0.6, 0.5
 MINOR_BELOW, MODERATE_UP_TO = 0.01, 0.10
 # Crops per subject that are put to the judge at most, for each object that may be reported.
 CANDIDATES = 2
+# Where crops have to share few visual tokens, they are made smaller down to this side.
+LEAST_CROP_SIDE = 224
+TOKEN_SIDE = 28
 # Flames and smoke have no edges: boxes that overlap more than this mean the same thing.
 SAME_THING_IOU = 0.3
 
@@ -104,7 +108,8 @@ class Cascade:
     """A way to look at photos; without a judge the detector's word stands.
 
     `crop_side` enlarges crops for judges that see small pictures badly; None leaves the size to
-    the judge. `alone` is the score that a head needs to be a person where no body was proposed.
+    the judge. `alone` is the score by kind that a proposal needs to stand without a judge, or that
+    a head needs to be a person without a body. `visual_tokens` is the most of all crops of a photo.
     `detector_weight` is how much the detector's certainty counts beside the judge's: 1 for judges
     of the detector's own strength, less for those that see far better, 0 to believe them alone.
     """
@@ -116,6 +121,7 @@ class Cascade:
     crop_side: int | None = None
     alone: Mapping[str, float] = field(default_factory=dict)
     detector_weight: float = 1.0
+    visual_tokens: int | None = None
 
     def look(self, photo: Photo) -> Look:
         """Find fire, smoke and persons in a photo."""
@@ -129,7 +135,9 @@ class Cascade:
             return Look(kept, raw=_raw(candidates, ()), notes=notes)
         opinions, usage = self._judge(photo.rgb, candidates, self.judge)
         verdicts = [
-            settle(
+            self._unjudged(candidate, photo_wh)
+            if opinion is None
+            else settle(
                 candidate, opinion, photo_wh, lang=self.lang, detector_weight=self.detector_weight
             )
             for candidate, opinion in zip(candidates, opinions, strict=True)
@@ -141,33 +149,67 @@ class Cascade:
 
     def _judge(
         self, rgb: Image.Image, candidates: Sequence[Candidate], judge: Vision
-    ) -> tuple[list[Opinion], Usage]:
-        """Put every candidate to the judge, all at once.
+    ) -> tuple[list[Opinion | None], Usage]:
+        """Put every candidate to the judge, all at once; None for those beyond the visual tokens.
 
         Raises ReplyError when not a single answer is one of the letters asked for.
         """
-        if not candidates:
-            return [], Usage(forwarded_tokens=0)
-        asked = [_question(candidate) for candidate in candidates]
+        crops = self._crops(rgb, candidates, judge)
+        if not crops:
+            return [None] * len(candidates), Usage(forwarded_tokens=0)
+        asked = {index: _question(candidates[index]) for index in crops}
         answers = judge.ask_many(
             [
                 Ask(
-                    image=self._crop(rgb, candidate.region),
-                    text=question.text(self.lang),
+                    image=crop,
+                    text=asked[index].text(self.lang),
                     max_tokens=1,
                     logprobs=TOP_LOGPROBS,
                 )
-                for candidate, question in zip(candidates, asked, strict=True)
+                for index, crop in crops.items()
             ]
         )
-        opinions = [read_opinion(*pair) for pair in zip(answers, asked, strict=True)]
-        if not any(opinion.shares for opinion in opinions):
+        opinions = {
+            index: read_opinion(answer, question)
+            for (index, question), answer in zip(asked.items(), answers, strict=True)
+        }
+        if not any(opinion.shares for opinion in opinions.values()):
             raise ReplyError(
-                f"{judge.name} answered {quote(opinions[0].reply)} to a closed question; expected "
-                f"one of the letters {', '.join(asked[0].options)}. Use --look list, or another "
-                "model."
+                f"{judge.name} answered {quote(answers[0].text)} to a closed question; expected "
+                f"one of the letters {', '.join(next(iter(asked.values())).options)}. Use --look "
+                "list, or another model."
             )
-        return opinions, sum((answer.usage for answer in answers), Usage(forwarded_tokens=0))
+        usage = sum((answer.usage for answer in answers), Usage(forwarded_tokens=0))
+        return [opinions.get(index) for index in range(len(candidates))], usage
+
+    def _crops(
+        self, rgb: Image.Image, candidates: Sequence[Candidate], judge: Vision
+    ) -> dict[int, Image.Image]:
+        """Cut the candidates out, by index, as far as the visual tokens reach.
+
+        With few tokens crops become smaller first, then fewer: the likeliest of each kind are kept.
+        """
+        if self.visual_tokens is None:
+            return {n: self._crop(rgb, one.region) for n, one in enumerate(candidates)}
+        side = self.crop_side
+        if side is not None:
+            fair = int(TOKEN_SIDE * math.sqrt(self.visual_tokens / max(len(candidates), 1)))
+            side = min(max(fair, LEAST_CROP_SIDE), side)
+        sized = replace(self, crop_side=side)
+        crops: dict[int, Image.Image] = {}
+        left = self.visual_tokens
+        for index in _by_rank(candidates):
+            crop = sized._crop(rgb, candidates[index].region)  # noqa: SLF001  (itself, resized)
+            left -= judge.count_tokens(judge.seen_wh(crop.size))
+            if left < 0:
+                break
+            crops[index] = crop
+        return crops
+
+    def _unjudged(self, candidate: Candidate, photo_wh: tuple[int, int]) -> Detection | None:
+        """Take the detector at its word where it is sure enough without a judge."""
+        is_sure = candidate.score >= self.alone.get(candidate.subject.value, 0.0)
+        return propose_only(candidate, photo_wh) if is_sure else None
 
     def _crop(self, rgb: Image.Image, region: Corners) -> Image.Image:
         crop = square_crop(rgb, region)
@@ -197,6 +239,16 @@ def choose(
         Candidate(Hazard.PERSON, figure.box, figure.score, figure.head_region, figure)
         for figure in find_figures(proposals, photo_wh, alone=alone)[:limit]
     ]
+
+
+def _by_rank(candidates: Sequence[Candidate]) -> list[int]:
+    """Order candidates so that the first of each subject comes before the second of any."""
+    ranks: Counter[Hazard] = Counter()
+    ranked = []
+    for index, candidate in enumerate(candidates):
+        ranked.append((ranks[candidate.subject], index))
+        ranks[candidate.subject] += 1
+    return [index for _, index in sorted(ranked)]
 
 
 def settle(
@@ -319,12 +371,16 @@ def _question(candidate: Candidate) -> ClosedQuestion:
     return load_questions()["head" if candidate.subject is Hazard.PERSON else "hazard"]
 
 
-def _unread(opinions: Sequence[Opinion]) -> tuple[str, ...]:
-    unread = sum(not opinion.shares for opinion in opinions)
-    return (f"the second look gave no readable answer for {unread} of them",) if unread else ()
+def _unread(opinions: Sequence[Opinion | None]) -> tuple[str, ...]:
+    unread = sum(opinion is not None and not opinion.shares for opinion in opinions)
+    unasked = sum(opinion is None for opinion in opinions)
+    notes = [f"the second look gave no readable answer for {unread} of them"] if unread else []
+    if unasked:
+        notes.append(f"{unasked} proposals not judged: the visual tokens were spent")
+    return tuple(notes)
 
 
-def _raw(candidates: Sequence[Candidate], opinions: Sequence[Opinion]) -> str:
+def _raw(candidates: Sequence[Candidate], opinions: Sequence[Opinion | None]) -> str:
     """Keep what both said, for those who want to see why: one JSON list."""
     rows: list[dict[str, Any]] = []
     for index, candidate in enumerate(candidates):
@@ -337,8 +393,8 @@ def _raw(candidates: Sequence[Candidate], opinions: Sequence[Opinion]) -> str:
             head = candidate.figure.head
             row["head"] = [round(corner) for corner in head.box]
             row["head_detector"] = {"helmet": round(head.helmet, 3), "bare": round(head.bare, 3)}
-        if opinions:
-            opinion = opinions[index]
+        opinion = opinions[index] if opinions else None
+        if opinion is not None:
             row["judge"] = {name: round(p, 3) for name, p in opinion.shares.items()}
         rows.append(row)
     return json.dumps(rows, separators=(",", ":"))

@@ -17,23 +17,33 @@ from qianyan.engine.desk import Desk
 from qianyan.engine.engine import Engine
 from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.inputs.fetch import FetchLimits
+from qianyan.inputs.grounding import Markup
 from qianyan.inputs.images import Photo
 from qianyan.inspection.cascade import Cascade, Propose
-from qianyan.inspection.detect import TOKENS_BESIDES, TOKENS_PER_OBJECT, detect
+from qianyan.inspection.detect import TOKENS_BESIDES, TOKENS_PER_OBJECT, Lister
 from qianyan.inspection.endpoint import draw_test_picture
 from qianyan.inspection.profile import MAX_PIXELS
-from qianyan.inspection.prompts import MAX_OBJECTS
+from qianyan.inspection.prompts import (
+    MAX_OBJECTS,
+    USUAL_FORM,
+    AnswerForm,
+    ListingForm,
+    PromptOrder,
+)
 from qianyan.inspection.records import Look
 from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.two_steps import FIRST_LOOK_TOKENS, TwoSteps
 from qianyan.inspection.vision import LocalVision, Vision
 from qianyan.inspection.words import Lang
 from qianyan.models.detector import Detector, Proposal, load_detector
 
-Way = Literal["auto", "list", "cascade", "detector"]
+Way = Literal["auto", "list", "two-step", "cascade", "detector"]
 AUTO = 0
 """For `batch`: as many as memory and cores bear."""
 
 MOST_OBJECTS = 100
+VISUAL_TOKENS = (64, 16_384)
+"""Least and most of `visual_tokens`: a thumbnail, and what the checkpoints allow for a picture."""
 # Heads on proposed bodies are believed from this share of the detector's threshold for heads.
 HEADS, HEAD_HINT = ("helmet", "head"), 0.25
 # Before a judge the detector may be bolder: shares of its own thresholds.
@@ -52,8 +62,12 @@ class LookSettings:
 
     `model` is "bundled", a checkpoint folder, a hub id, or a folder with `detector/` and `judge/`;
     with `base_url` it is the model's name there (None: the endpoint's first). `look` is "list" (the
-    model names boxes), "cascade" (the detector proposes, the model judges), "detector" (no second
-    look) or "auto": the cascade for pairs, else the list. `batch` is the number of pictures that a
+    model names boxes), "two-step" (it names boxes in the whole picture, shown small, and again in
+    the parts that matter), "cascade" (the detector proposes, the model judges), "detector" (no
+    second look) or "auto": the cascade for pairs, else the list. `visual_tokens` bounds what a
+    picture costs: the whole picture of a list, the first of two steps (None:
+    FIRST_LOOK_TOKENS), all crops of a cascade. `prompt_order` and `answer_form` are those of
+    `ListingForm`. `batch` is the number of pictures that a
     model here answers together; AUTO chooses it from memory and cores, and so does "auto" among
     options. `allow_hosts` are hosts that picture URLs may lead to although they are private.
     """
@@ -68,13 +82,17 @@ class LookSettings:
     look: Way = "auto"
     max_objects: int = MAX_OBJECTS
     max_pixels: int | None = None
+    visual_tokens: int | None = None
+    prompt_order: PromptOrder = "picture-first"
+    answer_form: AnswerForm = "objects"
     workers: int = 4
     batch: int = AUTO
     allow_hosts: frozenset[str] = frozenset()
     fetch_timeout_s: float = FetchLimits.timeout_s
 
     def __post_init__(self) -> None:
-        for name, allowed in (("lang", get_args(Lang)), ("look", get_args(Way))):
+        words = {"lang": Lang, "look": Way, "prompt_order": PromptOrder, "answer_form": AnswerForm}
+        for name, allowed in ((name, get_args(kind)) for name, kind in words.items()):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
                     f"{name} is {quote(getattr(self, name))}; expected {' or '.join(allowed)}."
@@ -84,6 +102,7 @@ class LookSettings:
             ("workers", 1, 64),
             ("batch", AUTO, MOST),
             ("max_pixels", 28**2, 10**8),
+            ("visual_tokens", *VISUAL_TOKENS),
             ("fetch_timeout_s", 0.1, 3600),
         )
         for name, low, high in limits:
@@ -125,8 +144,16 @@ class LookSettings:
             "quantize": self.quantize,
             "max_objects": self.max_objects,
             "max_pixels": self.max_pixels,
+            "visual_tokens": self.visual_tokens,
+            "prompt_order": self.prompt_order,
+            "answer_form": self.answer_form,
             "version": __version__,
         }
+
+    @property
+    def form(self) -> ListingForm:
+        """How a list is asked for."""
+        return ListingForm(order=self.prompt_order, answer=self.answer_form)
 
     @property
     def is_remote(self) -> bool:
@@ -169,7 +196,7 @@ def open_look(settings: LookSettings) -> OpenLook:
     way = settings.look
     if way == "auto":
         way = "cascade" if pair is not None else "list"
-    if way == "list":
+    if way in ("list", "two-step"):
         if pair is not None:
             raise ConfigError(
                 "The bundled judge cannot list boxes; use --look cascade, or --model with a "
@@ -178,6 +205,12 @@ def open_look(settings: LookSettings) -> OpenLook:
         answer_tokens = TOKENS_PER_OBJECT * settings.max_objects + TOKENS_BESIDES
         return _listing(
             _vision(settings, Desk(), Need(questions=1, answer_tokens=answer_tokens)), settings
+        )
+    if settings.form != USUAL_FORM:
+        raise ConfigError(
+            f"prompt_order is {settings.prompt_order} and answer_form {settings.answer_form}, but "
+            f"only lists are asked for in other ways; expected {USUAL_FORM.order} and "
+            f"{USUAL_FORM.answer} with --look {way}."
         )
     desk = Desk()
     detector = desk.call(
@@ -188,6 +221,11 @@ def open_look(settings: LookSettings) -> OpenLook:
             raise ConfigError(
                 f"quantize is {settings.quantize}, but the detector alone has no matrices to "
                 "quantise; expected none."
+            )
+        if settings.visual_tokens is not None:
+            raise ConfigError(
+                f"visual_tokens is {settings.visual_tokens}, but the detector alone has no visual "
+                "tokens; leave it out."
             )
         return _cascade(detector, None, settings, desk, crop_side=None)
     if pair is not None:
@@ -278,11 +316,28 @@ def _vision(settings: LookSettings, desk: Desk, need: Need) -> _Seated:
 
 def _listing(seated: _Seated, settings: LookSettings) -> OpenLook:
     vision = seated.vision
-
-    def look(photo: Photo) -> Look:
-        return detect(photo, vision, lang=settings.lang, max_objects=settings.max_objects)
-
-    return OpenLook(vision.name, look, batch=seated.batch)
+    is_plain = (settings.look, settings.visual_tokens) in {("auto", None), ("list", None)}
+    if vision.markup is Markup.REF and (not is_plain or settings.form != USUAL_FORM):
+        raise ConfigError(
+            f"{vision.name} sees every picture in one size and marks places in its own words; "
+            "expected --look list without visual_tokens, prompt_order and answer_form."
+        )
+    lister = Lister(
+        vision=vision,
+        lang=settings.lang,
+        max_objects=settings.max_objects,
+        visual_tokens=settings.visual_tokens,
+        form=settings.form,
+    )
+    if settings.look != "two-step":
+        return OpenLook(vision.name, lister.look, batch=seated.batch)
+    two = TwoSteps(
+        seer=lister,
+        lang=settings.lang,
+        max_objects=settings.max_objects,
+        visual_tokens=settings.visual_tokens or FIRST_LOOK_TOKENS,
+    )
+    return OpenLook(vision.name, two.look, batch=seated.batch)
 
 
 def _cascade(
@@ -303,6 +358,7 @@ def _cascade(
         max_objects=settings.max_objects,
         crop_side=crop_side,
         detector_weight=1.0 if crop_side is None else DETECTOR_WEIGHT,
+        visual_tokens=settings.visual_tokens,
     )
     name = settings.model if judge is None or not settings.is_remote else judge.name
     batch = _detector_batch(settings) if seated is None else seated.batch

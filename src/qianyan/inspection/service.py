@@ -107,8 +107,8 @@ def inspect(
 
     Nothing is written. A picture that cannot be inspected has `error` set and `detections` None.
     Settings are those of `LookSettings`: model, base_url, api_key, device, dtype, quantize, lang,
-    look, max_objects, max_pixels, workers, batch, allow_hosts. The model stays loaded between
-    calls.
+    look, max_objects, max_pixels, visual_tokens, prompt_order, answer_form, workers, batch,
+    allow_hosts. The model stays loaded between calls.
 
     Raises:
         ConfigError: a setting says something impossible.

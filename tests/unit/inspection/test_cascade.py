@@ -34,6 +34,9 @@ class FakeVision:
     def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
         return photo_wh
 
+    def count_tokens(self, seen_wh: tuple[int, int]) -> int:
+        return seen_wh[0] * seen_wh[1] // 784
+
     def ask(self, ask: Ask) -> Answer:
         self.asked.append(ask)
         given = self.rule(ask)
@@ -226,6 +229,63 @@ def test_a_judge_that_fails_is_not_taken_for_a_verdict() -> None:
 
     with pytest.raises(EndpointError):
         look([flame()], rule)
+
+
+def crowded() -> list[Proposal]:
+    """Four flames and four workers, each less likely than the one before."""
+    flames = [
+        Proposal("fire", (20.0 + 90 * n, 180.0, 60.0 + 90 * n, 220.0), 0.5 - 0.1 * n)
+        for n in range(4)
+    ]
+    workers = [
+        Proposal("person", (20.0 + 90 * n, 20.0, 60.0 + 90 * n, 150.0), 0.9 - 0.1 * n)
+        for n in range(4)
+    ]
+    return [*flames, *workers]
+
+
+def test_crops_share_the_visual_tokens_and_become_smaller_before_they_become_fewer() -> None:
+    for tokens, sides, number in ((None, {448}, 8), (4096, {448}, 8), (1000, {313}, 8)):
+        judge = FakeVision(lambda _: {"A": 1.0})
+        cascade = Cascade(
+            propose=lambda _: crowded(),
+            judge=judge,
+            lang="en",
+            crop_side=448,
+            visual_tokens=tokens,
+        )
+        cascade.look(photo())
+        assert {ask.image.width for ask in judge.asked} == sides
+        assert len(judge.asked) == number
+
+
+def test_beyond_the_visual_tokens_only_what_the_detector_is_sure_of_stays() -> None:
+    judge = FakeVision(lambda _: {"A": 1.0})
+    cascade = Cascade(
+        propose=lambda _: crowded(),
+        judge=judge,
+        lang="en",
+        crop_side=448,
+        visual_tokens=4 * 64,
+        alone={"fire": 0.25, "person": 0.65},
+    )
+    found = cascade.look(photo())
+    fire, head = (load_questions()[name].text("en") for name in ("hazard", "head"))
+    assert [ask.text for ask in judge.asked] == [fire, head, fire, head]
+    assert {ask.image.size for ask in judge.asked} == {(224, 224)}
+    kinds = [(one.label, one.score_kind) for one in found.detections]
+    assert kinds.count((Hazard.FIRE, "logprob")) == 2
+    assert kinds.count((Hazard.FIRE, "detector")) == 1, "0.3 stays, 0.2 goes"
+    assert kinds.count((Hazard.PERSON, "detector")) == 1, "0.7 stays, 0.6 goes"
+    assert found.notes == ("4 proposals not judged: the visual tokens were spent",)
+
+
+def test_a_judge_that_may_see_nothing_is_not_asked() -> None:
+    judge = FakeVision(lambda _: {"D": 1.0})
+    cascade = Cascade(propose=lambda _: [flame(score=0.6)], judge=judge, lang="en", visual_tokens=1)
+    (fire,) = cascade.look(photo()).detections
+    assert fire.score_kind == "detector"
+    assert judge.asked == []
 
 
 def test_nothing_proposed_is_nothing_found_and_costs_nothing() -> None:

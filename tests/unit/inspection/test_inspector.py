@@ -1,6 +1,8 @@
 """Which model looks, and how: settings become a way to look, or a sentence."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -8,7 +10,7 @@ from PIL import Image
 from qianyan.errors import CheckpointError, ConfigError, EndpointError
 from qianyan.inputs.images import Photo
 from qianyan.inspection.inspector import AUTO, LookSettings, find_pair, open_look
-from qianyan.inspection.records import Hazard
+from qianyan.inspection.records import Box, Hazard
 
 
 def test_a_pair_is_a_folder_with_a_detector(tiny_pair: Path, tmp_path: Path) -> None:
@@ -77,3 +79,86 @@ def test_a_local_look_says_how_many_pictures_are_answered_together(tiny_pair: Pa
     assert open_look(LookSettings.from_options(look)).batch.limit == "cores"
     given = open_look(LookSettings.from_options({**look, "batch": 5})).batch
     assert (given.size, given.limit) == (5, "given")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("look", "three-step", "expected auto or list or two-step"),
+        ("visual_tokens", 63, "expected 64 to 16384"),
+        ("visual_tokens", 16_385, "expected 64 to 16384"),
+        ("prompt_order", "question-first", "expected picture-first or rules-first"),
+        ("answer_form", "prose", "expected objects or rows"),
+    ],
+)
+def test_a_budget_or_form_that_there_is_not_is_refused(
+    name: str, value: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LookSettings.from_options({name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"look": "two-step"}, "cannot list boxes"),
+        ({"look": "detector", "visual_tokens": 100}, "no visual tokens; leave it out"),
+        ({"look": "detector", "prompt_order": "rules-first"}, "only lists are asked for"),
+        ({"look": "cascade", "answer_form": "rows"}, "with --look cascade"),
+    ],
+    ids=str,
+)
+def test_what_a_pair_cannot_do_is_said(
+    tiny_pair: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_look(LookSettings(model=str(tiny_pair), **settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"look": "two-step"},
+        {"visual_tokens": 256},
+        {"prompt_order": "rules-first"},
+        {"answer_form": "rows"},
+    ],
+    ids=str,
+)
+def test_the_first_generation_is_asked_in_its_own_way_only(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="sees every picture in one size"):
+        open_look(LookSettings(base_url="http://h/v1", model="qwen-vl-chat", **settings))
+
+
+def test_budget_and_forms_belong_to_a_run_that_is_resumed() -> None:
+    here = LookSettings().for_resume()
+    for changed in (
+        LookSettings(visual_tokens=256),
+        LookSettings(prompt_order="rules-first"),
+        LookSettings(answer_form="rows"),
+    ):
+        assert changed.for_resume() != here
+
+
+def test_settings_reach_an_endpoint(start_endpoint: Callable[..., Any]) -> None:
+    endpoint = start_endpoint()
+    opened = open_look(
+        LookSettings(
+            base_url=endpoint.base_url,
+            model="squares-vl",
+            look="two-step",
+            visual_tokens=432,
+            prompt_order="rules-first",
+        )
+    )
+    picture = Image.new("RGB", (1600, 1200), (128, 128, 128))
+    picture.paste((230, 30, 30), (901, 603, 951, 652))
+    found = opened.look(Photo(picture))
+    assert [one.box.iou(Box(901, 603, 951, 652)) > 0.95 for one in found.detections] == [True]
+    assert "looked twice: 1 parts at full size" in found.notes
+    whole, part = endpoint.pictures
+    assert whole.width * whole.height <= 432 * 784
+    assert part.width < whole.width
+    contents = [one["messages"][0]["content"] for one in endpoint.requests]
+    assert [part["type"] for part in contents[0]] == ["text", "image_url", "text"]
+    assert contents[0][0] == contents[1][0], "the same words come before every picture"
