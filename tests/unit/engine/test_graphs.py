@@ -104,6 +104,9 @@ def test_answers_of_a_fixed_shape_follow_a_grammar_and_draw_their_own_numbers(
         theirs = engine.chat_many(questions, **options)
         ours = other.chat_many(questions, **options)
         assert [each.token_ids for each in ours] == [each.token_ids for each in theirs]
+    steps = other._runner._fixed_steps
+    assert steps is not None
+    assert {1, 4} <= {shape.count for shape in steps._steps}  # the format forces a space
 
 
 @pytest.fixture(scope="module")
