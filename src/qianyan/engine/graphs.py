@@ -11,6 +11,7 @@ The fixed shapes need no device: without a `capture` the same padded step runs a
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -239,6 +240,9 @@ def _round_up(number: int, sizes: tuple[int, ...]) -> int | None:
     return next((size for size in sizes if size >= number), None)
 
 
+_RECORDING = threading.Lock()  # PyTorch allows one recording at a time in a process
+
+
 class CudaCapture:
     """Records on one stream; all graphs share their memory, because one runs at a time."""
 
@@ -250,7 +254,7 @@ class CudaCapture:
 
     def __call__(self, run: Run) -> Run:
         """Warm up, record, and give what replays; raises RuntimeError where that is impossible."""
-        with torch.cuda.device(self._device):
+        with _RECORDING, torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
             # The stream that records also warms up: library handles belong to a stream.
             with torch.cuda.stream(self._stream):
