@@ -1,15 +1,25 @@
 """The listing look with a checkpoint in this process: schema, scores, several questions at once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from qianyan.engine.blocks import BLOCK_SIZE
 from qianyan.engine.engine import Engine
 from qianyan.errors import ReplyError
 from qianyan.inputs.images import Photo
-from qianyan.inspection.detect import detect
+from qianyan.inspection.detect import Lister, detect
+from qianyan.inspection.prompts import (
+    ListingForm,
+    PromptOrder,
+    listing_parts,
+    listing_prompt,
+    listing_schema,
+)
 from qianyan.inspection.records import Box, Hazard, SubLabel
+from qianyan.inspection.two_steps import TwoSteps
 from qianyan.inspection.vision import Ask, LocalVision
 
 SEEN_PIXELS = 224 * 168
@@ -75,3 +85,83 @@ def test_several_questions_of_different_kinds_are_answered_in_order(
     assert first.tokens[0].logprob == max(first.tokens[0].top.values())
     assert first.finish_reason == "length"
     assert taught.ask_many([]) == []
+
+
+def test_an_answer_ends_behind_the_last_object_allowed_without_a_pass(
+    taught: LocalVision, fire_photo: Image.Image
+) -> None:
+    notation = taught.notation
+    prompt = listing_prompt(lang="zh", notation=notation, seen_wh=taught.seen_wh(fire_photo.size))
+    one, ten = taught.ask_many(
+        [
+            Ask(
+                image=fire_photo,
+                text=prompt,
+                schema=listing_schema(lang="zh", notation=notation, max_objects=most),
+                logprobs=1,
+            )
+            for most in (1, 10)
+        ]
+    )
+    assert one.text == ten.text
+    assert one.finish_reason == ten.finish_reason == "stop"
+    assert one.tokens is not None
+    assert ten.tokens is not None
+    assert one.tokens[-1].data.endswith(b"]")
+    assert (one.tokens[-1].logprob, len(one.tokens[-1].top)) == (0.0, 1), "it was forced"
+    assert ten.tokens[-1].logprob < 0, "it was a choice"
+    assert one.usage.forwarded_tokens is not None
+    assert ten.usage.forwarded_tokens is not None
+    assert one.usage.forwarded_tokens < ten.usage.forwarded_tokens
+
+
+def test_a_budget_of_visual_tokens_is_kept_and_counted(
+    untaught: LocalVision, fire_photo: Image.Image
+) -> None:
+    usual = untaught.ask(Ask(image=fire_photo, text="?", max_tokens=1))
+    small = untaught.ask(Ask(image=fire_photo, text="?", max_tokens=1, visual_tokens=20))
+    assert (usual.seen_wh, usual.usage.visual_tokens) == ((224, 168), 48)
+    assert small.seen_wh == untaught.seen_wh(fire_photo.size, 20)
+    assert small.usage.visual_tokens == untaught.count_tokens(small.seen_wh) <= 20
+    assert small.usage.prompt_tokens == usual.usage.prompt_tokens - (
+        usual.usage.visual_tokens - small.usage.visual_tokens
+    )
+
+
+@pytest.mark.parametrize("order", ["picture-first", "rules-first"])
+def test_what_comes_before_the_picture_is_computed_once_a_run(
+    random_checkpoint: Path, fire_photo: Image.Image, clean_photo: Image.Image, order: PromptOrder
+) -> None:
+    engine = Engine(random_checkpoint, max_pixels=SEEN_PIXELS)
+    vision = LocalVision(engine)
+    known = []
+    for photo, width in ((fire_photo, 448), (clean_photo, 392)):
+        prompt = listing_parts(
+            lang="zh",
+            notation=vision.notation,
+            seen_wh=vision.seen_wh((width, 336)),
+            form=ListingForm(order=order),
+        )
+        ask = Ask(image=photo.resize((width, 336)), text=prompt.after, before=prompt.before)
+        done = engine.chat(vision.messages(ask), max_tokens=1)
+        known.append(done.usage.cached_tokens)
+    template = engine.processor(vision.messages(replace(ask, before="", text="")))
+    constant = len(engine.processor.tokenizer.encode(prompt.before))
+    start = template.prompt_token_ids.index(engine.processor.tokenizer.token_id("<|vision_start|>"))
+    whole_blocks = (start + constant) // BLOCK_SIZE * BLOCK_SIZE
+    assert known[0] == 0
+    assert known[1] >= whole_blocks
+    assert (constant > 3 * BLOCK_SIZE) is (order == "rules-first")
+
+
+def test_two_looks_with_a_checkpoint_here_give_boxes_inside_or_an_error(
+    untaught: LocalVision, fire_photo: Image.Image
+) -> None:
+    lister = Lister(vision=untaught, lang="zh", max_objects=2)
+    two = TwoSteps(seer=lister, lang="zh", max_objects=2, visual_tokens=20)
+    try:
+        look = two.look(Photo(fire_photo))
+    except ReplyError:
+        return
+    assert all(one.box.x2 <= 448 and one.box.y2 <= 336 for one in look.detections)
+    assert look.usage.visual_tokens <= 48

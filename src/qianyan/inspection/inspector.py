@@ -52,6 +52,8 @@ BOLDER = {"fire": 0.7, "person": 0.83}
 CROP_SIDE = 448
 # Candidates in a usual picture, of which each is a question of its own, answered with one letter.
 QUESTIONS_OF_CASCADE, LETTER = 4, 1
+# Parts of a usual picture that are looked at again, of which each is a question of its own.
+PARTS_OF_TWO_STEPS = 3
 # They also judge far better than the small detector proposes, so its certainty counts less.
 DETECTOR_WEIGHT = 0.25
 
@@ -203,9 +205,9 @@ def open_look(settings: LookSettings) -> OpenLook:
                 "Qwen2.5-VL checkpoint."
             )
         answer_tokens = TOKENS_PER_OBJECT * settings.max_objects + TOKENS_BESIDES
-        return _listing(
-            _vision(settings, Desk(), Need(questions=1, answer_tokens=answer_tokens)), settings
-        )
+        questions = PARTS_OF_TWO_STEPS if way == "two-step" else 1
+        need = Need(questions=questions, answer_tokens=answer_tokens)
+        return _listing(_vision(settings, Desk(), need), settings)
     if settings.form != USUAL_FORM:
         raise ConfigError(
             f"prompt_order is {settings.prompt_order} and answer_form {settings.answer_form}, but "
