@@ -59,6 +59,7 @@ configs = st.builds(
     max_batch_tokens=st.sampled_from([1, 5, 40, 2048]),
     max_cache_tokens=st.sampled_from([MAX_TOKENS, 240, 500]),
     max_reuse_tokens=st.sampled_from([0, 48, 500]),
+    max_draft_tokens=st.sampled_from([0, 1, 6]),
 )
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from qianyan.engine.blocks import BLOCK_SIZE
+from qianyan.engine.drafts import Drafts
 from qianyan.engine.grammar import Grammar
 from qianyan.engine.options import Sampling
 from qianyan.engine.reply import Reply, ToolCall
@@ -29,7 +30,8 @@ NameBlock = Callable[[int, list[int], bytes], bytes]
 class Usage:
     """Token counts.
 
-    `forwarded_tokens` of the completion took a forward pass of their own. `cached_tokens` of the
+    `forwarded_tokens` of the completion took a forward pass of their own; the others were forced
+    by a grammar, or guessed rightly in another's pass. `cached_tokens` of the
     prompt were known from earlier requests; how many depends on what came before, so they do not
     count when completions are compared.
     """
@@ -124,6 +126,7 @@ class Request:
         self._keys: list[bytes] = []
         self._num_registered = 0
         self._num_seated_tokens = 0
+        self._drafts: Drafts | None = None
         self.output_token_ids: list[int] = []
         self.num_computed_tokens = 0
         self.num_forwarded_tokens = 0
@@ -201,9 +204,21 @@ class Request:
         head = self.prompt_token_ids[start:stop]
         return head + self.output_token_ids[: max(0, stop - num_prompt)]
 
-    def append_sampled(self, sampled: Sampled) -> None:
+    def propose(self, most: int, *, limit: int) -> tuple[int, ...]:
+        """Guess the next tokens, at most `most` now and `limit` ever."""
+        if self._drafts is None:
+            self._drafts = Drafts(limit)
+        self._drafts.extend(self.token_ids(self._drafts.num_known, self.num_tokens))
+        return self._drafts.propose(most)
+
+    def note_drafts(self, num_drafts: int, num_agreed: int) -> None:
+        """Learn how many of a pass's guesses came true."""
+        if self._drafts is not None:
+            self._drafts.note(num_drafts, num_agreed)
+
+    def append_sampled(self, sampled: Sampled, *, has_own_pass: bool = True) -> None:
         """Take a drawn token, then every token that the grammar leaves no choice about."""
-        self.num_forwarded_tokens += 1
+        self.num_forwarded_tokens += has_own_pass
         was_reasoning = self.reply.is_reasoning
         self._append(sampled.token_id, sampled.logprobs)
         if was_reasoning and self.is_constrained:

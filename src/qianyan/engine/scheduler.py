@@ -13,7 +13,7 @@ tokens are never drawn again. The first in rank always goes on.
 
 import itertools
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from qianyan.engine.blocks import BLOCK_SIZE, BlockPool, count_blocks
@@ -43,6 +43,8 @@ class EngineConfig:
         alike; 0 keeps none. They make way for running requests.
     max_encode_patches: image patches of one call of the vision tower that serves several
         requests; one request's own pictures are always encoded together.
+    max_draft_tokens: tokens that one pass guesses ahead, all answers together, from what followed
+        the same words before; answers stay the same. 0 guesses nothing.
     use_graphs: whether CUDA devices record their decoding steps once and replay them; no other
         device does.
     """
@@ -53,12 +55,13 @@ class EngineConfig:
     max_cache_tokens: int | None = None
     max_reuse_tokens: int = 16_384
     max_encode_patches: int = 16_384
+    max_draft_tokens: int = 0
     use_graphs: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("max_reuse_tokens", "use_graphs") else 1
+            least = 0 if field.name in ("max_reuse_tokens", "max_draft_tokens", "use_graphs") else 1
             if value is not None and value < least:
                 raise ConfigError(f"{field.name} is {value}; expected at least {least}.")
 
@@ -91,17 +94,7 @@ class Scheduler:
         self._grow()
         while self.waiting and self._admit(self.waiting[0]):
             pass
-        chunks = []
-        room = self._max_pass_tokens
-        for request in sorted(self.running, key=_is_catching_up):
-            size = min(request.num_tokens - request.num_computed_tokens, room)
-            if size == 0:
-                break
-            stop = request.num_computed_tokens + size
-            is_last = stop == request.num_tokens
-            chunks.append(Chunk(request, request.num_computed_tokens, stop, is_last))
-            room -= size
-        return Plan(tuple(chunks))
+        return Plan(tuple(self._cut()))
 
     def take(self, draws: Sequence[Draw], samples: Sequence[Sampled]) -> list[Draw]:
         """Append what was drawn; return the rows that are to be drawn from next."""
@@ -109,7 +102,7 @@ class Scheduler:
             request = draw.chunk.request
             if request.error is None:
                 try:
-                    request.append_sampled(sampled)
+                    request.append_sampled(sampled, has_own_pass=draw.index == 0)
                 except GrammarError as error:
                     request.error = error
         return [further for draw in draws if (further := draw.next()) is not None]
@@ -120,6 +113,7 @@ class Scheduler:
         for chunk in plan.chunks:
             if chunk.request.error is None:
                 chunk.request.num_computed_tokens = chunk.num_known + chunk.num_agreed
+                chunk.request.note_drafts(len(chunk.drafts), chunk.num_agreed)
                 for block, key in chunk.request.new_full_blocks():
                     self.pool.register(block, key)
         self._recover()
@@ -153,6 +147,33 @@ class Scheduler:
         if self._max_pass_tokens < most and self._num_passes >= self._recovers_at:
             self._max_pass_tokens = min(2 * self._max_pass_tokens, most)
             self._recovers_at += RECOVERY_PASSES
+
+    def _cut(self) -> Iterator[Chunk]:
+        """Share a pass's tokens among the running requests, answers before prompts."""
+        room = self._max_pass_tokens
+        num_drafts = self._config.max_draft_tokens
+        for request in sorted(self.running, key=_is_catching_up):
+            start = request.num_computed_tokens
+            stop = min(request.num_tokens, start + room)
+            if stop == start:
+                return
+            drafts = self._draft(request, min(room - (stop - start), num_drafts))
+            num_drafts -= len(drafts)
+            stop += len(drafts)
+            yield Chunk(request, start, stop, stop - len(drafts) == request.num_tokens, drafts)
+            room -= stop - start
+
+    def _draft(self, request: Request, most: int) -> tuple[int, ...]:
+        """Guess an answer's next tokens, as far as they find room without anybody making way."""
+        most = min(most, request.max_num_tokens - request.num_tokens - 1)
+        if most <= 0 or request.is_catching_up:
+            return ()
+        drafts = request.propose(most, limit=self._config.max_draft_tokens)
+        table = request.block_table
+        more = count_blocks(request.num_tokens + len(drafts)) - len(table)
+        if more > 0:
+            self.pool.extend(table, more, room=_room_blocks(request))
+        return drafts[: len(table) * BLOCK_SIZE - request.num_tokens]
 
     def _grow(self) -> None:
         """Give running requests blocks for the tokens they know, the first in rank first."""

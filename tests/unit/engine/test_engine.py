@@ -1,8 +1,6 @@
 """The engine on a tiny random model: batches, streams, formats, limits."""
 
-import itertools
 import json
-import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -205,28 +203,6 @@ def test_a_closed_stream_leaves_nothing_running(engine: Engine) -> None:
     next(events)
     events.close()  # type: ignore[attr-defined]
     assert engine.step() == []
-
-
-@pytest.mark.parametrize("count", [120, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_requests_dropped_at_every_stage_leave_nothing_behind(count: int, engine: Engine) -> None:
-    choice = random.Random(count)  # noqa: S311  (which stage, not a secret)
-    picture = ask("look", (56, 56))
-    for _ in range(count // 4):
-        streams = [
-            engine.stream(choice.choice([ask("a"), ask("x" * 90), picture]), max_tokens=4)
-            for _ in range(4)
-        ]
-        for stream in streams:  # none, some or all of the events: waiting, running, finished
-            list(itertools.islice(stream, choice.randrange(7)))
-        choice.shuffle(streams)
-        for stream in streams:
-            stream.close()
-    assert engine.step() == []
-    runner, scheduler = engine._runner, engine._scheduler
-    assert not runner._prompts
-    assert scheduler.pool.num_available == scheduler.pool.num_blocks
-    assert not scheduler.running
-    assert not scheduler.waiting
 
 
 def test_a_stream_that_is_never_read_costs_nothing(engine: Engine) -> None:

@@ -1,6 +1,8 @@
 """What fails inside one request ends that request alone; the engine stays whole."""
 
 import itertools
+import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -242,3 +244,50 @@ def test_a_request_dropped_between_chunks_gives_its_blocks_back(
     pool = engine._scheduler.pool
     assert pool.num_available == pool.num_blocks
     assert not engine._runner._prompts
+
+
+MOST_GROWTH_BYTES = 48 * 2**20
+"""Of resident memory after the first tenth: what allocators take and do not give back."""
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells")
+@pytest.mark.parametrize("count", [240, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_requests_dropped_at_every_stage_leave_nothing_behind(
+    count: int, tiny_checkpoint: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Waiting, half computed, decoding, making way, finished; many of them, in a tight cache."""
+    config = EngineConfig(max_cache_tokens=480, max_num_requests=3, max_batch_tokens=60)
+    engine = Engine(tiny_checkpoint, config=config)
+    choice = random.Random(count)  # noqa: S311  (which stage, not a secret)
+    asked = [ask("a"), ask("x" * 90), ask("look", (56, 56)), ask("a" * 200)]
+    begun = 0
+    for number in range(count // 4):
+        streams = [
+            engine.stream(
+                choice.choice(asked),
+                max_tokens=choice.choice([2, 4, 40]),
+                priority=choice.randint(-1, 1),
+            )
+            for _ in range(4)
+        ]
+        for stream in streams:  # none, some or all of the events
+            list(itertools.islice(stream, choice.randrange(7)))
+        choice.shuffle(streams)
+        for stream in streams:
+            stream.close()  # type: ignore[attr-defined]
+        if number == count // 40:
+            begun = resident_bytes()
+    assert engine.step() == []
+    assert not engine._runner._prompts
+    assert not engine._scheduler.running
+    assert not engine._scheduler.waiting
+    pool = engine._scheduler.pool
+    assert pool.num_available == pool.num_blocks
+    growth = resident_bytes() - begun
+    record_property("growth_bytes", growth)
+    assert growth < MOST_GROWTH_BYTES

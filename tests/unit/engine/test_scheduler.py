@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,11 @@ def request(request_id: int, num_prompt_tokens: int, max_tokens: int = 4) -> Req
     return Request(request_id, prompt, Sampling(max_tokens=max_tokens), Reply(Silent()))
 
 
+def config(**limits: Any) -> EngineConfig:
+    """Limits without guesses, whose numbers depend on what was drawn."""
+    return EngineConfig(**{"max_cache_tokens": 640, "max_draft_tokens": 0, **limits})
+
+
 def shape(plan: Plan) -> list[tuple[int, int, int, bool]]:
     return [(c.request.request_id, c.start, c.stop, c.is_last) for c in plan.chunks]
 
@@ -40,7 +46,7 @@ def settle(scheduler: Scheduler, plan: Plan) -> list[int]:
 
 
 def test_a_long_prompt_is_computed_in_chunks_and_samples_at_its_end() -> None:
-    scheduler = Scheduler(EngineConfig(max_batch_tokens=4, max_cache_tokens=640))
+    scheduler = Scheduler(config(max_batch_tokens=4))
     scheduler.add(request(1, 10, max_tokens=2))
     plans = []
     while plan := scheduler.plan():
@@ -55,7 +61,7 @@ def test_a_long_prompt_is_computed_in_chunks_and_samples_at_its_end() -> None:
 
 
 def test_answers_in_progress_go_before_prompts() -> None:
-    scheduler = Scheduler(EngineConfig(max_batch_tokens=4, max_cache_tokens=640))
+    scheduler = Scheduler(config(max_batch_tokens=4))
     scheduler.add(request(1, 3))
     settle(scheduler, scheduler.plan())
     scheduler.add(request(2, 9))
@@ -64,14 +70,14 @@ def test_answers_in_progress_go_before_prompts() -> None:
 
 
 def test_short_prompts_share_a_pass() -> None:
-    scheduler = Scheduler(EngineConfig(max_cache_tokens=640))
+    scheduler = Scheduler(config())
     for request_id in range(3):
         scheduler.add(request(request_id, 5))
     assert shape(scheduler.plan()) == [(0, 0, 5, True), (1, 0, 5, True), (2, 0, 5, True)]
 
 
 def test_requests_beyond_the_limit_wait_for_one_to_finish() -> None:
-    scheduler = Scheduler(EngineConfig(max_num_requests=1, max_cache_tokens=640))
+    scheduler = Scheduler(config(max_num_requests=1))
     scheduler.add(request(1, 2, max_tokens=1))
     scheduler.add(request(2, 2, max_tokens=1))
     plan = scheduler.plan()
@@ -81,7 +87,7 @@ def test_requests_beyond_the_limit_wait_for_one_to_finish() -> None:
 
 
 def test_a_request_is_seated_while_every_answer_still_has_some_room() -> None:
-    scheduler = Scheduler(EngineConfig(max_cache_tokens=624))
+    scheduler = Scheduler(config(max_cache_tokens=624))
     scheduler.add(request(1, 32, max_tokens=590))
     scheduler.add(request(2, 48, max_tokens=500))
     scheduler.add(request(3, 32, max_tokens=4))
@@ -90,7 +96,7 @@ def test_a_request_is_seated_while_every_answer_still_has_some_room() -> None:
 
 
 def test_an_answer_grows_block_by_block_beside_its_tokens() -> None:
-    scheduler = Scheduler(EngineConfig(max_cache_tokens=4096))
+    scheduler = Scheduler(config(max_cache_tokens=4096))
     scheduler.add(request(1, 32, max_tokens=40))
     scheduler.add(request(2, 16, max_tokens=40))
     tables = []
@@ -103,7 +109,7 @@ def test_an_answer_grows_block_by_block_beside_its_tokens() -> None:
 
 
 def test_the_youngest_makes_way_and_is_seated_again_first() -> None:
-    scheduler = Scheduler(EngineConfig(max_cache_tokens=640, max_reuse_tokens=0))
+    scheduler = Scheduler(config(max_cache_tokens=640, max_reuse_tokens=0))
     older, younger = request(1, 16, max_tokens=600), request(2, 16, max_tokens=400)
     scheduler.add(older)
     scheduler.add(younger)
@@ -125,7 +131,7 @@ def test_the_youngest_makes_way_and_is_seated_again_first() -> None:
 
 
 def test_a_more_urgent_request_takes_the_place_of_a_running_one() -> None:
-    scheduler = Scheduler(EngineConfig(max_num_requests=1, max_cache_tokens=640))
+    scheduler = Scheduler(config(max_num_requests=1))
     scheduler.add(request(1, 20))
     settle(scheduler, scheduler.plan())
     urgent = Request(2, [1], Sampling(max_tokens=1, priority=-1), Reply(Silent()))
@@ -140,7 +146,7 @@ def test_a_more_urgent_request_takes_the_place_of_a_running_one() -> None:
 
 
 def test_a_dropped_request_never_runs_again() -> None:
-    scheduler = Scheduler(EngineConfig(max_num_requests=1, max_cache_tokens=640))
+    scheduler = Scheduler(config(max_num_requests=1))
     requests = [request(1, 2), request(2, 2)]
     for each in requests:
         scheduler.add(each)
@@ -150,7 +156,7 @@ def test_a_dropped_request_never_runs_again() -> None:
 
 
 def test_a_pass_that_did_not_happen_is_planned_again() -> None:
-    scheduler = Scheduler(EngineConfig(max_cache_tokens=640))
+    scheduler = Scheduler(config())
     scheduler.add(request(1, 3))
     assert shape(scheduler.plan()) == shape(scheduler.plan())
 
