@@ -1,13 +1,19 @@
-"""An ask in the OpenAI chat protocol: the request's body, and the answer out of its reply."""
+"""An ask in the OpenAI chat protocol: the request's body, and the answer out of its reply.
+
+Where no schema bounds the number of objects, an answer that streams is read no further than its
+last wanted object: what comes after that would be paid for and left out.
+"""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
 from qianyan.errors import EndpointError
+from qianyan.inspection.answer_items import find_end
+from qianyan.inspection.event_stream import Delta
 from qianyan.inspection.profile import EndpointProfile
 from qianyan.inspection.records import Usage
 from qianyan.inspection.vision import Answer, Ask, TokenScore, response_format
@@ -43,7 +49,38 @@ def to_body(ask: Ask, picture_url: str, profile: EndpointProfile) -> dict[str, A
         body["logprobs"] = True
         if ask.logprobs:
             body["top_logprobs"] = ask.logprobs
+    if "has_stream" in sent:
+        body["stream_options"] = {"include_usage": True}
     return {**body, **profile.extra}
+
+
+def collect(deltas: Iterable[Delta], max_objects: int) -> dict[str, Any]:
+    """Put a streamed answer together as a chat completion, up to the end of its last wanted object.
+
+    An answer that is left early has the finish reason "enough". Its usage never comes, so that its
+    tokens are those counted here and those of the prompt are unknown.
+    """
+    text, finish_reason, num_pieces = "", None, 0
+    logprobs: list[Any] = []
+    usage: dict[str, int] = {}
+    for delta in deltas:
+        start, text = len(text), text + delta.text
+        num_pieces += bool(delta.text)
+        logprobs += delta.logprobs
+        finish_reason = delta.finish_reason or finish_reason
+        for name in ("prompt_tokens", "completion_tokens"):
+            if (count := getattr(delta, name)) is not None:
+                usage[name] = count
+        if delta.text and (end := find_end(text, max_objects, start=start)) is not None:
+            text, finish_reason = text[:end], "enough"
+            usage.setdefault("completion_tokens", len(logprobs) or num_pieces)
+            break
+    choice = {
+        "message": {"content": text},
+        "finish_reason": finish_reason,
+        "logprobs": {"content": logprobs},
+    }
+    return {"choices": [choice], "usage": usage}
 
 
 def to_answer(reply: Mapping[str, Any], seen_wh: tuple[int, int], model: str) -> Answer:
@@ -82,8 +119,12 @@ def to_data_url(image: Image.Image, *, is_lossless: bool = False) -> str:
 
 def options_sent(ask: Ask, profile: EndpointProfile) -> dict[str, tuple[str, ...]]:
     """Name what goes beyond the plainest request, with words by which a refusal may blame it."""
+    has_schema = ask.schema is not None and profile.has_schema is not False
+    # A schema bounds the number of objects by itself.
+    is_open = ask.max_objects is not None and not has_schema and profile.has_stream is True
     wanted = {
-        "has_schema": (ask.schema is not None, ("response_format", "schema", "grammar")),
+        "has_stream": (is_open, ("stream",)),
+        "has_schema": (has_schema, ("response_format", "schema", "grammar")),
         "has_penalty": (ask.presence_penalty != 0, ("presence_penalty",)),
         "has_logprobs": (ask.logprobs is not None, ("logprob",)),
     }

@@ -10,8 +10,10 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -20,6 +22,7 @@ from qianyan.errors import ReplyError
 from qianyan.inputs.grounding import HYPOTHESES, Notation, to_photo_box
 from qianyan.inputs.images import smart_resize
 from qianyan.inspection.answer_items import Item, read_listing
+from qianyan.inspection.completions import to_body, to_data_url
 from qianyan.inspection.profile import MIN_IOU, EndpointProfile, guess_profile
 from qianyan.inspection.records import Box
 from qianyan.inspection.remote import ChatEndpoint, Patience, RefusedError
@@ -138,6 +141,7 @@ def probe(
         min_pixels=min(256 * factor**2, limit),
         has_schema=_has_schema(vision),
         has_logprobs=any(trial.answer.tokens is not None for trial in measured.trials),
+        has_stream=_has_stream(vision),
         source="probed",
         iou=round(iou, 3),
         next_iou=round(next_iou, 3),
@@ -308,3 +312,16 @@ def _has_schema(vision: RemoteVision) -> bool:
     except ValueError:
         return False
     return isinstance(said, dict) and said.get("colour") in _SCHEMA["properties"]["colour"]["enum"]
+
+
+def _has_stream(vision: RemoteVision) -> bool:
+    """Ask for the rectangles once more and see whether the answer comes in more than one piece."""
+    profile = replace(vision.profile, has_schema=False, has_stream=True)
+    picture = draw_test_picture(448, 448)
+    picture_url = to_data_url(picture)
+    ask = Ask(image=picture, text=_PROMPT, max_tokens=MAX_TOKENS, max_objects=1)
+    try:
+        with closing(vision.endpoint.stream(to_body(ask, picture_url, profile))) as deltas:
+            return sum(1 for _ in islice((one for one in deltas if one.text), 2)) == 2
+    except RefusedError:
+        return False

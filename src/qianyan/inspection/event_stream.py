@@ -20,12 +20,17 @@ _DONE = "[DONE]"
 
 @dataclass(frozen=True, kw_only=True)
 class Delta:
-    """One piece of an answer; `completion_tokens` and `finish_reason` come with the last ones."""
+    """One piece of an answer; the counts and `finish_reason` come with the last ones.
+
+    `logprobs` are the entries of its tokens as the endpoint sends them, where it does.
+    """
 
     text: str = ""
     reasoning: str = ""
     finish_reason: str | None = None
     completion_tokens: int | None = None
+    prompt_tokens: int | None = None
+    logprobs: tuple[Any, ...] = ()
 
 
 def read_deltas(pieces: Iterable[bytes], where: str) -> Iterator[Delta]:
@@ -62,12 +67,16 @@ def to_delta(chunk: Mapping[str, Any], where: str) -> Delta:
     said = said if isinstance(said, dict) else {}
     reason = choice.get("finish_reason")
     usage = chunk.get("usage")
-    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    counts = usage if isinstance(usage, dict) else {}
+    logprobs = choice.get("logprobs")
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
     return Delta(
         text=_text(said.get("content")),
         reasoning=_text(said.get("reasoning_content")) or _text(said.get("reasoning")),
         finish_reason=reason if isinstance(reason, str) else None,
-        completion_tokens=count if isinstance(count, int) else None,
+        completion_tokens=_count(counts.get("completion_tokens")),
+        prompt_tokens=_count(counts.get("prompt_tokens")),
+        logprobs=tuple(content) if isinstance(content, list) else (),
     )
 
 
@@ -112,6 +121,10 @@ def _parse(data: str, where: str) -> dict[str, Any]:
             "Look at the server's log."
         )
     return chunk
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _text(value: Any) -> str:

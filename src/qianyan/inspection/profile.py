@@ -39,7 +39,9 @@ class EndpointProfile:
 
     Pictures are sent in multiples of `factor` with an area of `min_pixels` to `max_pixels`, so
     that the server does not resize them and pixel coordinates are ours. `has_schema`,
-    `has_logprobs` and `has_penalty` are None while unknown: then they are tried. `extra` are
+    `has_logprobs` and `has_penalty` are None while unknown: then they are tried. `has_stream` says
+    that answers arrive piece by piece, so that one without a schema can be ended early; unknown, it
+    is not tried. `extra` are
     further fields of the request body that this endpoint wants, written by hand into the file.
     What the probe measured: `iou` and `next_iou`, how well the notation and the next best one fit;
     the largest picture whose boxes still fitted and the smallest one refused; the median time and
@@ -55,6 +57,7 @@ class EndpointProfile:
     has_schema: bool | None = None
     has_logprobs: bool | None = None
     has_penalty: bool | None = None
+    has_stream: bool | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     source: Literal["guessed", "probed"] = "guessed"
     iou: float | None = None

@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from qianyan.errors import EndpointError
 from qianyan.inputs.grounding import Markup, Notation
 from qianyan.inputs.images import smart_resize
 from qianyan.inspection.completions import (
+    collect,
+    options_sent,
     refused_option,
     to_answer,
     to_body,
@@ -132,7 +135,7 @@ class RemoteVision:
         left_out: list[str] = []
         while True:
             try:
-                reply = self.endpoint.chat(to_body(ask, picture_url, profile))
+                reply = self._send(ask, picture_url, profile)
             except RefusedError as error:
                 option = refused_option(ask, profile, error.said)
                 if error.status not in _BAD_REQUEST_STATUS or option is None:
@@ -144,6 +147,14 @@ class RemoteVision:
                 with self._lock:  # another thread may have found out something else
                     self.profile = self.profile.without(*left_out)
             return reply
+
+    def _send(self, ask: Ask, picture_url: str, profile: EndpointProfile) -> dict[str, Any]:
+        """Send a question once; a stream is closed when it has said enough."""
+        body = to_body(ask, picture_url, profile)
+        if ask.max_objects is None or "has_stream" not in options_sent(ask, profile):
+            return self.endpoint.chat(body)
+        with closing(self.endpoint.stream(body)) as deltas:
+            return collect(deltas, ask.max_objects)
 
 
 def pinned_size(profile: EndpointProfile, photo_wh: tuple[int, int]) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from qianyan.inputs.grounding import Notation, to_model_box
 from qianyan.inputs.images import smart_resize
 
 COLOURS = {"red": (230, 30, 30), "green": (20, 160, 60), "blue": (40, 80, 230)}
+PIECE = 5
 IS_NEAR = [255 if distance < 25 else 0 for distance in range(256)]
 HAZARDS = {
     "red": ("火灾", "严重", "fire", "severe"),
@@ -42,10 +43,12 @@ class Behaviour:
     schema: str = "kept"  # kept, ignored, refused
     logprobs: str = "given"  # given, ignored, refused
     penalty: str = "taken"  # taken, refused
+    stream: str = "whole"  # whole, pieces, refused
     form: str = "{}"
     reply: str | None = None
     finish_reason: str = "stop"
     delay_s: float = 0.0
+    piece_s: float = 0.0
     failures: list[int] = field(default_factory=list)
     retry_after: str | None = None
     body: bytes | None = None
@@ -61,6 +64,7 @@ class SimulatedEndpoint:
         self.pictures: list[Image.Image] = []
         self.arrived_s: list[float] = []
         self.most_at_once = 0
+        self.pieces_sent = 0
         self._now = 0
         self._lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -98,7 +102,23 @@ class SimulatedEndpoint:
             return 400, {"error": {"message": "logprobs are not supported with this model"}}
         if "presence_penalty" in body and does.penalty == "refused":
             return 422, {"detail": "Unexpected fields in the request: {'presence_penalty'}"}
+        if body.get("stream") and does.stream == "refused":
+            return 400, {"error": {"message": "stream is not supported"}}
         return self._answer(body)
+
+    def pieces(self, completion: dict[str, Any]) -> Iterator[bytes]:
+        """Cut a completion into events of a few letters, the last one with the usage."""
+        (choice,) = completion["choices"]
+        text = choice["message"]["content"]
+        logprobs = (choice["logprobs"] or {}).get("content")
+        for start in range(0, len(text), PIECE):
+            delta: dict[str, Any] = {"index": 0, "delta": {"content": text[start : start + PIECE]}}
+            if logprobs:
+                delta["logprobs"] = {"content": logprobs[start : start + PIECE]}
+            yield b"data: " + json.dumps({"choices": [delta]}).encode() + b"\n\n"
+        end = {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}
+        last = {"choices": [end], "usage": completion["usage"]}
+        yield b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n"
 
     def _answer(self, body: dict[str, Any]) -> tuple[int, Any]:
         does = self.behaviour
@@ -177,6 +197,9 @@ class SimulatedEndpoint:
             def _reply(self, body: dict[str, Any]) -> None:
                 does = endpoint.behaviour
                 status, data = endpoint.respond(self.path, self.headers["Authorization"], body)
+                if status == 200 and body.get("stream") and does.stream == "pieces":
+                    self._stream(data)
+                    return
                 raw = does.body if does.body is not None else json.dumps(data).encode()
                 if does.drops_connection:
                     self.close_connection = True
@@ -192,6 +215,19 @@ class SimulatedEndpoint:
                     self.send_header("Location", "http://elsewhere.example/v1")
                 self.end_headers()
                 self.wfile.write(raw)
+
+            def _stream(self, completion: dict[str, Any]) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.end_headers()
+                self.close_connection = True
+                try:
+                    for piece in endpoint.pieces(completion):
+                        self.wfile.write(piece)
+                        endpoint.pieces_sent += 1
+                        time.sleep(endpoint.behaviour.piece_s)
+                except (BrokenPipeError, ConnectionResetError):
+                    return
 
             def log_message(self, format: str, *args: object) -> None:
                 """Keep the tests' output clean."""
