@@ -7,6 +7,7 @@ other up: the bundled detector took 26 instead of 16 ms where two threads used i
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar, Unpack
@@ -17,6 +18,7 @@ from qianyan.engine.request import Completion, Request
 from qianyan.engine.runner import Prompt
 
 Given = ParamSpec("Given")
+Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
@@ -48,6 +50,36 @@ class Desk:
     def call(self, work: Callable[Given, Made], *args: Given.args, **options: Given.kwargs) -> Made:
         """Do something on the models' thread, between two passes; return or raise what it does."""
         return self._thread.submit(work, *args, **options).result()
+
+    def share(
+        self, work: Callable[[list[Item]], list[Made]], *, at_once: int
+    ) -> Callable[[Item], Made]:
+        """Turn work on several items, at most `at_once`, into a call for one.
+
+        Whoever calls shares a pass with those who wait; what it raises, they all raise.
+        """
+        waiting: deque[tuple[Item, Future[Made]]] = deque()
+
+        def work_on_waiting() -> None:  # on the models' thread, which alone takes from the line
+            served = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
+            if not served:  # another call has served this caller
+                return
+            try:
+                made = work([item for item, _ in served])
+            except BaseException as error:
+                for _, future in served:
+                    future.set_exception(error)
+                raise
+            for (_, future), one in zip(served, made, strict=True):
+                future.set_result(one)
+
+        def call(item: Item) -> Made:
+            future: Future[Made] = Future()
+            waiting.append((item, future))
+            self._thread.submit(work_on_waiting)
+            return future.result()
+
+        return call
 
     def chat_many(
         self, engine: Engine, conversations: Sequence[Messages], **options: Unpack[ChatOptions]

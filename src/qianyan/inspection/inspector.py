@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -54,6 +55,9 @@ CROP_SIDE = 448
 QUESTIONS_OF_CASCADE, LETTER = 4, 1
 # Parts of a usual picture that are looked at again, of which each is a question of its own.
 PARTS_OF_TWO_STEPS = 3
+# Pictures of one pass of the detector: four take 0.63 of the time that each takes alone on two
+# cores, more of them hardly less.
+DETECTED_TOGETHER = 4
 # They also judge far better than the small detector proposes, so its certainty counts less.
 DETECTOR_WEIGHT = 0.25
 
@@ -352,8 +356,10 @@ def _cascade(
 ) -> OpenLook:
     judge = None if seated is None else seated.vision
     limits = detector.config.thresholds
+    batch = _detector_batch(settings) if seated is None else seated.batch
+    together = DETECTED_TOGETHER if batch is None else min(DETECTED_TOGETHER, batch.size)
     cascade = Cascade(
-        propose=_proposing(detector, {} if judge is None else BOLDER, desk),
+        propose=_proposing(detector, {} if judge is None else BOLDER, desk, at_once=together),
         alone=limits,
         judge=judge,
         lang=settings.lang,
@@ -363,7 +369,6 @@ def _cascade(
         visual_tokens=settings.visual_tokens,
     )
     name = settings.model if judge is None or not settings.is_remote else judge.name
-    batch = _detector_batch(settings) if seated is None else seated.batch
     return OpenLook(name, cascade.look, cascade, batch)
 
 
@@ -374,14 +379,18 @@ def _detector_batch(settings: LookSettings) -> BatchSize:
     return BatchSize(size=cores_limit(torch.device(settings.device)), limit="cores")
 
 
-def _proposing(detector: Detector, shares: Mapping[str, float], desk: Desk) -> Propose:
+def _proposing(
+    detector: Detector, shares: Mapping[str, float], desk: Desk, *, at_once: int
+) -> Propose:
     """Have the detector propose from these shares of its thresholds up, and heads from a hint."""
     shares = {**dict.fromkeys(HEADS, HEAD_HINT), **shares}
     limits = {
         kind: shares.get(kind, 1) * limit for kind, limit in detector.config.thresholds.items()
     }
 
+    look = desk.share(partial(detector.propose_together, threshold=limits), at_once=at_once)
+
     def propose(rgb: NDArray[np.uint8]) -> list[Proposal]:
-        return desk.call(detector.propose, rgb, threshold=limits)
+        return look(detector.fit(rgb))
 
     return propose

@@ -12,6 +12,7 @@ well the box fits (arXiv 2108.07755). What is unusual:
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -203,7 +204,6 @@ class Detector(nn.Module):
         scene = raw.scene_logits.sigmoid()[:, None] ** weight
         return raw.kind_logits.sigmoid() ** (1 - weight) * scene
 
-    @torch.inference_mode()
     def propose(
         self, rgb: NDArray[np.uint8], *, threshold: float | dict[str, float] | None = None
     ) -> list[Proposal]:
@@ -212,26 +212,45 @@ class Detector(nn.Module):
         `threshold` is one score for every kind, one per kind, or None for the calibrated ones.
         The model must be in eval mode, as load_detector() leaves it.
         """
+        return self.propose_together([self.fit(rgb)], threshold=threshold)[0]
+
+    def fit(self, rgb: NDArray[np.uint8]) -> "Fitted":
+        """Bring a picture to the size that is looked at; any thread may."""
+        return fit_square(rgb, self.config.image_size)
+
+    @torch.inference_mode()
+    def propose_together(
+        self, fitted: "Sequence[Fitted]", *, threshold: float | dict[str, float] | None = None
+    ) -> list[list[Proposal]]:
+        """Propose boxes in several pictures in one pass, each within some 1e-4 pixels as alone."""
         limits = self.config.thresholds if threshold is None else threshold
-        square, view = fit_square(rgb, self.config.image_size)
-        pixels = normalise(torch.from_numpy(square[None]).to(self.centres.device))
-        raw = self(pixels)
-        scores = self.scores(raw)[0]
-        boxes = view.to_picture(raw.boxes[0])
-        is_seen = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=-1)  # not all in the padding
-        found: list[Proposal] = []
-        for index, kind in enumerate(KINDS):
-            limit = limits[kind] if isinstance(limits, dict) else limits
-            if kind in SHAPELESS:
-                limit = max(limit, RELATIVE_FLOOR * float(scores[:, index].max()))
-            chosen = torch.nonzero((scores[:, index] >= limit) & is_seen).flatten()
-            ranked = chosen[scores[chosen, index].argsort(descending=True)][:MAX_RANKED]
-            kept = ranked[suppress(boxes[ranked], cover_limit=COVER_LIMITS[kind])][:MAX_PROPOSALS]
-            for (x1, y1, x2, y2), score in zip(
-                boxes[kept].tolist(), scores[kept, index].tolist(), strict=True
-            ):
-                found.append(Proposal(kind, (x1, y1, x2, y2), min(1.0, score)))
-        return sorted(found, key=lambda proposal: -proposal.score)
+        if not isinstance(limits, dict):
+            limits = dict.fromkeys(KINDS, limits)
+        squares = torch.from_numpy(np.stack([square for square, _ in fitted]))
+        raw = self(normalise(squares.to(self.centres.device)))
+        scores = self.scores(raw)
+        return [
+            _read(scores[index], view.to_picture(raw.boxes[index]), limits)
+            for index, (_, view) in enumerate(fitted)
+        ]
+
+
+def _read(scores: Tensor, boxes: Tensor, limits: Mapping[str, float]) -> list[Proposal]:
+    """Choose among the scores (cells, kinds) and boxes (cells, 4) of one picture."""
+    is_seen = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=-1)  # not all in the padding
+    found: list[Proposal] = []
+    for index, kind in enumerate(KINDS):
+        limit = limits[kind]
+        if kind in SHAPELESS:
+            limit = max(limit, RELATIVE_FLOOR * float(scores[:, index].max()))
+        chosen = torch.nonzero((scores[:, index] >= limit) & is_seen).flatten()
+        ranked = chosen[scores[chosen, index].argsort(descending=True)][:MAX_RANKED]
+        kept = ranked[suppress(boxes[ranked], cover_limit=COVER_LIMITS[kind])][:MAX_PROPOSALS]
+        for (x1, y1, x2, y2), score in zip(
+            boxes[kept].tolist(), scores[kept, index].tolist(), strict=True
+        ):
+            found.append(Proposal(kind, (x1, y1, x2, y2), min(1.0, score)))
+    return sorted(found, key=lambda proposal: -proposal.score)
 
 
 @dataclass(frozen=True)
@@ -250,7 +269,10 @@ class SquareView:
         return torch.minimum((boxes * scales).clamp(min=0), edges)
 
 
-def fit_square(rgb: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], SquareView]:
+Fitted = tuple[NDArray[np.uint8], SquareView]
+
+
+def fit_square(rgb: NDArray[np.uint8], size: int) -> Fitted:
     """Pad a picture longer than 2:1 at the right or bottom, then stretch it to size x size."""
     height, width = rgb.shape[:2]
     full_width = max(width, math.ceil(height / MAX_ASPECT))

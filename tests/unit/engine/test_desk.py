@@ -1,6 +1,7 @@
 """Questions from many threads are answered on one thread, together, each with its own end."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -90,3 +91,37 @@ def test_other_work_is_done_between_passes_on_the_same_thread() -> None:
     assert desk.call(threading.get_ident) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         desk.call(divmod, 1, 0)
+
+
+def test_calls_that_wait_share_one_pass_each_getting_its_own() -> None:
+    desk = Desk()
+    shares: list[list[int]] = []
+    may_begin = threading.Event()
+
+    def double(items: list[int]) -> list[int]:
+        shares.append(items)
+        return [2 * item for item in items]
+
+    call = desk.share(double, at_once=3)
+    with ThreadPoolExecutor(8) as pool:
+        blocked = pool.submit(desk.call, may_begin.wait, 10)
+        asked = [pool.submit(call, number) for number in range(7)]
+        while not all(future.running() for future in asked):
+            time.sleep(0.01)
+        time.sleep(0.05)
+        may_begin.set()
+        assert [future.result(10) for future in asked] == [0, 2, 4, 6, 8, 10, 12]
+        assert blocked.result(10)
+    assert sorted(map(len, shares)) == [1, 3, 3]
+
+
+def test_a_shared_pass_that_fails_fails_those_who_share_it_and_no_later_one() -> None:
+    desk = Desk()
+
+    def invert(items: list[int]) -> list[float]:
+        return [1 / item for item in items]
+
+    call = desk.share(invert, at_once=4)
+    with pytest.raises(ZeroDivisionError):
+        call(0)
+    assert call(4) == 0.25

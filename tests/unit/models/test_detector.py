@@ -187,3 +187,16 @@ def test_tensors_of_another_size_are_a_checkpoint_error(tmp_path, detector: Dete
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="do not fit"):
         load_detector(tmp_path)
+
+
+def test_several_pictures_in_one_pass_have_the_proposals_of_each_alone(detector: Detector):
+    random = np.random.default_rng(6)
+    sizes = ((90, 120), (64, 64), (40, 200))
+    pictures = [random.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+    together = detector.propose_together([detector.fit(one) for one in pictures], threshold=0.3)
+    for picture, found in zip(pictures, together, strict=True):
+        alone = detector.propose(picture, threshold=0.3)
+        assert [one.kind for one in found] == [one.kind for one in alone]
+        for one, other in zip(found, alone, strict=True):
+            assert one.box == pytest.approx(other.box, abs=1e-3)
+            assert one.score == pytest.approx(other.score, abs=1e-5)
