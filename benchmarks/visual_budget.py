@@ -1,6 +1,6 @@
 """What does looking at fewer pixels cost in recall, and what does a second look bring back?
 
-    python benchmarks/visual_budget.py --photos FOLDER [--every 4] [--sides 128,160,192,224,320]
+    python benchmarks/visual_budget.py --photos FOLDER [--every 4] [--sides 128,192] [--mosaic 2]
 
 The bundled pair cannot list, so the budget means the detector's side, for every row: what it sees
 of the whole photo. Ways to look, each at each side:
@@ -12,7 +12,9 @@ of the whole photo. Ways to look, each at each side:
   which a listing model's parts are chosen. Its token is a square of TOKEN_PX pixels, so that its
   usual side is as many tokens as a large model's usual look (1,264 of 1,280).
 
-Photos as for bundled_accuracy.py. Writes benchmarks/results/<date>-visual-budget.json.
+With --mosaic 2 four photos at a time are joined into one, twice as large, in which everything is
+half as large as the detector learnt it; the usual side doubles with it. Photos as for
+bundled_accuracy.py. Writes benchmarks/results/<date>-visual-budget.json.
 """
 
 import argparse
@@ -30,12 +32,19 @@ from typing import Any
 import numpy as np
 from bundled_accuracy import REPOSITORY, commit, machine, photos_of
 from numpy.typing import NDArray
+from PIL import Image
 
 from qianyan import __version__
 from qianyan.inputs.images import Photo, read_image
 from qianyan.inspection.cascade import Cascade, choose, propose_only
 from qianyan.inspection.detect import Glance, Unread
-from qianyan.inspection.evaluate import Evaluation, LabelledPhoto, Rate, evaluate
+from qianyan.inspection.evaluate import (
+    Evaluation,
+    LabelledBox,
+    LabelledPhoto,
+    Rate,
+    evaluate,
+)
 from qianyan.inspection.inspector import (
     BOLDER,
     HEAD_HINT,
@@ -50,8 +59,13 @@ from qianyan.models.detector import STRIDES, Detector, Proposal, load_detector
 
 TOKEN_PX = 9
 MAX_OBJECTS = 10
+CELL_SIDE = 376  # of a mosaic: the photos' median side
 COLUMNS = ("fire found", "false", "smoke found", "false", "fire F1", "smoke F1", "person F1",
            "heads found", "heads right", "pixels", "looked again", "ms")  # fmt: skip
+
+
+Labelled = tuple[LabelledPhoto, Photo]
+Corners = tuple[float, float, float, float]
 
 
 @dataclass
@@ -59,6 +73,8 @@ class Eyes:
     """The detector at any side, as something that lists; counts the pixels it is shown."""
 
     whole: Detector
+    usual_side: int
+    token_px: int
     pixels: int = 0
     asked: int = 0
     at_side: dict[int, Detector] = field(default_factory=dict)
@@ -79,19 +95,24 @@ class Eyes:
         )
 
     @property
+    def most(self) -> int:
+        """How many objects are reported: as many more as a mosaic has photos."""
+        return MAX_OBJECTS * (self.usual_side // self.whole.config.image_size) ** 2
+
+    @property
     def limits(self) -> dict[str, float]:
         return self.whole.config.thresholds
 
     def seen_wh(self, photo_wh: tuple[int, int], visual_tokens: int | None) -> tuple[int, int]:
         """Every picture becomes a square, never enlarged and never larger than usual."""
-        usual = self.whole.config.image_size
-        side = usual if visual_tokens is None else min(usual, math.sqrt(visual_tokens) * TOKEN_PX)
-        side = int(min(side, max(photo_wh))) if visual_tokens else int(side)
+        side: float = self.usual_side
+        if visual_tokens is not None:
+            side = min(side, math.sqrt(visual_tokens) * self.token_px, max(photo_wh))
         step = STRIDES[-1]
-        return (max(side // step, 2) * step,) * 2
+        return (max(int(side) // step, 2) * step,) * 2
 
     def count_tokens(self, seen_wh: tuple[int, int]) -> int:
-        return seen_wh[0] * seen_wh[1] // TOKEN_PX**2
+        return seen_wh[0] * seen_wh[1] // self.token_px**2
 
     def list_all(self, glances: Sequence[Glance]) -> list[Look | Unread]:
         return [self._list(glance) for glance in glances]
@@ -101,7 +122,7 @@ class Eyes:
         proposals = self.propose(
             np.asarray(glance.image), seen_wh[0], dict.fromkeys(HEADS, HEAD_HINT)
         )
-        found = choose(proposals, glance.image.size, limit=MAX_OBJECTS, alone=self.limits)
+        found = choose(proposals, glance.image.size, limit=self.most, alone=self.limits)
         detections = tuple(propose_only(one, glance.image.size) for one in found)
         return Look(detections, usage=Usage(0, 0, 0, self.count_tokens(seen_wh)))
 
@@ -174,14 +195,38 @@ def ways(eyes: Eyes, judged: Cascade, side: int) -> Iterator[tuple[str, Callable
     def bold(rgb: NDArray[np.uint8]) -> list[Proposal]:
         return eyes.propose(rgb, side, {**heads, **BOLDER})
 
-    yield "one look", replace(judged, judge=None, propose=plain).look
-    yield "judged", replace(judged, propose=bold).look
-    if side < eyes.whole.config.image_size:
+    yield "one look", replace(judged, judge=None, propose=plain, max_objects=eyes.most).look
+    yield "judged", replace(judged, propose=bold, max_objects=eyes.most).look
+    if side < eyes.usual_side:
         tokens = eyes.count_tokens((side, side)) + 1
         yield (
             "two steps",
-            TwoSteps(seer=eyes, lang="en", max_objects=MAX_OBJECTS, visual_tokens=tokens).look,
+            TwoSteps(seer=eyes, lang="en", max_objects=eyes.most, visual_tokens=tokens).look,
         )
+
+
+def join(photos: Sequence[Labelled], across: int) -> Labelled:
+    """Lay photos out in a square, scaled to a common size, with their labels."""
+    canvas = Image.new("RGB", (across * CELL_SIDE, across * CELL_SIDE))
+    boxes: list[LabelledBox] = []
+    for place, (labels, photo) in enumerate(photos):
+        left, top = place % across * CELL_SIDE, place // across * CELL_SIDE
+        canvas.paste(
+            photo.rgb.resize((CELL_SIDE, CELL_SIDE), Image.Resampling.BICUBIC), (left, top)
+        )
+        for one in labels.boxes:
+            head_box = one.head_box and _moved(one.head_box, photo, (left, top))
+            box = _moved(one.box, photo, (left, top))
+            boxes.append(replace(one, box=box, head_box=head_box))
+    known = frozenset.intersection(*(labels.labelled for labels, _ in photos))
+    return LabelledPhoto("mosaic", known, tuple(boxes)), Photo(canvas)
+
+
+def _moved(box: Corners, photo: Photo, corner: tuple[int, int]) -> Corners:
+    """Move a box of a photo to its cell."""
+    x, y = CELL_SIDE / photo.width, CELL_SIDE / photo.height
+    left, top = corner
+    return left + box[0] * x, top + box[1] * y, left + box[2] * x, top + box[3] * y
 
 
 def parse() -> argparse.Namespace:
@@ -190,6 +235,7 @@ def parse() -> argparse.Namespace:
     default = Path(shared) / "data" / "dev" if shared else None
     parser.add_argument("--photos", type=Path, default=default, required=default is None)
     parser.add_argument("--every", type=int, default=1, help="take every n-th photo only")
+    parser.add_argument("--mosaic", type=int, default=1, help="photos across one picture")
     parser.add_argument("--sides", default="128,160,192,224,320")
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
@@ -203,12 +249,21 @@ def main() -> int:
     if pair is None or judged is None or judged.judge is None:
         raise SystemExit(f"{options.model} is no pair of detector and judge")
     crop_wh = judged.judge.seen_wh((112, 112))
-    eyes = Eyes(load_detector(pair / "detector"))
+    detector = load_detector(pair / "detector")
+    across = options.mosaic
+    eyes = Eyes(detector, across * detector.config.image_size, across * TOKEN_PX)
     photos = [
         (labels, read_image(path.read_bytes()))
         for labels, path in photos_of(options.photos)[:: options.every]
     ]
-    print(f"{len(photos)} photos\n{'side':>4} {'way':10}" + "".join(f"{c:>13}" for c in COLUMNS))
+    if across > 1:
+        number = across**2
+        photos.sort(
+            key=lambda pair: sorted(pair[0].labelled)
+        )  # so that all of a group are labelled alike
+        groups = [photos[n : n + number] for n in range(0, len(photos) - number + 1, number)]
+        photos = [join(group, across) for group in groups]
+    print(f"{len(photos)} pictures\n{'side':>4} {'way':10}" + "".join(f"{c:>13}" for c in COLUMNS))
     record: dict[str, Any] = {}
     for side in map(int, options.sides.split(",")):
         for way, look in ways(eyes, judged, side):
@@ -221,8 +276,9 @@ def main() -> int:
         "commit": commit(),
         "version": __version__,
         "machine": machine(),
-        "photos": len(photos),
-        "token_px": TOKEN_PX,
+        "pictures": len(photos),
+        "mosaic": across,
+        "token_px": eyes.token_px,
         "results": record,
     }
     options.out.mkdir(parents=True, exist_ok=True)
