@@ -24,7 +24,7 @@ from qianyan.models.precision import choose_dtype
 from qianyan.models.quantization import SAVED_METHOD, QuantizationConfig, read_quantization
 from qianyan.models.quantize import GROUP_SIZES, Kind, QuantizedLinear, quantize_weight, swap_plain
 from qianyan.models.qwen import QWenConfig, QWenLMHeadModel, ignored_tensors, qwen_config
-from qianyan.models.saved import PART_DTYPES, quantization_entry, swap_saved
+from qianyan.models.saved import quantization_entry, saved_specs, swap_saved, to_saved
 from qianyan.models.text import CausalLM, TextConfig
 from qianyan.models.vision_language import VisionLanguageConfig, VisionLanguageModel
 from qianyan.models.weights import (
@@ -251,9 +251,13 @@ def quantize_checkpoint(folder: str | Path, kind: str) -> QuantizedCheckpoint:
     swapped = swap_plain(model, known)
     stored = {renamed(name, RENAMES): spec.dtype for name, spec in listed.items()}
     specs = {
-        name: TensorSpec(tuple(slot.shape), stored.get(name) or PART_DTYPES[name.split(".")[-1]])
-        for name, slot in (*model.named_parameters(), *model.named_buffers())
+        name: TensorSpec(tuple(slot.shape), stored[name])
+        for name, slot in model.named_parameters()
     }
+    for path in quantized_layers(model):
+        layer = model.get_submodule(path)
+        assert isinstance(layer, QuantizedLinear)
+        specs |= saved_specs(path, layer)
     if not swapped:
         raise ConfigError(
             f"{quote(Path(folder).name)} has no matrix that is large enough to be quantised; "
@@ -267,9 +271,9 @@ def quantize_checkpoint(folder: str | Path, kind: str) -> QuantizedCheckpoint:
         config={**data, "quantization_config": entry},
         specs=specs,
         tensors=(
-            (renamed(name, RENAMES), tensor)
+            (key, to_saved(tensor, specs[key]))
             for name, tensor in _quantized(Path(folder), model, swapped)
-            if renamed(name, RENAMES) not in ignored
+            if (key := renamed(name, RENAMES)) not in ignored
         ),
     )
 

@@ -1,9 +1,11 @@
 """Checkpoints that qianyan has quantised: how they say so, what they hold, how they are written.
 
 A folder is the original's with `quantization_config` of method "qianyan" in config.json and, in
-place of each quantised `weight`, the three tensors that a QuantizedLinear of layout "rows" holds:
-`codes`, `zeros` and `scales`. Which layers those are, their bits and their groups follow from the
-tensors themselves. Files are written one tensor at a time: their headers are known beforehand.
+place of each quantised `weight`, the three tensors that a QuantizedLinear holds: `codes`, `zeros`
+and `scales`. Codes of 8 bits lie in the layout "signed", those of 4 bits in the layout "rows": as
+kernels read them, so that a mapped file need not be copied. Which layers those are, their bits and
+their groups follow from the tensors themselves. Files are written one tensor at a time: their
+headers are known beforehand.
 """
 
 import json
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qianyan.errors import CheckpointError
+from qianyan.models.kernels import INT8_ZERO
 from qianyan.models.quantization import SAVED_VERSION, QuantizationConfig
 from qianyan.models.quantize import BITS, QuantizedLinear
 from qianyan.models.weights import (
@@ -29,7 +32,8 @@ from qianyan.models.weights import (
     some,
 )
 
-PART_DTYPES = {"codes": torch.uint8, "zeros": torch.uint8, "scales": torch.bfloat16}
+PARTS = ("codes", "zeros", "scales")
+CODE_DTYPES = {4: torch.uint8, 8: torch.int8}  # by bits
 SHARD_BYTES = 2 * 10**9  # most bytes of tensors in one weight file; a larger tensor has its own
 ALIGNMENT = 64  # bytes that the header is a multiple of
 DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
@@ -67,7 +71,7 @@ def swap_saved(
     linears = {path: part for path, part in model.named_modules() if isinstance(part, nn.Linear)}
     strangers = [name for name in modules if paths[name] not in linears]
     parts = {
-        name: [listed.get(f"{name}.{part}") for part in PART_DTYPES]
+        name: [listed.get(f"{name}.{part}") for part in PARTS]
         for name in modules
         if name not in strangers
     }
@@ -91,26 +95,45 @@ def swap_saved(
 
 def _layer(linear: nn.Linear, parts: list[TensorSpec]) -> QuantizedLinear | None:
     """Make the unfilled layer that three parts belong to; None where they are no such parts."""
-    if len(parts) != len(PART_DTYPES) or any(len(part.shape) != 2 for part in parts):
+    if len(parts) != len(PARTS) or any(len(part.shape) != 2 for part in parts):
         return None
     codes, zeros, scales = parts
     columns, groups = linear.in_features, zeros.shape[1]
     bits = next((bits for bits in BITS if codes.shape[1] * 8 == columns * bits), None)
     is_kind = (
-        codes.dtype == zeros.dtype == torch.uint8
+        codes.dtype == CODE_DTYPES.get(bits or 0)
+        and zeros.dtype == torch.uint8
         and scales.dtype in DTYPES.values()
         and scales.shape == zeros.shape
     )
     if bits is None or not is_kind or not 0 < groups <= columns or columns % groups:
         return None
     with linear.weight.device:
-        return QuantizedLinear(
+        layer = QuantizedLinear(
             columns,
             linear.out_features,
             bits=bits,
             group_size=columns // groups,
             bias=linear.bias is not None,
         )
+    layer.layout = "signed" if bits == 8 else "rows"
+    return layer
+
+
+def saved_specs(path: str, layer: QuantizedLinear) -> dict[str, TensorSpec]:
+    """List the tensors that are saved of a layer, filled or not."""
+    dtypes = (CODE_DTYPES[layer.bits], torch.uint8, torch.bfloat16)
+    return {
+        f"{path}.{part}": TensorSpec(tuple(getattr(layer, part).shape), dtype)
+        for part, dtype in zip(PARTS, dtypes, strict=True)
+    }
+
+
+def to_saved(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    """Put codes as `quantize_weight` makes them into their saved layout; others pass."""
+    if (tensor.dtype, spec.dtype) != (torch.uint8, torch.int8):
+        return tensor
+    return tensor.bitwise_xor_(INT8_ZERO).view(torch.int8)
 
 
 class ShardWriter:

@@ -217,6 +217,6 @@ def test_codes_are_those_of_the_nearest_steps(checkpoint: Path, tmp_path: Path) 
         saved[f"model.layers.0.mlp.up_proj.{part}"].float() for part in ("codes", "zeros", "scales")
     )
     assert bool((zeros == 128).all())
-    error = ((codes - zeros) * scales - weight).abs()
+    error = (codes * scales - weight).abs()  # codes of 8 bits are saved around zero
     assert bool((error <= 1.1 * scales).all())
     assert torch.equal(scales, scales.bfloat16().float())

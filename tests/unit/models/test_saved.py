@@ -107,10 +107,11 @@ def parts(
     codes: tuple[int, ...] = (32, 64),
     zeros: tuple[int, ...] = (32, 1),
     scales: tuple[int, ...] = (32, 1),
-    dtype: torch.dtype = torch.uint8,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, TensorSpec]:
+    by_width = torch.int8 if codes[1] == 64 else torch.uint8
     return {
-        "up_proj.codes": TensorSpec(codes, dtype),
+        "up_proj.codes": TensorSpec(codes, dtype or by_width),
         "up_proj.zeros": TensorSpec(zeros, torch.uint8),
         "up_proj.scales": TensorSpec(scales, torch.bfloat16),
     }
@@ -132,6 +133,7 @@ def test_bits_and_groups_follow_from_the_tensors(
     layer = owner["up_proj"]
     assert isinstance(layer, QuantizedLinear)
     assert (layer.bits, layer.group_size) == (bits, group_size)
+    assert layer.layout == ("signed" if bits == 8 else "rows")
     assert layer.bias is not None
     assert layer.codes.is_meta
 
@@ -145,6 +147,8 @@ def test_bits_and_groups_follow_from_the_tensors(
         (parts(zeros=(32, 3), scales=(32, 3)), "1 whose parts do not fit"),
         (parts(zeros=(32, 0), scales=(32, 0)), "1 whose parts do not fit"),
         (parts(scales=(32, 2)), "1 whose parts do not fit"),
+        (parts(dtype=torch.uint8), "1 whose parts do not fit"),
+        (parts((32, 32), (32, 2), (32, 2), torch.int8), "1 whose parts do not fit"),
         (parts(dtype=torch.int32), "1 whose parts do not fit"),
         ({"up_proj.codes": TensorSpec((32, 64), torch.uint8)}, "1 whose parts do not fit"),
         (
