@@ -1,7 +1,11 @@
 """Looking twice: what the closer look corrects, vetoes and adds, and what both cost."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -256,3 +260,30 @@ def test_an_endpoint_is_asked_twice_and_its_boxes_come_back_in_photo_pixels(
     endpoint.behaviour.failures = [401]
     with pytest.raises(EndpointError):
         two.look(photo)
+
+
+def test_the_command_line_looks_twice_and_results_and_report_say_so(
+    start_endpoint: Start, tmp_path: Path
+) -> None:
+    endpoint = start_endpoint(schema="refused")
+    draw(1600, 1200, (RED, Box(901, 603, 951, 652))).rgb.save(tmp_path / "site.png")
+    command = [sys.executable, "-m", "qianyan", "inspect", "site.png", "--out", "out"]
+    command += ["--base-url", endpoint.base_url, "--look", "two-step", "--visual-tokens", "432"]
+    done = subprocess.run(
+        [*command, "--prompt-order", "rules-first", "--answer-form", "objects"],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    (picture,) = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["pictures"]
+    shown = sum(one.width * one.height // 784 for one in endpoint.pictures)
+    assert picture["usage"]["visual_tokens"] == shown
+    assert picture["notes"] == ["looked twice: 1 parts at full size"]
+    assert Box(*picture["detections"][0]["bbox_2d"]).iou(Box(901, 603, 951, 652)) > 0.97
+    settings = json.loads((tmp_path / "out" / ".run.json").read_text("utf-8"))["settings"]
+    assert settings["look"] == "two-step", "the report prints the run's settings"
+    assert (settings["visual_tokens"], settings["prompt_order"]) == (432, "rules-first")
