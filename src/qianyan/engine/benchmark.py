@@ -27,6 +27,7 @@ from qianyan.engine.limits import MachineLimits, measure_limits
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.passes import PassLog
 from qianyan.engine.request import Finished, Usage
+from qianyan.engine.scheduler import EngineConfig
 from qianyan.models.positions import Grid
 from qianyan.models.registry import ModelConfig, read_config
 
@@ -134,7 +135,13 @@ class Bench:
         folder = find_checkpoint(model)
         started = time.perf_counter()
         engine = Engine(
-            folder, dtype=dtype, device=device, quantize=quantize, max_pixels=max_pixels
+            folder,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            max_pixels=max_pixels,
+            # How many guesses come true is the answer's doing, not the machine's.
+            config=EngineConfig(max_draft_tokens=0),
         )
         return cls(
             engine=engine,

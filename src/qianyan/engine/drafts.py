@@ -3,7 +3,7 @@
 Knows no torch. Prompt lookup (Saxena, "Prompt Lookup Decoding", 2023; Yang et al., arXiv
 2304.04487): answers quote, list and repeat. A pass over the guesses costs little more than one over
 the last token alone, and each that comes true saves a pass. Guesses that fail are paid for, so
-their number follows how the last ones did.
+they begin with one, and their number follows how the last ones did.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Drafts:
     def __init__(self, most: int) -> None:
         """Guess at most so many tokens at a time."""
         self._most = most
-        self._size = most
+        self._size = 1
         self._resting_until = 0
         self._token_ids: list[int] = []
         self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> the last place behind it
@@ -54,13 +54,15 @@ class Drafts:
         return tuple(period[index % len(period)] for index in range(size))
 
     def note(self, num_drafts: int, num_agreed: int) -> None:
-        """Learn how many guesses of a pass came true: guess more after hits, fewer after misses."""
+        """Learn how many guesses of a pass came true: try one more than did, twice as many as all.
+
+        After a single one that failed, the next `RESTING_TOKENS` are not guessed.
+        """
         if num_drafts == 0:
             return
         if num_agreed == num_drafts:
-            self._size = min(2 * self._size, self._most)
-        elif num_agreed == 0:
-            self._size //= 2
-            if self._size == 0:
-                self._size = 1
-                self._resting_until = len(self._token_ids) + RESTING_TOKENS
+            self._size = min(2 * num_drafts, self._most)
+            return
+        self._size = num_agreed + 1
+        if num_drafts == 1:
+            self._resting_until = len(self._token_ids) + RESTING_TOKENS

@@ -95,7 +95,9 @@ class Engine:
         )
         self._model = load_model(folder, dtype=dtype, device=device, quantize=quantize)
         self._device = torch.device(device)
-        self.config = fit_cache(config or EngineConfig(), self._model, self._device)
+        self.config = fit_cache(
+            (config or EngineConfig()).on(self._device.type), self._model, self._device
+        )
         self._lengths = to_lengths(self.config, self._model)
         self._scheduler = Scheduler(self.config)
         self._runner = Runner(

@@ -14,7 +14,7 @@ tokens are never drawn again. The first in rank always goes on.
 import itertools
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from qianyan.engine.blocks import BLOCK_SIZE, BlockPool, count_blocks
 from qianyan.engine.plan import Chunk, Draw, Plan
@@ -25,6 +25,8 @@ AGING_PASSES = 1000
 """Passes by which a request may arrive later for each step of priority and still go first."""
 ROOM_TOKENS = 256
 """Tokens of an answer for which there must be room before another request is seated."""
+DRAFT_TOKENS = 4
+"""What is guessed ahead unasked, where reading the weights takes most of a pass."""
 RECOVERY_PASSES = 16
 """Passes after which one may be twice as large again as those that found memory."""
 
@@ -43,8 +45,9 @@ class EngineConfig:
         alike; 0 keeps none. They make way for running requests.
     max_encode_patches: image patches of one call of the vision tower that serves several
         requests; one request's own pictures are always encoded together.
-    max_draft_tokens: tokens that one pass guesses ahead, all answers together, from what followed
-        the same words before; answers stay the same. 0 guesses nothing.
+    max_draft_tokens: tokens that one pass guesses ahead, from what followed the same words before,
+        less one for each further answer in it; answers stay the same. 0 guesses nothing. None takes
+        4 on a processor and 0 on other devices, whose recorded steps hold one token of an answer.
     use_graphs: whether CUDA devices record their decoding steps once and replay them; no other
         device does.
     """
@@ -55,7 +58,7 @@ class EngineConfig:
     max_cache_tokens: int | None = None
     max_reuse_tokens: int = 16_384
     max_encode_patches: int = 16_384
-    max_draft_tokens: int = 0
+    max_draft_tokens: int | None = None
     use_graphs: bool = True
 
     def __post_init__(self) -> None:
@@ -64,6 +67,12 @@ class EngineConfig:
             least = 0 if field.name in ("max_reuse_tokens", "max_draft_tokens", "use_graphs") else 1
             if value is not None and value < least:
                 raise ConfigError(f"{field.name} is {value}; expected at least {least}.")
+
+    def on(self, device: str) -> "EngineConfig":
+        """Fill in what depends on the kind of device, such as "cpu" or "cuda"."""
+        if self.max_draft_tokens is not None:
+            return self
+        return replace(self, max_draft_tokens=DRAFT_TOKENS if device == "cpu" else 0)
 
 
 class Scheduler:
@@ -79,6 +88,7 @@ class Scheduler:
         )
         self._num_passes = 0
         self._max_pass_tokens = config.max_batch_tokens
+        self._max_draft_tokens = config.max_draft_tokens or 0
         self._recovers_at = 0
         self._arrivals = itertools.count()
 
@@ -151,7 +161,8 @@ class Scheduler:
     def _cut(self) -> Iterator[Chunk]:
         """Share a pass's tokens among the running requests, answers before prompts."""
         room = self._max_pass_tokens
-        num_drafts = self._config.max_draft_tokens
+        num_answers = sum(not request.is_catching_up for request in self.running)
+        num_drafts = max(0, self._max_draft_tokens + 1 - num_answers)
         for request in sorted(self.running, key=_is_catching_up):
             start = request.num_computed_tokens
             stop = min(request.num_tokens, start + room)
@@ -168,7 +179,7 @@ class Scheduler:
         most = min(most, request.max_num_tokens - request.num_tokens - 1)
         if most <= 0 or request.is_catching_up:
             return ()
-        drafts = request.propose(most, limit=self._config.max_draft_tokens)
+        drafts = request.propose(most, limit=self._max_draft_tokens)
         table = request.block_table
         more = count_blocks(request.num_tokens + len(drafts)) - len(table)
         if more > 0:

@@ -19,8 +19,10 @@ class Silent:
 
 
 def drafts(*token_ids: int, most: int = 8) -> Drafts:
+    """A sequence whose last guesses all came true."""
     made = Drafts(most)
     made.extend(token_ids)
+    made.note(most, most)
     return made
 
 
@@ -52,25 +54,36 @@ def test_tokens_may_come_one_by_one() -> None:
     assert grown.propose(6) == whole.propose(6)
 
 
-def test_misses_make_guesses_fewer_and_then_rest_and_hits_bring_them_back() -> None:
-    made = drafts(*[7] * 20, most=4)
-    sizes = []
-    for _ in range(3):
-        sizes.append(len(made.propose(8)))
-        made.note(sizes[-1], 0)
-    assert sizes == [4, 2, 1]
-    assert made.propose(8) == ()
-    made.extend([7] * RESTING_TOKENS)
-    for size in (1, 2, 4, 4):
-        assert len(made.propose(8)) == size
+def test_one_guess_comes_first_and_hits_double_them() -> None:
+    made = Drafts(6)
+    made.extend([7] * 20)
+    for size in (1, 2, 4, 6, 6):
+        assert len(made.propose(9)) == size
         made.note(size, size)
-    made.note(4, 2)
-    assert len(made.propose(8)) == 4, "some came true"
 
 
-def request(max_tokens: int = 40, **how: object) -> Request:
+def test_after_misses_one_more_is_tried_than_came_true() -> None:
+    made = drafts(*[7] * 20)
+    made.note(8, 2)
+    assert len(made.propose(8)) == 3
+    made.note(3, 0)
+    assert len(made.propose(8)) == 1
+    made.note(0, 0)
+    assert len(made.propose(8)) == 1
+
+
+def test_a_single_miss_makes_them_rest() -> None:
+    made = drafts(*[7] * 20)
+    made.note(1, 0)
+    made.extend([7] * (RESTING_TOKENS - 1))
+    assert made.propose(8) == ()
+    made.extend([7])
+    assert made.propose(8) == (7,)
+
+
+def request(max_tokens: int = 40, request_id: int = 1, **how: object) -> Request:
     sampling = Sampling(max_tokens=max_tokens, **how)  # type: ignore[arg-type]
-    return Request(1, [1, 2, 3, 4, 5, 6] * 3, sampling, Reply(Silent()))
+    return Request(request_id, [1, 2, 3, 4, 5, 6] * 3, sampling, Reply(Silent()))
 
 
 def step(scheduler: Scheduler, *token_ids: int) -> tuple[Chunk, list[Request]]:
@@ -88,6 +101,9 @@ def begin(asked: Request, **limits: int) -> Scheduler:
     scheduler = Scheduler(EngineConfig(**limits))
     scheduler.add(asked)
     step(scheduler, 1)
+    asked.note_drafts(0, 0)
+    asked.propose(0, limit=limits["max_draft_tokens"])
+    asked.note_drafts(99, 99)  # as if all had come true so far
     return scheduler
 
 
@@ -127,14 +143,25 @@ def test_a_run_ends_at_a_stop_token_and_at_the_length() -> None:
 
 def test_guesses_share_a_pass_and_prompts_guess_nothing() -> None:
     scheduler = Scheduler(EngineConfig(max_cache_tokens=640, max_draft_tokens=6))
-    for _ in range(3):
-        scheduler.add(request())
+    for request_id in range(3):
+        scheduler.add(request(request_id=request_id))
     plan = scheduler.plan()
     assert [chunk.drafts for chunk in plan.chunks] == [(), (), ()]
     draws = scheduler.take(plan.draws, [Sampled(token_id=1)] * 3)
     assert draws == []
     scheduler.settle(plan)
-    assert [len(chunk.drafts) for chunk in scheduler.plan().chunks] == [6, 0, 0]
+    assert [len(chunk.drafts) for chunk in scheduler.plan().chunks] == [1, 1, 1]
+    for asked in scheduler.running:
+        asked.note_drafts(2, 2)
+    assert [len(chunk.drafts) for chunk in scheduler.plan().chunks] == [4, 0, 0]
+    scheduler.drop(scheduler.running[:2])
+    assert [len(chunk.drafts) for chunk in scheduler.plan().chunks] == [4]
+
+
+def test_only_a_processor_guesses_unasked() -> None:
+    assert EngineConfig().on("cpu").max_draft_tokens == 4
+    assert EngineConfig().on("cuda").max_draft_tokens == 0
+    assert EngineConfig(max_draft_tokens=7).on("cuda").max_draft_tokens == 7
 
 
 def test_only_blocks_of_tokens_that_came_true_are_known() -> None:

@@ -262,7 +262,8 @@ def test_an_answer_under_a_schema_is_valid_and_costs_fewer_passes_than_tokens(
     assert done.usage.forwarded_tokens < done.usage.completion_tokens / 2
     assert done.logprobs is not None
     forced = [step for step in done.logprobs if list(step.values()) == [0.0]]
-    assert len(forced) == done.usage.completion_tokens - done.usage.forwarded_tokens
+    num_guessed = done.usage.completion_tokens - done.usage.forwarded_tokens - len(forced)
+    assert 0 <= num_guessed < len(done.token_ids) / 4
 
 
 def test_an_answer_cut_by_its_length_says_so(engine: Engine) -> None:
