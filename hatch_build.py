@@ -26,6 +26,7 @@ FLAGS = (
     "-fopenmp",
     "-fvisibility=hidden",
     "-mfma",
+    "-mf16c",
     *(f"-mavx512{feature}" for feature in FEATURES),
     "-mprefer-vector-width=512",
 )

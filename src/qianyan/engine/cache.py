@@ -101,7 +101,7 @@ class StepCache(KVCache):
         self,
         storage: Storage,
         spans: list[Span],
-        batches: list[tuple[Rows, Batch]],
+        batches: Sequence[tuple[Rows, Batch]] = (),
         *,
         num_rows: int,
     ) -> None:

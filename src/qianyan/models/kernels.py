@@ -1,4 +1,6 @@
-"""Products of bfloat16 activations with int8 and int4 weights, by PyTorch's own ops for processors.
+"""Products of bfloat16 activations with int8 and int4 weights, for processors.
+
+Of a few tokens by our own library where it is (`native_products.py`), else by PyTorch's ops.
 
 The ops are private to PyTorch: a release or a processor may lack one, or compute it wrongly. Each
 is tried once a process on numbers whose product is known, the extreme codes among them (without
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from qianyan.models import native_products
+
 INT8_PACK, INT8_SUMS = "_weight_int8pack_mm", "_int_mm"
 INT4_PACK, INT4_LAYOUT = "_weight_int4pack_mm_for_cpu", "_convert_weight_to_int4pack_for_cpu"
 INT8_ZERO = 128  # the code that means 0 where codes are unsigned
@@ -24,6 +28,13 @@ INT4_TOKENS = 96  # most tokens for _weight_int4pack_mm_for_cpu
 INT4_GROUPS = (32, 64, 128, 256)  # columns that may share a scale
 INT4_BLOCKS = (64, 32)  # rows that the packed form interleaves: with AVX-512, and without
 FLOAT_WEIGHTS = 2**22  # weights that exist in bfloat16 at one time, 8 MiB
+SUMS = 2**22  # int32 sums that exist at one time, 16 MiB
+MOST_EXCESS = 12.0
+"""How far a token's largest number may exceed its root mean square to be rounded to 8 bits.
+
+Rounding then errs by at most 3 % of the root mean square; what exceeds it is multiplied as twice 8
+bits. Numbers drawn from a bell curve exceed theirs by 4.
+"""
 LOW_STEPS = 254  # what is left of an activation after its first 8 bits is at most 127 of these
 ABSENT = (AttributeError, RuntimeError, TypeError)  # no such op, not built here, other arguments
 PROBE_TOLERANCE = 0.02  # of the largest product; bfloat16 rounds by 0.004
@@ -38,6 +49,8 @@ def takes(hidden: Tensor) -> bool:
 def int8_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Give hidden @ (codes * scales).T, (tokens, out): codes int8 (out, in), scales (out,)."""
     tokens = len(hidden)
+    if native_products.is_few("int8", hidden) and serves_int8(hidden.shape[1]):
+        return native_products.int8_product(hidden, codes, scales)
     if 0 < tokens <= PACK_TOKENS and has_int8pack():
         return _call(INT8_PACK, hidden.contiguous(), codes, scales.to(hidden.dtype))
     if 0 < tokens <= SPLIT_TOKENS and has_int_mm():
@@ -47,6 +60,40 @@ def int8_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
         # Codes are exact in bfloat16, and there are fewer products than weights to scale.
         out[:, rows] = linear(hidden, codes[rows].to(hidden.dtype)) * scales[rows].to(hidden.dtype)
     return out
+
+
+def serves_int8(columns: int) -> bool:
+    """Whether our own library multiplies int8 weights of so many columns."""
+    return native_products.serves("int8", columns)
+
+
+def rounded_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """Do the same with activations of many tokens rounded to 8 bits, each token by its own step.
+
+    A token with numbers that stand out (`MOST_EXCESS`) is multiplied as finely as elsewhere.
+    """
+    numbers, steps, excess = _round_tokens(hidden)
+    out = hidden.new_empty(len(hidden), len(codes))
+    for rows in _row_blocks(len(hidden), SUMS // len(codes)):
+        sums = _call(INT8_SUMS, numbers[rows], codes.t())
+        if serves_int8(hidden.shape[1]):
+            native_products.scale_sums(sums, steps[rows], scales.float(), out[rows])
+        else:
+            out[rows] = (sums * steps[rows].unsqueeze(1) * scales.float()).to(hidden.dtype)
+    coarse = (excess > MOST_EXCESS).nonzero().squeeze(1)
+    for some in torch.split(coarse, max(1, SUMS // len(codes) // 2)):
+        out[some] = _split_product(hidden[some], codes, scales)
+    return out
+
+
+def _round_tokens(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if serves_int8(hidden.shape[1]):
+        return native_products.round_tokens(hidden)
+    values = hidden.float()
+    largest = values.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
+    steps = largest / 127
+    numbers = (values / steps.unsqueeze(1)).round().to(torch.int8)
+    return numbers, steps, largest / values.square().mean(1).sqrt()
 
 
 def _call(name: str, *given: Tensor | int) -> Tensor:
@@ -64,6 +111,39 @@ def _split_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     products = _call(INT8_SUMS, torch.cat((high, low)).to(torch.int8), codes.t()).float()
     highs, lows = products.chunk(2)  # (tokens, out) each
     return ((highs + lows / LOW_STEPS) * step * scales.float()).to(hidden.dtype)
+
+
+def serves_int4(columns: int, group_size: int) -> bool:
+    """Whether our own library multiplies int4 weights as they are stored."""
+    return native_products.serves("int4", columns, group_size=group_size)
+
+
+def int4_row_scales(zeros: Tensor, scales: Tensor) -> Tensor:
+    """Give for each row the step of int8 numbers that its 4-bit weights fit into, (out,)."""
+    farthest = torch.maximum(zeros, 15 - zeros).float() * scales.float()
+    return (farthest.amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def int4_rows_product(
+    hidden: Tensor, codes: Tensor, zeros: Tensor, scales: Tensor, row_scales: Tensor | None
+) -> Tensor:
+    """Give hidden times a weight of 4-bit codes as they are stored, (out, in/2), by our library.
+
+    Many tokens meet weights made bfloat16 some rows at a time; or, with `row_scales`, int8 ones
+    and rounded activations, which errs much less than the 4 bits do.
+    """
+    if native_products.is_few("int4", hidden):
+        return native_products.int4_product(hidden, codes, zeros, scales)
+    is_rounded = row_scales is not None and len(hidden) > SPLIT_TOKENS and has_int_mm()
+    pieces = []
+    for rows in _float_blocks((len(codes), hidden.shape[1])):
+        own = codes[rows], zeros[rows], scales[rows]
+        if is_rounded and row_scales is not None:
+            weight = native_products.widen(*own, row_scales[rows])
+            pieces.append(rounded_product(hidden, weight, row_scales[rows]))
+        else:
+            pieces.append(linear(hidden, native_products.widen(*own)))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
 def int4_product(hidden: Tensor, packed: Tensor, scales_and_zeros: Tensor) -> Tensor:
@@ -90,8 +170,12 @@ def _multiply_int4(hidden: Tensor, packed: Tensor, pair: Tensor) -> Tensor:
 def _float_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Cut (out, in) into runs of rows that are small enough as floats."""
     height = max(1, FLOAT_WEIGHTS // shape[1] // INT4_BLOCKS[0]) * INT4_BLOCKS[0]
-    for top in range(0, shape[0], height):
-        yield slice(top, min(top + height, shape[0]))
+    yield from _row_blocks(shape[0], height)
+
+
+def _row_blocks(rows: int, height: int) -> Iterator[slice]:
+    for top in range(0, rows, max(1, height)):
+        yield slice(top, min(top + max(1, height), rows))
 
 
 def int4_scales(zeros: Tensor, scales: Tensor) -> Tensor:

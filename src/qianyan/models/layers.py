@@ -7,6 +7,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
+from qianyan.models import native_products
+
+
+class Linear(nn.Linear):
+    """A linear map whose products of a few bfloat16 tokens are as fast as memory gives weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        if not self._is_few(input):
+            return super().forward(input)
+        out = native_products.bfloat16_product(input, self.weight)
+        return out if self.bias is None else out + self.bias
+
+    def _is_few(self, hidden: Tensor) -> bool:
+        return (
+            hidden.is_cpu
+            and hidden.dtype == self.weight.dtype == torch.bfloat16
+            and hidden.dim() == 2
+            and not torch.is_grad_enabled()
+            and native_products.is_few("bfloat16", hidden)
+            and native_products.serves("bfloat16", self.in_features)
+        )
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a weight and no bias (arXiv 1910.07467).
@@ -33,9 +56,9 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (tokens, hidden) to (tokens, hidden)."""

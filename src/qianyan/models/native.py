@@ -16,7 +16,7 @@ from torch import Tensor
 from qianyan.settings import wants_native
 
 LIBRARY = Path(__file__).resolve().parents[1] / "native" / "libqianyan.so"
-VERSION = 1  # of native/attention.cpp
+VERSION = 2  # of native/attention.cpp
 NEEDED = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16", "avx512_vnni")
 LANES = 16  # numbers of a register
 MAX_HEAD_DIM = 128

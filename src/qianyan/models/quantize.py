@@ -26,7 +26,7 @@ DEVICE_BLOCK_WEIGHTS = 2**24
 # wait for each other at the end of each (with 2**18, loading took 25 times as long).
 QUANTIZED_WEIGHTS = 2**22
 
-Layout = Literal["rows", "signed", "interleaved"]
+Layout = Literal["rows", "signed", "interleaved", "native"]
 Kind = Literal["int8", "int4"]
 GROUP_SIZES = (128, 64, 32)  # of int4: the largest that divides the columns
 MIN_WEIGHTS = 2**12  # a smaller Linear stays plain
@@ -44,8 +44,10 @@ class QuantizedLinear(nn.Module):
     columns; where the quantiser chose another order (act-order), the columns are stored sorted by
     group and `order` (in,) names the input that each stored column reads.
 
-    After `use_kernels`, `layout` is "signed" (`codes` are int8 around 0) or "interleaved" (of
-    `kernels.pack_int4`) where a kernel serves the layer, else "rows" as before.
+    After `use_kernels`, `layout` is "signed" (`codes` are int8 around 0), "native" (4 bits as they
+    were, for our own library) or "interleaved" (of `kernels.pack_int4`) where a kernel serves the
+    layer, else "rows" as before. With `rounds_activations` such kernels multiply many tokens in 8
+    bits.
     """
 
     def __init__(
@@ -83,6 +85,9 @@ class QuantizedLinear(nn.Module):
         self.layout: Layout = "rows"
         self.scales_and_zeros: Tensor  # of the layout "interleaved" only
         self.register_buffer("scales_and_zeros", None, persistent=False)
+        self.rounds_activations = False
+        self.row_scales: Tensor | None  # of the layout "native" that rounds activations
+        self.register_buffer("row_scales", None, persistent=False)
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -107,23 +112,38 @@ class QuantizedLinear(nn.Module):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
     def _multiply_codes(self, hidden: Tensor) -> Tensor:
-        if self.layout == "signed":
-            return kernels.int8_product(hidden, self.codes, self.scales.squeeze(1))
-        return kernels.int4_product(hidden, self.codes, self.scales_and_zeros)
+        if self.layout == "native":
+            return kernels.int4_rows_product(
+                hidden, self.codes, self.zeros, self.scales, self.row_scales
+            )
+        if self.layout == "interleaved":
+            return kernels.int4_product(hidden, self.codes, self.scales_and_zeros)
+        is_many = len(hidden) > kernels.SPLIT_TOKENS and kernels.has_int_mm()
+        multiply = kernels.int8_product
+        if self.rounds_activations and is_many:
+            multiply = kernels.rounded_product
+        return multiply(hidden, self.codes, self.scales.squeeze(1))
 
-    def use_kernels(self) -> None:
+    def use_kernels(self, *, round_activations: bool = False) -> None:
         """Let the codes lie as this machine's kernels for bfloat16 read them, if one can.
 
         They serve processors: int8 with one scale a row and zeros in the middle, and int4 where
-        rows and groups are of sizes that the kernel takes. Codes change in place; products round
-        scales to bfloat16.
+        rows and groups are of sizes that the kernel takes. Codes change in place; some products
+        round scales to bfloat16. `round_activations` lets many tokens be multiplied in 8 bits,
+        where a kernel does that.
         """
+        self.rounds_activations = round_activations
         if self.layout != "rows" or not self.codes.is_cpu:
             return
         if self.bits == 8:
             if self.zeros.shape[1] == 1 and bool((self.zeros == kernels.INT8_ZERO).all()):
                 self.codes = self.codes.bitwise_xor_(kernels.INT8_ZERO).view(torch.int8)
                 self.layout = "signed"
+            return
+        if kernels.serves_int4(self.in_features, self.group_size):
+            self.layout = "native"
+            if round_activations:
+                self.row_scales = kernels.int4_row_scales(self.zeros, self.scales)
             return
         block = kernels.int4_block()
         if block and self.out_features % block == 0 and self.group_size in kernels.INT4_GROUPS:

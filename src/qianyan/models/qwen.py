@@ -39,7 +39,7 @@ from qianyan.models.config import (
 )
 from qianyan.models.flatten import json_object, stated
 from qianyan.models.language_model import fill_rows, refuse_pictures
-from qianyan.models.layers import RMSNorm
+from qianyan.models.layers import Linear, RMSNorm
 from qianyan.models.positions import Grid, Positions
 from qianyan.models.qwen_vl import VisionTransformer, VisualConfig
 from qianyan.models.rope import Rope, rotate
@@ -186,8 +186,8 @@ class Attention(nn.Module):
     def __init__(self, config: QWenConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, config.kv_channels
-        self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.c_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.c_attn = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.c_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, rope: Rope, scale: Tensor, cache: KVCache) -> Tensor:
         """Map (tokens, hidden) to (tokens, hidden); `scale` is on the query, after its rotation."""
@@ -204,9 +204,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: QWenConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.hidden_size, config.mlp_width, bias=False)
-        self.w2 = nn.Linear(config.hidden_size, config.mlp_width, bias=False)
-        self.c_proj = nn.Linear(config.mlp_width, config.hidden_size, bias=False)
+        self.w1 = Linear(config.hidden_size, config.mlp_width, bias=False)
+        self.w2 = Linear(config.hidden_size, config.mlp_width, bias=False)
+        self.c_proj = Linear(config.mlp_width, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (tokens, hidden) to (tokens, hidden)."""
@@ -261,7 +261,7 @@ class QWenLMHeadModel(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = QWenModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
 

@@ -175,13 +175,15 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     quantize: str | None = None,
+    round_activations: bool = False,
 ) -> Model:
     """Load a checkpoint folder, ready to run (evaluation mode).
 
     `dtype` is "auto" for the checkpoint's own (on a processor never float16, see `precision.py`),
     or float32, bfloat16, float16; quantised layers stay quantised and compute in it. `quantize`
     "int8" or "int4" makes a plain checkpoint's matrices such layers while they are read, one at a
-    time; what was saved so (`quantize_checkpoint`) needs no word. Raises ConfigError and
+    time; what was saved so (`quantize_checkpoint`) needs no word. `round_activations` lets
+    quantised layers multiply many tokens in 8 bits on processors. Raises ConfigError and
     CheckpointError.
     """
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
@@ -213,7 +215,7 @@ def load_model(
         dtype=DTYPES.get(dtype) if isinstance(dtype, str) else dtype,
         device=device,
     )
-    _use_kernels(model)
+    _use_kernels(model, round_activations=round_activations)
     return model.eval()
 
 
@@ -251,8 +253,7 @@ def quantize_checkpoint(folder: str | Path, kind: str) -> QuantizedCheckpoint:
     swapped = swap_plain(model, known)
     stored = {renamed(name, RENAMES): spec.dtype for name, spec in listed.items()}
     specs = {
-        name: TensorSpec(tuple(slot.shape), stored[name])
-        for name, slot in model.named_parameters()
+        name: TensorSpec(tuple(slot.shape), stored[name]) for name, slot in model.named_parameters()
     }
     for path in quantized_layers(model):
         layer = model.get_submodule(path)
@@ -347,13 +348,13 @@ def _quantized_parts(
         yield f"{path}.{part}", value
 
 
-def _use_kernels(model: Model) -> None:
+def _use_kernels(model: Model, *, round_activations: bool) -> None:
     """Let quantised layers lie as kernels read them, where the model computes in bfloat16."""
     if next(model.parameters()).dtype == torch.bfloat16:
         for path in quantized_layers(model):
             layer = model.get_submodule(path)
             assert isinstance(layer, QuantizedLinear)
-            layer.use_kernels()
+            layer.use_kernels(round_activations=round_activations)
 
 
 def _ignored(config: ModelConfig) -> frozenset[str]:

@@ -31,7 +31,7 @@ from qianyan.models.config import (
     require_silu,
 )
 from qianyan.models.language_model import fill_rows, refuse_pictures
-from qianyan.models.layers import MLP, RMSNorm
+from qianyan.models.layers import MLP, Linear, RMSNorm
 from qianyan.models.positions import Grid, Positions, plain_positions
 from qianyan.models.rope import Rope, RopeScaling, inverse_frequencies, rotate, text_rope
 
@@ -154,10 +154,10 @@ class Attention(nn.Module):
         query_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
         bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, query_size, bias=bias)
+        self.k_proj = Linear(config.hidden_size, kv_size, bias=bias)
+        self.v_proj = Linear(config.hidden_size, kv_size, bias=bias)
+        self.o_proj = Linear(query_size, config.hidden_size, bias=False)
         eps = config.rms_norm_eps
         self.q_norm = RMSNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
@@ -261,7 +261,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = TextModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

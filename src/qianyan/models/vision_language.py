@@ -15,6 +15,7 @@ from qianyan.errors import ConfigError, InputError
 from qianyan.models import qwen2_5_vl, qwen2_vl
 from qianyan.models.attention import KVCache
 from qianyan.models.language_model import fill_rows
+from qianyan.models.layers import Linear
 from qianyan.models.positions import (
     Grid,
     Placed,
@@ -74,7 +75,7 @@ class VisionLanguageModel(nn.Module):
         self.config = config
         self.visual = _build_tower(config.vision)
         self.model = TextModel(config.text)
-        self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+        self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         if config.text.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

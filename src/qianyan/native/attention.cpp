@@ -315,5 +315,5 @@ EXPORT int qianyan_attend(const uint16_t *query, const uint16_t *key, const uint
     return failed;
 }
 
-// Raised whenever a function here changes its arguments or its meaning.
-EXPORT int qianyan_native_version() { return 1; }
+// Raised whenever a function of this library changes its arguments or its meaning.
+EXPORT int qianyan_native_version() { return 2; }
