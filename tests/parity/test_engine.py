@@ -200,7 +200,9 @@ LONG_ANSWER = 300
 def test_answers_that_make_way_in_a_tight_cache_are_those_given_alone(
     endless_checkpoint: Path, endless_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = EngineConfig(max_cache_tokens=1100, max_batch_tokens=200, max_reuse_tokens=64)
+    config = EngineConfig(
+        max_cache_tokens=1100, max_batch_tokens=200, max_reuse_tokens=64, max_draft_tokens=0
+    )
     tight = Engine(endless_checkpoint, dtype="float32", config=config)
     preempted = []
     preempt = tight._scheduler._preempt

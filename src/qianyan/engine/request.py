@@ -31,14 +31,14 @@ class Usage:
     """Token counts.
 
     `forwarded_tokens` of the completion took a forward pass of their own; the others were forced
-    by a grammar, or guessed rightly in another's pass. `cached_tokens` of the
-    prompt were known from earlier requests; how many depends on what came before, so they do not
-    count when completions are compared.
+    by a grammar, or guessed rightly in another's pass. `cached_tokens` of the prompt were known
+    from earlier requests. Both depend on what else was asked, so they do not count when
+    completions are compared.
     """
 
     prompt_tokens: int
     completion_tokens: int
-    forwarded_tokens: int
+    forwarded_tokens: int = field(compare=False)
     cached_tokens: int = field(default=0, compare=False)
 
 
