@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+import qianyan
 from qianyan.engine.blocks import BLOCK_SIZE
 from qianyan.engine.engine import Engine
 from qianyan.errors import ReplyError
@@ -165,3 +167,25 @@ def test_two_looks_with_a_checkpoint_here_give_boxes_inside_or_an_error(
         return
     assert all(one.box.x2 <= 448 and one.box.y2 <= 336 for one in look.detections)
     assert look.usage.visual_tokens <= 48
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"look": "two-step", "visual_tokens": 64},
+        {"visual_tokens": 64, "prompt_order": "rules-first", "answer_form": "rows"},
+    ],
+    ids=str,
+)
+def test_inspect_takes_budget_order_and_form(
+    random_checkpoint: Path, fire_photo: Image.Image, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    photo = tmp_path / "site.png"
+    fire_photo.resize((896, 672)).save(photo)
+    verdict = qianyan.inspect(photo, model=random_checkpoint, max_objects=2, **settings)
+    if verdict.error is not None:  # a model that has learnt nothing may box nothing usable
+        assert verdict.error.code == ReplyError.code
+        assert verdict.detections is None
+        return
+    assert all(one.box.x2 <= 896 and one.box.y2 <= 672 for one in verdict.detections or ())
+    assert 0 < verdict.usage.visual_tokens <= 32 * 24
