@@ -58,7 +58,7 @@ def test_a_checkpoint_that_sees_is_measured_into_a_folder(
     model = record["model"]
     t, h, w = model["steady"]["grids"][0]
     assert 0 < t * h * w <= 12 * 4
-    assert model["batch"]["pictures"] == 3
+    assert model["batch"]["pictures"] in (2, 3)
     assert model["steady"]["decode_passes"] < model["steady"]["completion_tokens"]
     assert all(model["shares"][part] > 0 for part in ("vision", "prefill", "decode"))
     assert record["pair_pictures_per_minute"] is None

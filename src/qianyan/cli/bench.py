@@ -46,7 +46,8 @@ COORDINATE = {"type": "integer", "minimum": 100, "maximum": 999}
 """Three digits each: every answer has the same length, whatever a model thinks it sees."""
 
 Pictures = Annotated[
-    int, option("--pictures", "questions asked together to see what a batch gains; 1: no batch")
+    int,
+    option("--pictures", "most questions asked together to see what a batch gains; 1: no batch"),
 ]
 BenchOut = Annotated[
     Path | None, option("--out", "folder for bench.json and bench.png, a chart of the time by part")
@@ -57,7 +58,7 @@ AsJson = Annotated[bool, option("--json", "print all figures as JSON on standard
 def bench(
     context: typer.Context,
     model: Model = "bundled",
-    pictures: Pictures = 4,
+    pictures: Pictures = 8,
     device: Device = "cpu",
     dtype: DtypeOption = "auto",
     quantize: QuantizeOption = "none",
@@ -216,6 +217,10 @@ def to_record(measured: "Measured") -> dict[str, Any]:
     machine = figures.pop("limits")
     for name in ("first", "steady"):
         figures[name] = _with_rates(getattr(measured.figures, name))
+    figures["growth"] = [
+        asdict(one) | {"pictures_per_minute": one.pictures_per_minute}
+        for one in measured.figures.growth
+    ]
     batch = measured.figures.batch
     if batch is not None:
         figures["batch"] |= {

@@ -13,6 +13,7 @@ from qianyan.inspection.fonts import BOLD_FONT_FILE, FONT_FILE, load_font, writa
 WIDTH, MARGIN, BAR_HEIGHT, ROW_HEIGHT = 960, 32, 44, 84
 TITLE_HEIGHT, LEGEND_HEIGHT = 64, 40
 LABEL_WIDTH = 96
+GROWTH_HEIGHT, COLUMN_WIDTH = 190, 56
 SMALLEST_NAMED = 40
 """Parts narrower than this many pixels are coloured and in the legend, but bear no number."""
 COLOURS: Mapping[Part, str] = {
@@ -22,13 +23,14 @@ COLOURS: Mapping[Part, str] = {
     "decode": "#d98a29",
     "engine": "#b04a4a",
 }
-PAPER, INK, ON_COLOUR = "#ffffff", "#1c2630", "#ffffff"
+PAPER, INK, ON_COLOUR, COLUMN = "#ffffff", "#1c2630", "#ffffff", "#6a5a9f"
 
 
 def draw_chart(figures: Figures, lang: Lang) -> Image.Image:
     """Draw the first and the steady answer as bars of parts, on one scale of seconds."""
     words = WORDS[lang]
     height = 2 * MARGIN + TITLE_HEIGHT + 2 * ROW_HEIGHT + LEGEND_HEIGHT
+    height += GROWTH_HEIGHT if figures.growth_limit is not None else 0
     chart = Image.new("RGB", (WIDTH, height), PAPER)
     pen = ImageDraw.Draw(chart)
     title = writable(f"{printable(figures.name)} · {figures.dtype}")
@@ -54,4 +56,23 @@ def draw_chart(figures: Figures, lang: Lang) -> Image.Image:
         pen.rectangle((left, top + 4, left + 18, top + 22), COLOURS[part])
         pen.text((left + 26, top), words[part], INK, font)
         left += 26 + font.getlength(words[part]) + 28
+    if figures.growth_limit is not None:
+        _draw_growth(pen, figures, words, top + LEGEND_HEIGHT)
     return chart
+
+
+def _draw_growth(
+    pen: ImageDraw.ImageDraw, figures: Figures, words: Mapping[str, str], top: float
+) -> None:
+    """Draw a column for each batch, as high as its pictures a minute."""
+    font = load_font(FONT_FILE, 20)
+    foot = top + GROWTH_HEIGHT - 30
+    highest = max(one.pictures_per_minute for one in figures.growth)
+    step = (WIDTH - 2 * MARGIN - LABEL_WIDTH) / len(figures.growth)
+    pen.text((MARGIN, top + 10), words["batches"], INK, font)
+    for index, one in enumerate(figures.growth):
+        left = MARGIN + LABEL_WIDTH + index * step
+        column = (GROWTH_HEIGHT - 70) * one.pictures_per_minute / max(highest, 1e-9)
+        pen.rectangle((left, foot - column, left + COLUMN_WIDTH, foot), COLUMN)
+        pen.text((left, foot - column - 26), f"{one.pictures_per_minute:.3g}", INK, font)
+        pen.text((left, foot + 2), str(one.pictures), INK, font)

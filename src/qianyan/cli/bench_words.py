@@ -36,6 +36,13 @@ WORDS: dict[Lang, dict[str, str]] = {
         "解码 {decode:.1f} 词元/秒",
         "alone": "逐张：每分钟 {rate:.1f} 张",
         "together": "{n} 张一批：每分钟 {rate:.1f} 张（{gain:.2f} 倍）",
+        "batches": "成批",
+        "growth": "一批张数与每分钟张数：{steps}；{why}。",
+        "asked": "还在增长，只试到 {n} 张（见 --pictures）",
+        "memory": "缓存放不下更多问题",
+        "matrix": "再多不会更快，受矩阵运算速度限制",
+        "read": "再多不会更快，受读取带宽限制",
+        "program": "再多不会更快，受程序而非机器限制",
         "pair": "检测器与判别模型一起：每分钟 {rate:.1f} 张",
         "written": "已写入：{path}",
         "binds_matrix": "{part}用时最多（{part_share:.0%}），受矩阵运算速度限制{reached}。",
@@ -80,6 +87,13 @@ WORDS: dict[Lang, dict[str, str]] = {
         "{prefill:.0f} tokens/s; decode {decode:.1f} tokens/s",
         "alone": "one at a time: {rate:.1f} pictures a minute",
         "together": "{n} together: {rate:.1f} pictures a minute ({gain:.2f}x)",
+        "batches": "together",
+        "growth": "pictures together, and a minute: {steps}; {why}.",
+        "asked": "still growing, {n} were the most asked together (see --pictures)",
+        "memory": "the cache has no room for more questions",
+        "matrix": "more are no faster, the rate of matrix operations binds",
+        "read": "more are no faster, the bandwidth for reading binds",
+        "program": "more are no faster, the program binds and not the machine",
         "pair": "detector and judge together: {rate:.1f} pictures a minute",
         "written": "written: {path}",
         "binds_matrix": "Most time goes to {part} ({part_share:.0%}), which the rate of matrix "
@@ -226,11 +240,20 @@ def table(measured: Measured, lang: Lang) -> list[str]:
     if gain is not None and figures.batch is not None:
         rate = figures.batch.pictures_per_minute
         lines.append(words["together"].format(n=figures.batch.pictures, rate=rate, gain=gain))
+    if figures.growth_limit is not None:
+        lines.append(growth_line(figures, words))
     if measured.pair_per_minute is not None:
         lines.append(words["pair"].format(rate=measured.pair_per_minute))
     if figures.peak_rss_bytes is not None:
         lines.append(words["peak"].format(peak=size_word(figures.peak_rss_bytes)))
     return lines
+
+
+def growth_line(figures: Figures, words: dict[str, str]) -> str:
+    """Say how many pictures a minute each batch brought, and what ended the growth."""
+    steps = " → ".join(f"{one.pictures}: {one.pictures_per_minute:.1f}" for one in figures.growth)
+    why = words[figures.growth_limit or "asked"].format(n=figures.growth[-1].pictures)
+    return words["growth"].format(steps=steps, why=why)
 
 
 BAR_WIDTH = 30

@@ -28,6 +28,13 @@ from qianyan.engine.options import ChatOptions
 from qianyan.engine.passes import PassLog
 from qianyan.engine.request import Finished, Usage
 from qianyan.engine.scheduler import EngineConfig
+from qianyan.engine.throughput import (
+    BatchTiming,
+    GrowthLimit,
+    fastest,
+    measure_growth,
+    name_growth_limit,
+)
 from qianyan.models.positions import Grid
 from qianyan.models.registry import ModelConfig, read_config
 
@@ -72,19 +79,6 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchTiming:
-    """Several questions together; `seconds` is the median of `REPEATS` batches."""
-
-    pictures: int
-    seconds: float
-
-    @property
-    def pictures_per_minute(self) -> float:
-        """Answers by time."""
-        return _rate(60 * self.pictures, self.seconds)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Shares:
     """How much of the machine's limits is reached, 1 is all; None where a limit is not known.
 
@@ -100,7 +94,11 @@ class Shares:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """All that was measured of one model, and the machine; the peak is that of the questions."""
+    """All that was measured of one model, and the machine; the peak is that of the questions.
+
+    `growth` begins with one question alone; `batch` is the fastest of the others. Where none were
+    asked together, both it and `growth_limit` are None.
+    """
 
     limits: MachineLimits
     name: str
@@ -113,6 +111,8 @@ class Figures:
     prefill_flops: int
     first: Timing
     steady: Timing
+    growth: tuple[BatchTiming, ...]
+    growth_limit: GrowthLimit | None
     batch: BatchTiming | None
     shares: Shares
     peak_rss_bytes: int | None
@@ -188,7 +188,7 @@ def measure(
         bench: the engine.
         questions: conversations without end, each with a picture of its own.
         options: how answers are to be; greedy, and bounded by a grammar or max_tokens.
-        num_together: questions of a batch; below 2 none is asked.
+        num_together: questions of the largest batch; below 2 none is asked.
         say: is told "first", "steady", "batch" and "machine" as they begin.
     """
     say("first")
@@ -197,18 +197,28 @@ def measure(
     steady = median_timing(
         [bench.time_one(question, options) for question in islice(questions, REPEATS)]
     )
-    batch = None
+    room = _room(bench.engine, steady, options)
     if num_together > 1:
         say("batch")
-        rounds = (list(islice(questions, num_together)) for _ in range(REPEATS))
-        seconds = statistics.median(bench.time_together(one, options) for one in rounds)
-        batch = BatchTiming(pictures=num_together, seconds=seconds)
+    growth = measure_growth(
+        lambda count: bench.time_together(list(islice(questions, count)), options),
+        alone_s=steady.total_s,
+        most=min(num_together, room),
+        repeats=REPEATS,
+    )
     peak = peak_rss_bytes()
     say("machine")
     limits = measure_limits(bench.device)
     seeing = vision_flops(bench.config, steady.grids)
     reading = text_costs(bench.config).flops(steady.computed_tokens, steady.context_tokens)
     read_bytes = read_bytes_per_pass(bench.engine.model, bench.config)
+    shares = Shares(
+        vision=_share(seeing, steady.parts["vision"], matrix_rate(limits, bench.dtype)),
+        prefill=_share(reading, steady.parts["prefill"], matrix_rate(limits, bench.dtype)),
+        decode=_share(read_bytes, steady.pass_s, limits.read_bytes_per_s),
+    )
+    part = max(PARTS, key=lambda name: steady.parts[name])
+    together = growth[1:]
     return Figures(
         limits=limits,
         name=bench.engine.name,
@@ -221,14 +231,23 @@ def measure(
         prefill_flops=reading,
         first=first,
         steady=steady,
-        batch=batch,
-        shares=Shares(
-            vision=_share(seeing, steady.parts["vision"], matrix_rate(limits, bench.dtype)),
-            prefill=_share(reading, steady.parts["prefill"], matrix_rate(limits, bench.dtype)),
-            decode=_share(read_bytes, steady.pass_s, limits.read_bytes_per_s),
-        ),
+        growth=growth,
+        growth_limit=name_growth_limit(
+            growth, most=num_together, room=room, part=part, share=getattr(shares, part, None)
+        )
+        if together
+        else None,
+        batch=fastest(together) if together else None,
+        shares=shares,
         peak_rss_bytes=peak,
     )
+
+
+def _room(engine: Engine, steady: Timing, options: ChatOptions) -> int:
+    """Count the questions whose longest answers the cache has room for at the same time."""
+    cache_tokens = engine.config.max_cache_tokens
+    assert cache_tokens is not None
+    return max(1, cache_tokens // (steady.prompt_tokens + (options.get("max_tokens") or 0)))
 
 
 def matrix_rate(limits: MachineLimits, dtype: str) -> float | None:

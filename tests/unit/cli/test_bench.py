@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rich.cells import cell_len
@@ -12,8 +12,9 @@ from qianyan.cli import run
 from qianyan.cli.bench import answer_schema, to_record
 from qianyan.cli.bench_chart import COLOURS, draw_chart
 from qianyan.cli.bench_words import WORDS, Measured, slowest_part, table, verdict
-from qianyan.engine.benchmark import PARTS, BatchTiming, Figures, Part, Shares, Timing
+from qianyan.engine.benchmark import PARTS, Figures, Part, Shares, Timing
 from qianyan.engine.limits import MachineLimits
+from qianyan.engine.throughput import BatchTiming, GrowthLimit
 
 LIMITS = MachineLimits(
     processor="Abacus 3",
@@ -64,6 +65,8 @@ def measured(
         limits=LIMITS,
         first=timing(**{part: 2 * steady.parts[part] for part in PARTS}),
         steady=steady,
+        growth=(BatchTiming(pictures=1, seconds=steady.total_s), *filter(None, [batch])),
+        growth_limit=None if batch is None else "matrix",
         batch=batch,
         shares=Shares(vision=share, prefill=share, decode=share),
         peak_rss_bytes=5_000_000_000,
@@ -205,3 +208,27 @@ def test_a_file_in_the_way_is_refused_before_anything_is_measured(
     assert shown.out == ""
     assert shown.err.endswith("is a file; expected a folder for the figures.\n")
     assert len(shown.err.splitlines()) == 1
+
+
+def test_growth_is_told_with_its_limit_in_both_languages() -> None:
+    grown = measured(gain=1.5)
+    said = "\n".join(table(grown, "en"))
+    rates = [f"{one.pictures}: {one.pictures_per_minute:.1f}" for one in grown.figures.growth]
+    assert " → ".join(rates) in said
+    assert "more are no faster, the rate of matrix operations binds" in said
+    assert "受矩阵运算速度限制" in "\n".join(table(grown, "zh"))
+    for lang in ("zh", "en"):
+        assert set(get_args(GrowthLimit)) <= set(WORDS[lang])
+
+
+def test_growth_stands_in_the_record_and_in_the_chart() -> None:
+    grown, alone = measured(gain=1.5), measured(gain=None)
+    record = to_record(grown)["model"]
+    assert [one["pictures"] for one in record["growth"]] == [1, 4]
+    assert record["growth"][1]["pictures_per_minute"] == pytest.approx(
+        1.5 * record["growth"][0]["pictures_per_minute"]
+    )
+    assert record["growth_limit"] == "matrix"
+    assert to_record(alone)["model"]["growth_limit"] is None
+    taller, lower = (draw_chart(one.figures, "en") for one in (grown, alone))
+    assert taller.height > lower.height
