@@ -675,6 +675,35 @@ def test_what_is_quantised_is_not_quantised_again(tmp_path: Path) -> None:
         load_model(packed, quantize="int8")
 
 
+@pytest.mark.parametrize(("quantize", "kind"), [("w8a8", "int8"), ("w4a8", "int4")])
+@torch.inference_mode()
+def test_rounded_activations_stay_near_the_same_weights_unrounded(
+    tmp_path: Path, quantize: str, kind: str
+) -> None:
+    plain = write_plain(tmp_path / "plain", "qwen2")
+    fine, coarse = load_model(plain, quantize=kind), load_model(plain, quantize=quantize)
+    layers = [part for part in coarse.modules() if isinstance(part, QuantizedLinear)]
+    assert {layer.rounds_activations for layer in layers} == {True}
+    assert not any(getattr(part, "rounds_activations", False) for part in fine.modules())
+    ids = torch.arange(60)
+    expected, own = (
+        model(model.embed(ids), model.place(ids.tolist()).prompt, NoCache([60])).detach()
+        for model in (fine, coarse)
+    )
+    assert 0 < float((own - expected).norm() / expected.norm()) < 0.1
+
+
+def test_rounding_is_asked_of_a_quantised_checkpoint_by_its_own_bits(tmp_path: Path) -> None:
+    packed, _ = write_pair(tmp_path, family_config("qwen2"), gptq(4, 64))
+    model = load_model(packed, dtype="bfloat16", quantize="w4a8")
+    layers = [part for part in model.modules() if isinstance(part, QuantizedLinear)]
+    assert {layer.rounds_activations for layer in layers} == {True}
+    with pytest.raises(ConfigError, match=r"4 bits\); expected none or w4a8\."):
+        load_model(packed, quantize="w8a8")
+    with pytest.raises(ConfigError, match="expected none, int8, int4, w8a8, w4a8"):
+        load_model(packed, quantize="w4")
+
+
 @pytest.mark.parametrize("config", [gptq(4, 64), gptq(4, 64, desc_act=True), awq(64)])
 def test_published_int4_layers_pass_the_kernel_and_stay_right(
     tmp_path: Path, config: QuantizationConfig
@@ -684,7 +713,7 @@ def test_published_int4_layers_pass_the_kernel_and_stay_right(
     model = load_model(packed, dtype="bfloat16")
     layers = [part for part in model.modules() if isinstance(part, QuantizedLinear)]
     if int4_block():
-        assert "interleaved" in {layer.layout for layer in layers}
+        assert {"interleaved", "native"} & {layer.layout for layer in layers}
     exact = logits_of(load_model(plain))
     error = logits_of(model) - exact
     assert float(error.norm() / exact.norm()) < BFLOAT16_SHARE

@@ -74,7 +74,8 @@ class Engine:
             model: the folder or name.
             dtype: "auto" keeps the checkpoint's; or "float32", "bfloat16", "float16".
             device: where the model runs, in PyTorch's words.
-            quantize: "int8" or "int4" keeps the matrices of a plain checkpoint as such codes.
+            quantize: "int8" or "int4" keeps the matrices of a plain checkpoint as such codes;
+                "w8a8" or "w4a8" also multiplies prompts and pictures in 8 bits.
             max_pixels: largest size at which a picture is looked at, instead of the checkpoint's.
             config: limits; by default the cache takes a part of what memory is free.
 

@@ -169,22 +169,25 @@ def build_empty(config: ModelConfig) -> Model:
         return build_model(config)
 
 
+ROUNDED: Mapping[str, Kind] = {"w8a8": "int8", "w4a8": "int4"}
+"""Ways to quantise whose layers also round the activations of many tokens, and their weights."""
+
+
 def load_model(
     folder: str | Path,
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     quantize: str | None = None,
-    round_activations: bool = False,
 ) -> Model:
     """Load a checkpoint folder, ready to run (evaluation mode).
 
     `dtype` is "auto" for the checkpoint's own (on a processor never float16, see `precision.py`),
     or float32, bfloat16, float16; quantised layers stay quantised and compute in it. `quantize`
     "int8" or "int4" makes a plain checkpoint's matrices such layers while they are read, one at a
-    time; what was saved so (`quantize_checkpoint`) needs no word. `round_activations` lets
-    quantised layers multiply many tokens in 8 bits on processors. Raises ConfigError and
-    CheckpointError.
+    time; what was saved so (`quantize_checkpoint`) needs no word. "w8a8" and "w4a8" are the same
+    weights, plain or quantised before, and let processors multiply many tokens in 8 bits: faster
+    and coarser. Raises ConfigError and CheckpointError.
     """
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"dtype is {quote(dtype)}; expected auto, {', '.join(DTYPES)}.")
@@ -215,7 +218,7 @@ def load_model(
         dtype=DTYPES.get(dtype) if isinstance(dtype, str) else dtype,
         device=device,
     )
-    _use_kernels(model, round_activations=round_activations)
+    _use_kernels(model, round_activations=quantize in ROUNDED)
     return model.eval()
 
 
@@ -294,21 +297,23 @@ def _require_fit(config: ModelConfig, listed: Mapping[str, TensorSpec]) -> None:
 
 
 def _quantize_kind(quantize: str | None, quantization: QuantizationConfig | None) -> Kind | None:
-    """Read what is asked for and refuse what is quantised already."""
+    """Read what is asked for; refuse codes of what is codes already, unless it has those."""
     if quantize is None or quantize == "none":
         return None
-    kind = next((kind for kind in get_args(Kind) if kind == quantize), None)
-    if kind is None:
+    kind = ROUNDED.get(quantize, quantize)
+    found: Kind | None = next((one for one in get_args(Kind) if one == kind), None)
+    if found is None:
+        known = (*get_args(Kind), *ROUNDED)
+        raise ConfigError(f"quantize is {quote(quantize)}; expected none, {', '.join(known)}.")
+    if quantization is None:
+        return found
+    rounded = next(name for name, one in ROUNDED.items() if one == f"int{quantization.bits}")
+    if quantize != rounded:
         raise ConfigError(
-            f"quantize is {quote(quantize)}; expected none, {' or '.join(get_args(Kind))}."
+            f"quantize is {quantize}, but the checkpoint is quantised already "
+            f"({quantization.quant_method}, {quantization.bits} bits); expected none or {rounded}."
         )
-    if quantization is not None:
-        raise ConfigError(
-            f"quantize is {kind}, but the checkpoint is quantised already "
-            f"({quantization.quant_method}, {quantization.bits} bits); expected none for it."
-        )
-    found: Kind = kind
-    return found
+    return None
 
 
 def _quantized(
