@@ -119,7 +119,11 @@ def read_image(data: bytes, *, limits: ImageLimits | None = None) -> Photo:
             ) from error
         except _DAMAGE as error:
             raise _damaged() from error
-        return Photo(_upright_rgb(image), notes)
+        rgb = _upright_rgb(image)
+        # A JPEG's reader lets go of its file once it is decoded: the picture need not be copied.
+        return Photo(
+            _bare(rgb, is_ours=rgb is not image or isinstance(image, JpegImageFile)), notes
+        )
 
 
 def decoded_bytes(data: bytes) -> int:
@@ -135,7 +139,8 @@ def decoded_bytes(data: bytes) -> int:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Turn any decoded picture into 8-bit RGB: EXIF orientation applied, alpha over white."""
     with _quiet():
-        return _upright_rgb(image)
+        rgb = _upright_rgb(image)
+        return _bare(rgb, is_ours=rgb is not image)
 
 
 @contextmanager
@@ -157,10 +162,14 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         raise _damaged() from error
     if orientation in _ORIENTATIONS:
         rgb = rgb.transpose(_ORIENTATIONS[orientation])
-    if rgb is image:
-        rgb = image.copy()
-    rgb.info = {}  # no EXIF, no profile: a saved copy must not be turned or tinted again
     return rgb
+
+
+def _bare(rgb: Image.Image, *, is_ours: bool) -> Image.Image:
+    """Take EXIF and profile off: a saved copy must not be turned or tinted again."""
+    bare = rgb if is_ours else rgb.copy()
+    bare.info = {}
+    return bare
 
 
 def _open(data: bytes) -> Image.Image:

@@ -410,3 +410,20 @@ def test_a_picture_has_the_rows_of_a_clip_that_stands_still(size: tuple[int, int
     frame = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     rows = make_patches([Image.fromarray(frame)], config)
     assert np.array_equal(rows, make_frame_patches(np.stack([frame, frame]), config))
+
+
+def test_a_decoded_jpeg_is_a_picture_of_its_own_without_metadata() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    buffer = BytesIO()
+    quadrants().save(buffer, "JPEG", exif=exif, dpi=(300, 300), comment=b"a note", quality=95)
+    photo = read_image(buffer.getvalue())
+    assert photo.rgb.info == {}
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
+        saved = BytesIO()
+        photo.rgb.save(saved, kind)
+        again = Image.open(saved)
+        assert not set(again.info) & {"exif", "comment", "icc_profile"}
+        assert 0x0112 not in again.getexif()
+    photo.rgb.paste((0, 0, 255), (0, 0, 40, 60))  # a picture in memory, not a view of its file
+    assert photo.rgb.getpixel((1, 1)) == (0, 0, 255)
