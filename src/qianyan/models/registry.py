@@ -247,9 +247,10 @@ def quantize_checkpoint(folder: str | Path, kind: str) -> QuantizedCheckpoint:
     """
     data = read_config_json(folder)
     config = find_architecture(data).read(data)
-    known = _quantize_kind(kind, read_quantization(data))
-    if known is None:
+    if kind not in get_args(Kind):
         raise ConfigError(f"quantize is {quote(kind)}; expected {' or '.join(get_args(Kind))}.")
+    known = _quantize_kind(kind, read_quantization(data))
+    assert known is not None
     listed, ignored = list_tensors(folder), _ignored(config)
     _require_fit(config, listed)
     model = build_empty(config)
