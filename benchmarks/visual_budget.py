@@ -14,7 +14,8 @@ of the whole photo. Ways to look, each at each side:
 
 With --mosaic 2 four photos at a time are joined into one, twice as large, in which everything is
 half as large as the detector learnt it; the usual side doubles with it. Photos as for
-bundled_accuracy.py. Writes benchmarks/results/<date>-visual-budget.json.
+bundled_accuracy.py. Writes benchmarks/results/<date>-visual-budget.json,
+or -visual-budget-mosaic.json.
 """
 
 import argparse
@@ -282,7 +283,8 @@ def main() -> int:
         "results": record,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"{datetime.now(UTC):%Y-%m-%d}-visual-budget.json"
+    name = "visual-budget-mosaic" if across > 1 else "visual-budget"
+    file = options.out / f"{datetime.now(UTC):%Y-%m-%d}-{name}.json"
     file.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
     print(f"\nwritten to {file}")
     return 0

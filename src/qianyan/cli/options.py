@@ -79,7 +79,7 @@ MaxPixels = Annotated[
 VisualTokens = Annotated[
     int | None,
     option("--visual-tokens", "most visual tokens of a picture: whole (list), in the first of two "
-            "steps (else 432), or of all crops (cascade)"),
+            "steps (else 512), or of all crops (cascade)"),
 ]  # fmt: skip
 PromptOrderOption = Annotated[
     PromptOrder,
