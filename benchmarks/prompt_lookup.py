@@ -24,7 +24,7 @@ from qianyan.engine.engine import Engine
 from qianyan.engine.plan import Chunk, Plan
 from qianyan.engine.scheduler import EngineConfig
 
-COUNTS = (0, 1, 2, 4, 8)
+COUNTS = (0, 1, 2, 3, 4, 8)
 QUESTION = [{"role": "user", "content": "Which rules hold in the hall? " * 60}]
 
 

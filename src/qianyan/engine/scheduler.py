@@ -25,8 +25,9 @@ AGING_PASSES = 1000
 """Passes by which a request may arrive later for each step of priority and still go first."""
 ROOM_TOKENS = 256
 """Tokens of an answer for which there must be room before another request is seated."""
-DRAFT_TOKENS = 4
-"""What is guessed ahead unasked, where reading the weights takes most of a pass."""
+DRAFT_TOKENS = 3
+"""What is guessed ahead unasked, where reading the weights takes most of a pass; with the token
+before them as many rows as the kernels for quantised weights take at memory's pace."""
 RECOVERY_PASSES = 16
 """Passes after which one may be twice as large again as those that found memory."""
 
@@ -47,7 +48,7 @@ class EngineConfig:
         requests; one request's own pictures are always encoded together.
     max_draft_tokens: tokens that one pass guesses ahead, from what followed the same words before,
         less one for each further answer in it; answers stay the same. 0 guesses nothing. None takes
-        4 on a processor and 0 on other devices, whose recorded steps hold one token of an answer.
+        3 on a processor and 0 on other devices, whose recorded steps hold one token of an answer.
     use_graphs: whether CUDA devices record their decoding steps once and replay them; no other
         device does.
     """

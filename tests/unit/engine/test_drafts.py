@@ -159,7 +159,7 @@ def test_guesses_share_a_pass_and_prompts_guess_nothing() -> None:
 
 
 def test_only_a_processor_guesses_unasked() -> None:
-    assert EngineConfig().on("cpu").max_draft_tokens == 4
+    assert EngineConfig().on("cpu").max_draft_tokens == 3
     assert EngineConfig().on("cuda").max_draft_tokens == 0
     assert EngineConfig(max_draft_tokens=7).on("cuda").max_draft_tokens == 7
 
