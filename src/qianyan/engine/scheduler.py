@@ -48,7 +48,7 @@ class EngineConfig:
         requests; one request's own pictures are always encoded together.
     max_draft_tokens: tokens that one pass guesses ahead, from what followed the same words before,
         less one for each further answer in it; answers stay the same. 0 guesses nothing. None takes
-        3 on a processor and 0 on other devices, whose recorded steps hold one token of an answer.
+        3 on a processor and 0 on other devices, where the gain is not measured yet.
     use_graphs: whether CUDA devices record their decoding steps once and replay them; no other
         device does.
     """

@@ -67,7 +67,7 @@ def assert_same(ours: list[Completion], theirs: list[Completion]) -> None:
         assert one.logprobs is not None
         assert other.logprobs is not None
         for step, expected in zip(one.logprobs, other.logprobs, strict=True):
-            assert step == pytest.approx(expected, abs=1e-4)
+            assert step == pytest.approx(expected, abs=1e-4, rel=1e-4)
 
 
 @pytest.mark.parametrize("decoding", ["batched", "padded"])
