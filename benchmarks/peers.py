@@ -48,6 +48,8 @@ PEERS = {
     "ours-bf16": ("ours.py", "none"),
     "ours-int8": ("ours.py", "int8"),
     "ours-int4": ("ours.py", "int4"),
+    "ours-w8a8": ("ours.py", "w8a8"),
+    "ours-w4a8": ("ours.py", "w4a8"),
 }
 ALWAYS = ("transformers-bf16", "ours-bf16")
 FIGURES = (

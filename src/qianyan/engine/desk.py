@@ -6,6 +6,7 @@ keeps a team of its own in the processor's libraries, and teams that outnumber t
 other up: the bundled detector took 26 instead of 16 ms where two threads used it in turns.
 """
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -64,12 +65,13 @@ class Desk:
             served = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
             if not served:  # another call has served this caller
                 return
+            made: Sequence[Made] = ()
             try:
                 made = work([item for item, _ in served])
-            except BaseException as error:
-                for _, future in served:
+            finally:  # whoever waits hears of every end
+                error = sys.exception()
+                for _, future in served if error else ():
                     future.set_exception(error)
-                raise
             for (_, future), one in zip(served, made, strict=True):
                 future.set_result(one)
 
@@ -94,9 +96,8 @@ class Desk:
             try:
                 self.call(self._seat, engine, group)
                 group.is_answered.result()
-            except BaseException:
-                engine.forget(group.requests)
-                raise
+            finally:
+                engine.forget(group.requests)  # finished ones are gone already
         return [request.completion() for request in group.requests]
 
     def _seat(self, engine: Engine, group: _Group) -> None:

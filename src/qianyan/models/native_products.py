@@ -1,4 +1,4 @@
-"""Products with large weights by this package's own C++ (`native.py`, `native/products.cpp`).
+"""Products with large weights by this package's own C++ (`models/native.py`, `native/products.cpp`).
 
 A few tokens at a time, because then the time is that of reading the weights, which PyTorch's ops do
 at half the memory's pace; and the two ends of an int8 product of many tokens, whose middle is
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qianyan.models import native
 
-FEW_TOKENS = {"bfloat16": 16, "int8": 4, "int4": 8}
+FEW_TOKENS = {"bfloat16": 16, "int8": 8, "int4": 8}
 """Most tokens for which a product here is the faster one, by the weight's kind."""
 COLUMNS = {"bfloat16": 32, "int8": 64, "int4": 128}
 """The columns of a weight are a multiple of these."""
