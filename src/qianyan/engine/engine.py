@@ -38,6 +38,13 @@ from qianyan.models.registry import Model, find_architecture, load_model, read_c
 Messages = Sequence[dict[str, Any]]
 """OpenAI chat messages; pictures as http, data: or file references, or as Pillow images."""
 
+CLOSING = f"\n{THINK_END}\n\n"
+CLOSING_WORDS = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the "
+    "thinking directly now."
+)
+"""What ends a reasoning at its budget (Qwen3 report, arXiv 2505.09388, section 4.3)."""
+
 
 def check_device(device: str) -> None:
     """Raise ConfigError when PyTorch cannot compute on a device here."""
@@ -237,18 +244,25 @@ class Engine:
     def prepare(self, messages: Messages, options: ChatOptions) -> tuple[Request, Prompt]:
         """Parse what was sent, once, before anything runs; any number of threads may."""
         grammar = self._begin_grammar(options.get("response_format"))
-        thinking = options.get("enable_thinking")
-        if grammar is not None and thinking is None and self.processor.template.takes_thinking:
-            thinking = False  # a form was asked for, not a train of thought before it
+        thinking = self._wants_thinking(options, has_form=grammar is not None)
         inputs = self.processor(messages, tools=options.get("tools"), enable_thinking=thinking)
         prompt = self._runner.to_prompt(inputs)
         size = PromptSize(
             num_tokens=len(inputs.prompt_token_ids), num_vision_tokens=len(prompt.vision_rows)
         )
-        sampling = to_sampling(options, self._defaults, prompt=size, lengths=self._lengths)
         # With a grammar, a model told to think is free until it has said </think>.
         is_thinking = inputs.is_thinking or (grammar is not None and thinking is True)
-        form = self._reply_form(options, is_thinking=is_thinking)
+        form = self._reply_form(options, inputs.prompt_token_ids, is_thinking=is_thinking)
+        thinks = inputs.is_thinking or (
+            self.processor.template.is_thinking and thinking is not False
+        )
+        sampling = to_sampling(
+            options,
+            self._defaults,
+            prompt=size,
+            lengths=self._lengths,
+            may_think=(thinks or inputs.is_thinking) and form.think_end is not None,
+        )
         request = Request(
             next(self._request_ids),
             inputs.prompt_token_ids,
@@ -261,15 +275,30 @@ class Engine:
         request.name_block = prompt.name_block
         return request, prompt
 
-    def _reply_form(self, options: ChatOptions, *, is_thinking: bool) -> ReplyForm:
+    def _wants_thinking(self, options: ChatOptions, *, has_form: bool) -> bool | None:
+        """Say whether the model is told to think: True, False, or None for its own way."""
+        thinking = options.get("enable_thinking")
+        if not self.processor.template.takes_thinking:
+            return thinking
+        if options.get("thinking_budget") == 0:
+            return False
+        # Where a form was asked for, it was no train of thought before it.
+        return False if thinking is None and has_form else thinking
+
+    def _reply_form(
+        self, options: ChatOptions, prompt_token_ids: list[int], *, is_thinking: bool
+    ) -> ReplyForm:
         tokenizer = self.processor.tokenizer
         think_end = tokenizer.token_id(THINK_END)
+        begins_line = tokenizer.decode(prompt_token_ids[-1:]).endswith("\n")
         return ReplyForm(
             think_start=tokenizer.token_id(THINK_START),
             think_end=think_end,
             is_thinking=is_thinking and think_end is not None,
             has_tools=bool(options.get("tools")),
             gap=tuple(tokenizer.encode("\n\n")),
+            closing=tuple(tokenizer.encode(CLOSING_WORDS + CLOSING)),
+            empty_closing=tuple(tokenizer.encode(CLOSING if begins_line else "\n" + CLOSING)),
         )
 
     def _begin_grammar(self, response_format: dict[str, Any] | None) -> Grammar | None:

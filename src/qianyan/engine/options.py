@@ -22,15 +22,20 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 100
+MAX_THINKING_BUDGET = 1_000_000
 
 
 class ChatOptions(TypedDict, total=False):
     """Keyword arguments of `Engine.chat`, `stream` and `chat_many`; None means not given.
 
-    `priority` is 0 without; requests of smaller numbers go first, down to -MAX_PRIORITY.
+    `max_tokens` bounds the answer, `max_completion_tokens` the answer and the reasoning before it,
+    `thinking_budget` the reasoning. `priority` is 0 without; requests of smaller numbers go first,
+    down to -MAX_PRIORITY.
     """
 
     max_tokens: int | None
+    max_completion_tokens: int | None
+    thinking_budget: int | None
     temperature: float | None
     top_p: float | None
     top_k: int | None
@@ -61,10 +66,14 @@ class Sampling:
     """How one answer is drawn, and before whom, every value checked.
 
     temperature 0 takes the likeliest token; top_k 0 and top_p 1 keep all tokens; `logprobs` None
-    records none, n records the n likeliest tokens of each step and the chosen one.
+    records none, n records the n likeliest tokens of each step and the chosen one. `max_tokens`
+    counts the answer, `max_completion_tokens` all that comes (None: the same tokens), and
+    `thinking_budget` the reasoning, None without end.
     """
 
     max_tokens: int
+    max_completion_tokens: int | None = None
+    thinking_budget: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -75,6 +84,12 @@ class Sampling:
     stop_token_ids: frozenset[int] = field(default=frozenset())
     logprobs: int | None = None
     priority: int = 0
+
+    @property
+    def max_output_tokens(self) -> int:
+        """Tokens that may come at most, reasoning and answer together."""
+        most = self.max_completion_tokens
+        return self.max_tokens if most is None else most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +138,12 @@ def to_sampling(
     *,
     prompt: PromptSize,
     lengths: Lengths,
+    may_think: bool = False,
 ) -> Sampling:
     """Merge the caller's options with the checkpoint's defaults and check every value.
 
-    Raises InputError for a value outside its range, CapacityError when prompt and answer cannot
-    both fit.
+    Where the model `may_think`, `max_tokens` leaves the reasoning uncounted. Raises InputError for
+    a value outside its range, CapacityError when prompt and answer cannot both fit.
     """
     given = {name: value for name, value in options.items() if value is not None}
     numbers: dict[str, Any] = {
@@ -140,11 +156,12 @@ def to_sampling(
         "presence_penalty": _number(given, "presence_penalty", 0.0, -2, 2),
     }
     return Sampling(
-        max_tokens=_max_tokens(given, prompt, lengths),
-        seed=_integer(given, "seed", 0, 0, MAX_SEED) if "seed" in given else None,
+        **_lengths(given, prompt, lengths, may_think=may_think),
+        thinking_budget=_optional(given, "thinking_budget", 0, MAX_THINKING_BUDGET),
+        seed=_optional(given, "seed", 0, MAX_SEED),
         stop=_stops(given.get("stop", ())),
         stop_token_ids=defaults.stop_token_ids,
-        logprobs=_integer(given, "logprobs", 0, 0, MAX_LOGPROBS) if "logprobs" in given else None,
+        logprobs=_optional(given, "logprobs", 0, MAX_LOGPROBS),
         priority=_integer(given, "priority", 0, -MAX_PRIORITY, MAX_PRIORITY),
         **numbers,
     )
@@ -187,21 +204,33 @@ def read_generation_defaults(
     )
 
 
-def _max_tokens(given: dict[str, Any], prompt: PromptSize, lengths: Lengths) -> int:
+def _lengths(
+    given: dict[str, Any], prompt: PromptSize, lengths: Lengths, *, may_think: bool
+) -> dict[str, int]:
+    """Say how long the answer may become, and where it differs, how much may come in all."""
     room = lengths.limit - prompt.num_tokens
     if room < 1:
         raise CapacityError(_too_long(prompt, lengths))
-    if "max_tokens" not in given:
-        return min(room, DEFAULT_MAX_TOKENS)
-    max_tokens = given["max_tokens"]
-    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-        raise InputError(f"max_tokens is {quote(max_tokens)}; expected a whole number from 1.")
-    if max_tokens > room:
+    asked = {
+        name: _length(given[name], name, prompt, lengths)
+        for name in ("max_tokens", "max_completion_tokens")
+        if name in given
+    }
+    most = asked.get("max_completion_tokens", room)
+    answer = asked.get("max_tokens", most if "max_completion_tokens" in asked else None)
+    answer = min(most, DEFAULT_MAX_TOKENS if answer is None else answer)
+    return {"max_tokens": answer} | ({"max_completion_tokens": most} if may_think else {})
+
+
+def _length(value: Any, name: str, prompt: PromptSize, lengths: Lengths) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} is {quote(value)}; expected a whole number from 1.")
+    if value > lengths.limit - prompt.num_tokens:
         raise CapacityError(
-            f"max_tokens is {max_tokens}; expected at most {lengths.limit} minus the prompt's "
+            f"{name} is {value}; expected at most {lengths.limit} minus the prompt's "
             f"{prompt.num_tokens} tokens: {lengths.explain()}."
         )
-    return max_tokens
+    return value
 
 
 def _too_long(prompt: PromptSize, lengths: Lengths) -> str:
@@ -242,6 +271,10 @@ def _integer(given: dict[str, Any], name: str, default: int, low: int, high: int
     if not low <= value <= high:
         raise InputError(f"{name} is {value}; expected {low} to {high}.")
     return value
+
+
+def _optional(given: dict[str, Any], name: str, low: int, high: int) -> int | None:
+    return _integer(given, name, low, low, high) if name in given else None
 
 
 def _stops(stop: object) -> tuple[str, ...]:

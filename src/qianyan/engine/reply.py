@@ -40,6 +40,8 @@ class ReplyForm:
     is_thinking: the reply begins inside the reasoning, because the prompt opened it.
     has_tools: functions were offered, so calls are looked for.
     gap: the tokens of the blank line between </think> and the answer.
+    closing: the tokens that end a reasoning from outside, </think> and the blank line included;
+        `empty_closing` does so where nothing was thought yet.
     """
 
     think_start: int | None = None
@@ -47,6 +49,8 @@ class ReplyForm:
     is_thinking: bool = False
     has_tools: bool = False
     gap: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
+    empty_closing: tuple[int, ...] = ()
 
 
 class Reply:
@@ -80,6 +84,11 @@ class Reply:
             return ""
         return self._release(self._decoder.push(token_id))
 
+    def end_reasoning(self) -> None:
+        """Go over to the answer."""
+        self._decoder.finish()  # half a character does not run into the answer
+        self.is_reasoning, self._held = False, ""
+
     def finish(self) -> str:
         """Return the text still held back when the answer has ended."""
         if self.is_stopped:
@@ -99,8 +108,7 @@ class Reply:
 
     def _push_reasoning(self, token_id: int) -> str:
         if token_id == self.form.think_end:
-            self._decoder.finish()  # half a character does not run into the answer
-            self.is_reasoning, self._held = False, ""
+            self.end_reasoning()
             return ""
         if token_id == self.form.think_start and not self.reasoning:
             return ""

@@ -30,14 +30,16 @@ NameBlock = Callable[[int, list[int], bytes], bytes]
 class Usage:
     """Token counts.
 
-    `forwarded_tokens` of the completion took a forward pass of their own; the others were forced
-    by a grammar, or guessed rightly in another's pass. `cached_tokens` of the prompt were known
-    from earlier requests. Both depend on what else was asked, so they do not count when
-    completions are compared.
+    Of the completion's tokens `reasoning_tokens` were thought; marks, and the words that end a
+    reasoning at its budget, are none of them. `forwarded_tokens` took a forward pass of their own;
+    the others were forced, or guessed rightly in another's pass. `cached_tokens` of the prompt were
+    known from earlier requests. The last two depend on what else was asked, so they do not count
+    when completions are compared.
     """
 
     prompt_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
     forwarded_tokens: int = field(compare=False)
     cached_tokens: int = field(default=0, compare=False)
 
@@ -50,9 +52,10 @@ class Completion:
     token nor stop string, nor reasoning, nor calls. `reasoning` is what stood between <think> and
     </think>, None for a model that did not think; `tool_calls` are looked for where `tools` were
     given. `images` and `videos` tell what was seen of each, in order, `notes` what documents left
-    out. `logprobs[i]` maps token ids to natural-log probabilities of the model itself at step i,
-    before grammar, penalties, temperature and filters: the likeliest ones and the chosen one. A
-    token that the grammar forced took no step: its entry is {token_id: 0.0}.
+    out and what was done about the answer. `logprobs[i]` maps token ids to natural-log
+    probabilities of the model itself at step i, before grammar, penalties, temperature and filters:
+    the likeliest ones and the chosen one. A token that was forced took no step: its entry is
+    {token_id: 0.0}.
     """
 
     text: str
@@ -130,6 +133,10 @@ class Request:
         self.output_token_ids: list[int] = []
         self.num_computed_tokens = 0
         self.num_forwarded_tokens = 0
+        self.num_reasoning_tokens = 0
+        self._num_answer_tokens = 0
+        self._is_closing = False
+        self._notes: tuple[str, ...] = ()
         self.seen_token_ids = set(prompt_token_ids)
         self.random = np.random.default_rng(sampling.seed)
         self.reply = reply
@@ -146,7 +153,7 @@ class Request:
     @property
     def max_num_tokens(self) -> int:
         """Count the tokens this request can ever hold."""
-        return len(self.prompt_token_ids) + self.sampling.max_tokens
+        return len(self.prompt_token_ids) + self.sampling.max_output_tokens
 
     @property
     def is_finished(self) -> bool:
@@ -217,7 +224,7 @@ class Request:
             self._drafts.note(num_drafts, num_agreed)
 
     def append_sampled(self, sampled: Sampled, *, has_own_pass: bool = True) -> None:
-        """Take a drawn token, then every token that the grammar leaves no choice about."""
+        """Take a drawn token, then every token that is left no choice about."""
         self.num_forwarded_tokens += has_own_pass
         was_reasoning = self.reply.is_reasoning
         self._append(sampled.token_id, sampled.logprobs)
@@ -227,10 +234,25 @@ class Request:
         self.append_forced()
 
     def append_forced(self) -> None:
-        """Take the tokens that the grammar forces next; they need no forward pass to be known."""
+        """Take the tokens that a spent budget or the grammar forces next: known without a pass."""
+        self._end_spent_reasoning()
         if self.grammar is None or not self.is_constrained or self.is_finished:
             return
         self._append_known(self.grammar.forced())
+
+    def _end_spent_reasoning(self) -> None:
+        """Go over to the answer where the reasoning has reached its budget."""
+        budget = self.sampling.thinking_budget
+        if budget is None or self.is_finished or not self.reply.is_reasoning:
+            return
+        if self.num_reasoning_tokens >= budget:
+            form = self.reply.form
+            self._is_closing = True
+            self._append_known(form.closing if budget else form.empty_closing, is_free=True)
+            self._is_closing = False
+            self.reply.end_reasoning()
+            if budget:
+                self._notes += (f"the reasoning was ended at its budget of {budget} tokens",)
 
     def _append_known(self, token_ids: Iterable[int], *, is_free: bool = False) -> None:
         wants_logprobs = self.sampling.logprobs is not None
@@ -253,6 +275,7 @@ class Request:
             usage=Usage(
                 prompt_tokens=len(self.prompt_token_ids),
                 completion_tokens=len(self.output_token_ids),
+                reasoning_tokens=self.num_reasoning_tokens,
                 forwarded_tokens=self.num_forwarded_tokens,
                 # Forced tokens of the answer can stand in a known block.
                 cached_tokens=min(self.num_cached_tokens, len(self.prompt_token_ids)),
@@ -261,7 +284,7 @@ class Request:
             tool_calls=self.reply.tool_calls,
             images=self.seen.images,
             videos=self.seen.videos,
-            notes=self.seen.notes,
+            notes=self.seen.notes + self._notes,
         )
 
     def _append(self, token_id: int, logprobs: Logprobs | None, *, is_free: bool = False) -> None:
@@ -276,7 +299,9 @@ class Request:
         if token_id in self.sampling.stop_token_ids:
             self.finish_reason = "stop"
         else:
-            text = self.reply.push(token_id)
+            text = "" if self._is_closing else self.reply.push(token_id)
+            if not is_free:
+                self._count(token_id, was_reasoning=was_reasoning)
             self.finish_reason = self._reason_to_finish(token_id if was_constrained else None)
         if self.is_finished:
             text += self.reply.finish()
@@ -297,4 +322,16 @@ class Request:
                 return "stop"
         if self.reply.is_stopped:
             return "stop"
-        return "length" if len(self.output_token_ids) >= self.sampling.max_tokens else None
+        if self._num_answer_tokens >= self.sampling.max_tokens:
+            return "length"
+        is_full = len(self.output_token_ids) >= self.sampling.max_output_tokens
+        return "length" if is_full else None
+
+    def _count(self, token_id: int, *, was_reasoning: bool) -> None:
+        """Count a token where it belongs; <think> and </think> belong nowhere."""
+        if was_reasoning != self.reply.is_reasoning:
+            return
+        if not was_reasoning:
+            self._num_answer_tokens += 1
+        elif token_id != self.reply.form.think_start or self.num_reasoning_tokens:
+            self.num_reasoning_tokens += 1

@@ -53,6 +53,11 @@ def test_the_default_length_shrinks_to_the_room_left() -> None:
         ({"temperature": float("nan")}, "temperature is 'nan'; expected 0 to 2."),
         ({"temperature": "hot"}, "temperature is 'hot'; expected 0 to 2."),
         ({"temperature": True}, "temperature is 'True'; expected 0 to 2."),
+        ({"thinking_budget": -1}, "thinking_budget is -1; expected 0 to 1000000."),
+        (
+            {"max_completion_tokens": 0},
+            "max_completion_tokens is '0'; expected a whole number from 1.",
+        ),
         ({"top_p": 0}, "top_p is 0; expected above 0, at most 1."),
         ({"top_p": 1.5}, "top_p is 1.5; expected above 0, at most 1."),
         ({"top_k": -1}, "top_k is -1; expected 0 to 1000000."),
@@ -141,3 +146,24 @@ def test_defaults_come_from_the_checkpoint(
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_generation_defaults(tmp_path, eos_token_id=9) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "may_think", "answer", "every"),
+    [
+        ({}, False, DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS),
+        ({}, True, DEFAULT_MAX_TOKENS, 3996),
+        ({"max_tokens": 9}, False, 9, 9),
+        ({"max_tokens": 9}, True, 9, 3996),
+        ({"max_completion_tokens": 3000}, False, 3000, 3000),
+        ({"max_completion_tokens": 3000}, True, 3000, 3000),
+        ({"max_tokens": 9, "max_completion_tokens": 5}, False, 5, 5),
+        ({"max_tokens": 9, "max_completion_tokens": 50}, True, 9, 50),
+    ],
+)
+def test_the_answer_is_bounded_and_all_that_comes(
+    options: ChatOptions, may_think: bool, answer: int, every: int
+) -> None:
+    prompt = PromptSize(num_tokens=100)
+    sampling = to_sampling(options, DEFAULTS, prompt=prompt, lengths=LENGTHS, may_think=may_think)
+    assert (sampling.max_tokens, sampling.max_output_tokens) == (answer, every)

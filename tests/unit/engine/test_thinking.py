@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from torch.nn.functional import cross_entropy
 
-from qianyan.engine.engine import Engine
+from qianyan.engine.engine import CLOSING, CLOSING_WORDS, Engine
 from qianyan.engine.reply import ToolCall
 from qianyan.engine.request import Finished, TokenText
 from qianyan.inputs.processor import Processor
@@ -170,6 +170,86 @@ def test_a_thinking_model_without_stated_sampling_does_not_draw_greedily(
 
 
 def test_reasoning_cut_by_the_length_has_no_answer(thinker: Engine) -> None:
-    done = thinker.chat(ask("why"), max_tokens=4, temperature=0)
+    done = thinker.chat(ask("why"), max_completion_tokens=4, temperature=0)
     assert (done.finish_reason, done.text) == ("length", "")
     assert done.reasoning
+
+
+def test_a_budget_ends_the_reasoning_and_the_answer_follows(thinker: Engine) -> None:
+    done = thinker.chat(ask("why"), max_tokens=60, temperature=0, thinking_budget=3)
+    whole = thinker.processor.tokenizer.decode(done.token_ids)
+    assert done.reasoning == "it"  # three tokens: a line break and two letters
+    assert whole.startswith("<think>\nit\n\nConsidering the limited time by the user")
+    assert "directly now.\n</think>\n\n" in whole
+    assert (done.usage.reasoning_tokens, done.finish_reason) == (3, "stop")
+    assert done.notes == ("the reasoning was ended at its budget of 3 tokens",)
+    assert "Considering" not in done.text
+    closing = len(thinker.processor.tokenizer.encode(CLOSING_WORDS + CLOSING))
+    assert done.usage.forwarded_tokens == done.usage.completion_tokens - closing
+
+
+def test_a_budget_that_is_not_reached_changes_nothing(thinker: Engine) -> None:
+    free = thinker.chat(ask("why"), max_tokens=60, temperature=0)
+    done = thinker.chat(ask("why"), max_tokens=60, temperature=0, thinking_budget=50)
+    assert done == free
+    assert free.usage.reasoning_tokens == len("\nit glows\n")
+
+
+def test_a_budget_of_nothing_goes_straight_to_the_answer(thinker: Engine) -> None:
+    done = thinker.chat(ask("why"), max_tokens=60, temperature=0, thinking_budget=0)
+    assert (done.reasoning, done.text) == (None, "Fire.")
+    assert done.usage.reasoning_tokens == 0
+
+
+def test_a_budget_of_nothing_closes_what_the_template_opened(folder: Path) -> None:
+    engine = Engine(folder)
+    engine.processor.template = type(engine.processor.template)(
+        ALWAYS.replace("enable_thinking", "thinks")
+    )
+    done = engine.chat(ask("why"), max_tokens=60, temperature=0, thinking_budget=0)
+    prompt = engine.processor.tokenizer.decode(done.prompt_token_ids)
+    whole = engine.processor.tokenizer.decode(done.token_ids)
+    assert (prompt + whole).count("<think>\n\n</think>\n\n") == 1
+    assert (done.reasoning, done.usage.reasoning_tokens) == ("", 0)
+
+
+def test_after_a_budget_the_answer_keeps_its_form(thinker: Engine) -> None:
+    done = thinker.chat(
+        ask("is it"),
+        max_tokens=60,
+        temperature=0,
+        enable_thinking=True,
+        response_format=FORM,
+        thinking_budget=4,
+    )
+    assert done.reasoning == "may"
+    assert done.text in ("yes", "no")
+
+
+def test_streamed_pieces_leave_out_the_words_that_end_a_reasoning(thinker: Engine) -> None:
+    *pieces, last = thinker.stream(ask("why"), max_tokens=60, temperature=0, thinking_budget=3)
+    assert isinstance(last, Finished)
+    texts = [piece for piece in pieces if isinstance(piece, TokenText)]
+    assert [piece.token_id for piece in texts] == last.completion.token_ids
+    assert "".join(piece.text for piece in texts if piece.is_reasoning) == "it"
+    assert "".join(piece.text for piece in texts if not piece.is_reasoning) == last.completion.text
+
+
+def test_max_tokens_counts_the_answer_and_max_completion_tokens_all(thinker: Engine) -> None:
+    answer = thinker.chat(ask("why"), max_tokens=4, temperature=0)
+    assert (answer.reasoning, answer.finish_reason) == ("it glows", "length")
+    thought = answer.usage.reasoning_tokens
+    assert answer.usage.completion_tokens == thought + len(("<think>", "</think>")) + 4
+    every = thinker.chat(ask("why"), max_completion_tokens=4, temperature=0)
+    assert (every.text, every.finish_reason) == ("", "length")
+    assert every.usage.completion_tokens == 4
+    both = thinker.chat(ask("why"), max_tokens=4, max_completion_tokens=6, temperature=0)
+    assert both.usage.completion_tokens == 6
+
+
+def test_told_not_to_think_both_lengths_count_the_same(thinker: Engine) -> None:
+    how = {"temperature": 0, "enable_thinking": False}
+    one = thinker.chat(ask("why"), max_tokens=3, **how)
+    other = thinker.chat(ask("why"), max_tokens=20, max_completion_tokens=3, **how)
+    assert one == other
+    assert (one.finish_reason, one.usage.completion_tokens) == ("length", 3)
