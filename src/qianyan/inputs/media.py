@@ -28,6 +28,7 @@ from qianyan.inputs.parts import (
 )
 from qianyan.inputs.patches import GridTHW, make_frame_patches, make_patches
 from qianyan.inputs.squares import SquareConfig, make_squares
+from qianyan.inputs.strangers import break_up
 from qianyan.inputs.video import SeenVideo, read_frames, read_video
 
 
@@ -228,10 +229,7 @@ class Media:
 
     def _harmless(self, text: str, name: str) -> str:
         """Break up what the tokenizer would take for a control token, and say so."""
-        count = 0
-        for word in self._control_words:
-            count += text.count(word)
-            text = text.replace(word, f"{word[0]} {word[1:]}")
+        text, count = break_up(text, self._control_words)
         if count:
             self._notes.append(f"{name}: {count} of the model's control words broken up")
         return text
