@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from qianyan.cli import bench, chat, inspecting, measuring, models, train
+from qianyan.cli import bench, chat, inspecting, measuring, models, serving, train
 from qianyan.cli.exit_codes import DONE, UNUSABLE, WRONG_USAGE
 from qianyan.cli.options import Version, name_options
 from qianyan.errors import CheckpointError, EndpointError, QianyanError
@@ -47,6 +47,7 @@ app.command(name="eval")(measuring.evaluate)
 app.command()(measuring.doctor)
 app.command()(bench.bench)
 app.command()(chat.chat)
+app.command()(serving.serve)
 app.add_typer(models.verbs, name="models")
 app.add_typer(train.verbs, name="train")
 

@@ -97,6 +97,12 @@ def open_model(settings: LookSettings) -> Model:
     """Load or reach the model that the settings name."""
     if settings.base_url is not None:
         return RemoteModel(settings)
+    engine, name = load_engine(settings)
+    return LocalModel(engine, name)
+
+
+def load_engine(settings: LookSettings) -> tuple[Engine, str]:
+    """Load the checkpoint that the settings name, of a pair its judge; also give its name."""
     pair = find_pair(settings.model)
     dtype = settings.dtype
     if pair is not None and dtype == "auto":
@@ -108,7 +114,7 @@ def open_model(settings: LookSettings) -> Model:
         quantize=settings.quantize,
         max_pixels=settings.max_pixels or (MAX_PIXELS if pair is None else None),
     )
-    return LocalModel(engine, settings.model if pair is not None else engine.name)
+    return engine, settings.model if pair is not None else engine.name
 
 
 class LocalModel:

@@ -1,0 +1,57 @@
+"""The app: every router under its paths, behind one edge.
+
+A new part of the API is one line here: its router in `OPENAI_ROUTERS` (mounted under both of
+OpenAI's prefixes) or in `ROUTERS` (paths as they are), what it opens at the start and closes at the
+end in `LIFESPANS`, and the body of its errors in `errors.ENVELOPES`.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+
+from qianyan import __version__
+from qianyan.engine.engine import Engine
+from qianyan.server import health
+from qianyan.server.auth import Edge
+from qianyan.server.errors import add_handlers
+from qianyan.server.serving import Serving
+from qianyan.server.settings import ServerSettings
+from qianyan.server.worker import Worker
+
+OPENAI_PREFIXES = ("/v1", "/compatible-mode/v1")
+OPENAI_ROUTERS: tuple[APIRouter, ...] = ()
+ROUTERS: tuple[APIRouter, ...] = (health.router,)
+LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = ()
+"""Entered after the worker is there (`app.state.serving`), left before it is closed."""
+
+
+def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
+    """Serve a loaded model; routes that upload files state a larger `max_body_size` themselves."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            worker = Worker(engine, settings.limits)
+            stack.push_async_callback(worker.close)
+            app.state.serving = Serving(settings=settings, worker=worker)
+            for enter in LIFESPANS:
+                await stack.enter_async_context(enter(app))
+            yield
+
+    app = FastAPI(
+        title="qianyan",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # its pages load scripts from elsewhere
+        redoc_url=None,
+        max_body_size=settings.limits.max_body_bytes,
+    )
+    for router in OPENAI_ROUTERS:
+        for prefix in OPENAI_PREFIXES:
+            app.include_router(router, prefix=prefix)
+    for router in ROUTERS:
+        app.include_router(router)
+    add_handlers(app)
+    app.add_middleware(Edge, api_keys=settings.api_keys)
+    return app

@@ -1,0 +1,40 @@
+"""What routes work with: the settings and the worker of the app they belong to."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from qianyan.errors import quote
+from qianyan.server.errors import RefusedError
+from qianyan.server.settings import ServerSettings
+from qianyan.server.worker import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """One running server."""
+
+    settings: ServerSettings
+    worker: Worker
+
+    def check_model(self, name: str) -> None:
+        """Raise RefusedError for a model that is not served here."""
+        if name not in self.settings.model_names:
+            known = ", ".join(self.settings.model_names)
+            raise RefusedError(
+                f"The model {quote(name)} does not exist here; expected one of {known}.",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+
+
+def find_serving(request: Request) -> Serving:
+    """Find what serves a request; for FastAPI's Depends."""
+    serving: Serving = request.app.state.serving
+    return serving
+
+
+Served = Annotated[Serving, Depends(find_serving)]
+"""A parameter of this type gets the Serving of the app."""

@@ -1,0 +1,268 @@
+"""One thread for the model, and many conversations on an event loop.
+
+Whoever asks waits for a seat without holding up the loop; the question is prepared (pictures,
+templates, grammars) on threads; one thread steps the engine for all who are seated as long as
+anybody is, and hands what came out of each pass to the loop at once. `engine/desk.py` does the same
+for callers that may block and want whole answers; here answers are followed token by token, and end
+in the next pause between two passes when their reader goes away.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from qianyan.engine.engine import Engine, Messages
+from qianyan.engine.options import ChatOptions, check_names
+from qianyan.engine.request import Completion, Finished, Request, TokenText
+from qianyan.engine.runner import Prompt
+from qianyan.errors import QianyanError
+from qianyan.server.errors import ModelFailedError, RefusedError
+from qianyan.server.settings import ServerLimits
+
+logger = logging.getLogger(__name__)
+
+Event = TokenText | Finished
+End = Finished | QianyanError
+
+
+class Answer:
+    """One answer on its way: iterate over its events once, the last of which is Finished.
+
+    Iterating raises the error that ended it. `leave` must be called when nobody reads any longer;
+    after the end it does nothing.
+    """
+
+    def __init__(self, worker: "Worker", request: Request) -> None:
+        self.request = request
+        self.is_ended = False
+        self._worker = worker
+        self._events: asyncio.Queue[Event | QianyanError] = asyncio.Queue()
+        self._has_begun = asyncio.Event()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._read()
+
+    async def _read(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self._events.get()
+            if isinstance(event, QianyanError):
+                raise event
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    async def begun(self) -> None:
+        """Wait for the first token, or for an end without any."""
+        await self._has_begun.wait()
+
+    def leave(self) -> None:
+        """End the answer unless it has ended; what it holds returns before the next pass."""
+        self._worker.dismiss(self)
+
+    def take(self, events: Sequence[Event], end: End | None) -> None:
+        """Hand on what a pass brought; on the event loop."""
+        for event in events:
+            self._events.put_nowait(event)
+        if end is not None:
+            self._events.put_nowait(end)
+        self._has_begun.set()
+
+
+News = tuple[Answer, list[TokenText], End | None]
+
+
+class Worker:
+    """Answers conversations for an event loop, in which it is made and closed."""
+
+    def __init__(self, engine: Engine, limits: ServerLimits) -> None:
+        self.engine = engine
+        self.failure: ModelFailedError | None = None
+        self.num_waiting = 0
+        self._limits = limits
+        self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+        self._readers = ThreadPoolExecutor(limits.max_preparing, thread_name_prefix="prepare")
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._num_seats = engine.config.max_num_requests
+        self._seats = asyncio.Semaphore(self._num_seats)
+        self._num_seated = 0
+        self._open: set[Answer] = set()
+        self._answers: list[Answer] = []  # touched by the model's thread only, as is the next
+        self._is_stepping = False
+
+    @property
+    def num_running(self) -> int:
+        """Count the requests that have a seat: being prepared or being answered."""
+        return self._num_seated
+
+    async def ask(self, messages: Messages, options: ChatOptions) -> Completion:
+        """Answer a conversation as a whole; raises what `begin` does and what ends the answer."""
+        answer = await self.begin(messages, options)
+        try:
+            async for event in answer:
+                if isinstance(event, Finished):
+                    return event.completion
+        finally:
+            answer.leave()
+        raise ModelFailedError("The answer has no end.")
+
+    async def begin(self, messages: Messages, options: ChatOptions) -> Answer:
+        """Prepare a conversation and let it run; whoever gets the answer must `leave` it.
+
+        Raises InputError and CapacityError for what cannot be answered, RefusedError when too many
+        wait, when the wait is too long, and when the model is broken.
+        """
+        check_names(options)
+        self.refuse_unless_ready()
+        await self._sit()
+        answer = None
+        try:
+            request, prompt = await self._loop.run_in_executor(
+                self._readers, self.engine.prepare, messages, options
+            )
+            self.refuse_unless_ready()
+            answer = Answer(self, request)
+        finally:
+            if answer is None:
+                self._stand_up()
+        self._open.add(answer)
+        self._model.submit(self._seat, answer, prompt)
+        return answer
+
+    def refuse_unless_ready(self) -> None:
+        """Raise RefusedError when the model is broken or the server stops."""
+        if self._is_closed:
+            raise _stopping()
+        if self.failure is not None:
+            raise RefusedError(
+                f"{self.failure} The server has to be started again.",
+                status=503,
+                code=self.failure.code,
+                retry_after_s=self._limits.retry_after_s,
+            )
+
+    def dismiss(self, answer: Answer) -> None:
+        """End an answer that nobody reads any longer; see `Answer.leave`."""
+        if answer.is_ended:
+            return
+        self._end(answer)
+        self._model.submit(self._forget, [answer])
+
+    async def close(self) -> None:
+        """End all answers that still run, and the threads; a second time does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        answers = list(self._open)
+        for answer in answers:
+            answer.take([], _stopping())
+            self._end(answer)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        # After this has run no pass follows, so nothing is queued behind the shutdown.
+        await asyncio.wrap_future(self._model.submit(self._forget, answers))
+        await asyncio.to_thread(self._model.shutdown)
+
+    async def _sit(self) -> None:
+        """Take a seat, or wait for one in a line of bounded length for a bounded time."""
+        if self._seats.locked() and self.num_waiting >= self._limits.max_waiting:
+            raise RefusedError(
+                f"{self.num_waiting} requests are waiting, the most that may. Try again later.",
+                status=429,
+                code="limit_requests",
+                retry_after_s=self._limits.retry_after_s,
+            )
+        self.num_waiting += 1
+        try:
+            async with asyncio.timeout(self._limits.max_wait_s):
+                await self._seats.acquire()
+        except TimeoutError as error:
+            raise RefusedError(
+                f"The request has waited {self._limits.max_wait_s:g} s for its turn, the longest "
+                "that one may. Try again later.",
+                status=503,
+                code="server_busy",
+                retry_after_s=self._limits.retry_after_s,
+            ) from error
+        finally:
+            self.num_waiting -= 1
+        self._num_seated += 1
+
+    def _stand_up(self) -> None:
+        self._num_seated -= 1
+        self._seats.release()
+
+    def _end(self, answer: Answer) -> None:
+        answer.is_ended = True
+        self._open.discard(answer)
+        self._stand_up()
+
+    def _deliver(self, news: list[News]) -> None:
+        """Hand on what a pass brought; on the event loop."""
+        for answer, events, end in news:
+            if answer.is_ended:  # its reader has left meanwhile
+                continue
+            answer.take(events, end)
+            if end is not None:
+                self._end(answer)
+
+    def _break(self, error: BaseException) -> None:
+        """Take no more questions; on the event loop."""
+        logger.error("the model failed; the server is no longer ready", exc_info=error)
+        self.failure = ModelFailedError("The model failed while it was computing.")
+
+    # What follows runs on the model's thread.
+
+    def _seat(self, answer: Answer, prompt: Prompt) -> None:
+        self.engine.submit(answer.request, prompt)
+        self._answers.append(answer)
+        if not self._is_stepping:
+            self._step()
+
+    def _forget(self, answers: list[Answer]) -> None:
+        self.engine.forget([answer.request for answer in answers])
+        self._answers = [one for one in self._answers if one not in answers]
+
+    def _step(self) -> None:
+        """Queue a pass, behind those who sit down or leave."""
+        self._is_stepping = True
+        self._model.submit(self.engine.step).add_done_callback(self._settle)
+
+    def _settle(self, done: Future[list[Request]]) -> None:
+        """Send off what a pass brought, and queue the next one if anybody waits for it."""
+        error = done.exception()
+        if error is not None:
+            self._fail(error)
+            return
+        news: list[News] = []
+        for answer in self._answers:
+            events = [answer.request.events.popleft() for _ in range(len(answer.request.events))]
+            end = _end_of(answer.request)
+            if events or end is not None:
+                news.append((answer, events, end))
+        if news:
+            self._loop.call_soon_threadsafe(self._deliver, news)
+        self._answers = [one for one in self._answers if not one.request.is_finished]
+        self._is_stepping = False
+        if self._answers:
+            self._step()
+
+    def _fail(self, error: BaseException) -> None:
+        failed, self._answers = self._answers, []
+        self._is_stepping = False
+        ended = ModelFailedError("The model failed while it was computing this answer.")
+        self._loop.call_soon_threadsafe(self._break, error)
+        news: list[News] = [(one, [], ended) for one in failed]
+        self._loop.call_soon_threadsafe(self._deliver, news)
+        self.engine.forget([one.request for one in failed])
+
+
+def _stopping() -> RefusedError:
+    return RefusedError("The server stops.", status=503, code="server_stopping")
+
+
+def _end_of(request: Request) -> End | None:
+    """Give what ends a request's events, once it is finished."""
+    if request.error is not None:
+        return request.error
+    return Finished(completion=request.completion()) if request.is_finished else None
