@@ -262,6 +262,7 @@ class Engine:
             prompt=size,
             lengths=self._lengths,
             may_think=(thinks or inputs.is_thinking) and form.think_end is not None,
+            vocab_size=self.processor.tokenizer.vocab_size,
         )
         request = Request(
             next(self._request_ids),

@@ -23,6 +23,8 @@ MAX_STOP_CHARACTERS = 256
 MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 100
 MAX_THINKING_BUDGET = 1_000_000
+MAX_LOGIT_BIASES = 1024
+MAX_LOGIT_BIAS = 100
 
 
 class ChatOptions(TypedDict, total=False):
@@ -39,8 +41,11 @@ class ChatOptions(TypedDict, total=False):
     temperature: float | None
     top_p: float | None
     top_k: int | None
+    min_p: float | None
     repetition_penalty: float | None
     presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: dict[int, float] | dict[str, float] | None
     seed: int | None
     stop: str | list[str] | None
     logprobs: int | None
@@ -58,6 +63,7 @@ class GenerationDefaults:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
 
 
@@ -65,7 +71,8 @@ class GenerationDefaults:
 class Sampling:
     """How one answer is drawn, and before whom, every value checked.
 
-    temperature 0 takes the likeliest token; top_k 0 and top_p 1 keep all tokens; `logprobs` None
+    temperature 0 takes the likeliest token; top_k 0, top_p 1 and min_p 0 keep all tokens; a
+    `logit_bias` is added to the logits of its tokens; `logprobs` None
     records none, n records the n likeliest tokens of each step and the chosen one. `max_tokens`
     counts the answer, `max_completion_tokens` all that comes (None: the same tokens), and
     `thinking_budget` the reasoning, None without end.
@@ -77,8 +84,11 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = field(default=frozenset())
@@ -139,6 +149,7 @@ def to_sampling(
     prompt: PromptSize,
     lengths: Lengths,
     may_think: bool = False,
+    vocab_size: int | None = None,
 ) -> Sampling:
     """Merge the caller's options with the checkpoint's defaults and check every value.
 
@@ -154,11 +165,14 @@ def to_sampling(
             given, "repetition_penalty", defaults.repetition_penalty, 0, 10, above_low=True
         ),
         "presence_penalty": _number(given, "presence_penalty", 0.0, -2, 2),
+        "frequency_penalty": _number(given, "frequency_penalty", 0.0, -2, 2),
+        "min_p": _number(given, "min_p", defaults.min_p, 0, 1),
     }
     return Sampling(
         **_lengths(given, prompt, lengths, may_think=may_think),
         thinking_budget=_optional(given, "thinking_budget", 0, MAX_THINKING_BUDGET),
         seed=_optional(given, "seed", 0, MAX_SEED),
+        logit_bias=_logit_bias(given.get("logit_bias", {}), vocab_size),
         stop=_stops(given.get("stop", ())),
         stop_token_ids=defaults.stop_token_ids,
         logprobs=_optional(given, "logprobs", 0, MAX_LOGPROBS),
@@ -200,6 +214,7 @@ def read_generation_defaults(
         temperature=_first(generation.get("temperature"), 1.0) if samples else 0.0,
         top_p=_first(generation.get("top_p"), 1.0) if samples else 1.0,
         top_k=_first(generation.get("top_k"), 0) if samples else 0,
+        min_p=_first(generation.get("min_p"), 0.0) if samples else 0.0,
         repetition_penalty=_first(generation.get("repetition_penalty"), 1.0),
     )
 
@@ -275,6 +290,25 @@ def _integer(given: dict[str, Any], name: str, default: int, low: int, high: int
 
 def _optional(given: dict[str, Any], name: str, low: int, high: int) -> int | None:
     return _integer(given, name, low, low, high) if name in given else None
+
+
+def _logit_bias(biases: object, vocab_size: int | None) -> tuple[tuple[int, float], ...]:
+    """Read token ids, whose keys JSON writes as text, with what is added to their logits."""
+    if not isinstance(biases, dict):
+        raise InputError(f"logit_bias is {quote(biases)}; expected token ids with numbers.")
+    if len(biases) > MAX_LOGIT_BIASES:
+        raise InputError(
+            f"logit_bias has {len(biases)} tokens; expected at most {MAX_LOGIT_BIASES}."
+        )
+    read = {}
+    for key, value in biases.items():
+        is_id = str(key).isascii() and str(key).isdecimal() and len(str(key)) < len("1000000000")
+        if not is_id or (vocab_size is not None and int(key) >= vocab_size):
+            most = "" if vocab_size is None else f" below {vocab_size}"
+            raise InputError(f"logit_bias names the token {quote(key)}; expected an id{most}.")
+        where = f"logit_bias.{int(key)}"
+        read[int(key)] = _number({where: value}, where, 0.0, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+    return tuple(read.items())
 
 
 def _stops(stop: object) -> tuple[str, ...]:

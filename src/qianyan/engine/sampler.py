@@ -1,16 +1,19 @@
 """From logits to one token per request.
 
-The order is that of Hugging Face generate: repetition penalty, temperature, top-k, top-p; the
-presence penalty (OpenAI) follows the repetition penalty, and the grammar's mask precedes all.
+The order is that of Hugging Face generate: logit bias, repetition penalty, temperature, top-k,
+top-p, min-p; presence and frequency penalties (OpenAI) follow the repetition penalty, and the
+grammar's mask precedes all.
 Each request draws from its own random numbers, so an answer does not depend on its neighbours.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from qianyan.engine.mask import forbid
+from qianyan.engine.options import Sampling
 from qianyan.engine.request import Logprobs, Request, Sampled
 from qianyan.errors import CheckpointError
 
@@ -33,7 +36,7 @@ class Sampler:
         recorded = _model_logprobs(logits[:, :num_tokens], requests)
         forbid(logits, requests, num_tokens)
         for row, request in zip(logits, requests, strict=True):
-            _penalise(row, request)
+            penalise(row, request)
         likeliest = logits.argmax(dim=-1)  # where one is, that of a NaN
         highest = logits.gather(1, likeliest.unsqueeze(1)).squeeze(1)
         is_number = highest < torch.inf
@@ -74,28 +77,36 @@ def _with_chosen(row: Tensor | None, request: Request, token_id: int) -> Logprob
     return logprobs
 
 
-def _penalise(row: Tensor, request: Request) -> None:
-    """Apply repetition penalty (prompt and output) and presence penalty (output), in place."""
+def penalise(row: Tensor, request: Request) -> None:
+    """Add logit biases and apply the penalties to a row of logits (vocab,), in place.
+
+    The repetition penalty is for tokens of prompt and output, the others for the output's.
+    """
     sampling = request.sampling
+    if sampling.logit_bias:
+        token_ids, biases = zip(*sampling.logit_bias, strict=True)
+        row[_index(token_ids, row)] += torch.tensor(biases, dtype=row.dtype, device=row.device)
     if sampling.repetition_penalty != 1.0:
         seen = _index(request.seen_token_ids, row)
         scores = row[seen]
         penalty = sampling.repetition_penalty
         row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    if sampling.presence_penalty != 0.0 and request.output_token_ids:
-        row[_index(set(request.output_token_ids), row)] -= sampling.presence_penalty
+    if (sampling.presence_penalty or sampling.frequency_penalty) and request.output_token_ids:
+        counts = Counter(request.output_token_ids)
+        times = torch.tensor(list(counts.values()), dtype=row.dtype, device=row.device)
+        penalties = sampling.presence_penalty + sampling.frequency_penalty * times
+        row[_index(counts, row)] -= penalties
 
 
-def _index(token_ids: set[int], row: Tensor) -> Tensor:
+def _index(token_ids: Iterable[int], row: Tensor) -> Tensor:
     return torch.tensor(list(token_ids), dtype=torch.long, device=row.device)
 
 
-def _draw(row: Tensor, request: Request) -> int:
-    """Draw from the filtered distribution with the request's own next random number.
+def distribution(row: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Give the probabilities (vocab,) that are drawn from, falling, and their token ids.
 
-    On the CPU and in float64, so that every device draws alike.
+    On the CPU and in float64, so that every device draws alike; not normalised.
     """
-    sampling = request.sampling
     scores, token_ids = (row.cpu() / sampling.temperature).sort(descending=True, stable=True)
     if sampling.top_k:
         # ties with the k-th score stay in, as in Hugging Face
@@ -105,6 +116,14 @@ def _draw(row: Tensor, request: Request) -> int:
     if sampling.top_p < 1.0:
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities[before >= sampling.top_p] = 0.0  # the likeliest token has 0 before it
+    if sampling.min_p:
+        probabilities[probabilities < sampling.min_p * probabilities[0]] = 0.0
+    return probabilities, token_ids
+
+
+def _draw(row: Tensor, request: Request) -> int:
+    """Draw with the request's own next random number."""
+    probabilities, token_ids = distribution(row, request.sampling)
     cumulative = probabilities.cumsum(dim=-1)
     point = request.random.random() * cumulative[-1]
     # right=True: a token of probability 0 is never drawn

@@ -28,7 +28,8 @@ LENGTHS = Lengths(max_model_len=4096, max_cache_tokens=9000)
 
 
 def sample(options: ChatOptions, defaults: GenerationDefaults = DEFAULTS) -> Sampling:
-    return to_sampling(options, defaults, prompt=PromptSize(num_tokens=100), lengths=LENGTHS)
+    prompt = PromptSize(num_tokens=100)
+    return to_sampling(options, defaults, prompt=prompt, lengths=LENGTHS, vocab_size=300)
 
 
 def test_the_checkpoint_fills_in_what_the_caller_leaves_out() -> None:
@@ -53,6 +54,17 @@ def test_the_default_length_shrinks_to_the_room_left() -> None:
         ({"temperature": float("nan")}, "temperature is 'nan'; expected 0 to 2."),
         ({"temperature": "hot"}, "temperature is 'hot'; expected 0 to 2."),
         ({"temperature": True}, "temperature is 'True'; expected 0 to 2."),
+        ({"min_p": 1.1}, "min_p is 1.1; expected 0 to 1."),
+        ({"frequency_penalty": -3}, "frequency_penalty is -3; expected -2 to 2."),
+        ({"logit_bias": [1]}, "logit_bias is '[1]'; expected token ids with numbers."),
+        ({"logit_bias": {"x": 1}}, "logit_bias names the token 'x'; expected an id below 300."),
+        ({"logit_bias": {300: 1}}, "logit_bias names the token '300'; expected an id below 300."),
+        ({"logit_bias": {-1: 1}}, "logit_bias names the token '-1'; expected an id below 300."),
+        ({"logit_bias": {"7": 101}}, "logit_bias.7 is 101; expected -100 to 100."),
+        (
+            {"logit_bias": dict.fromkeys(range(1025), 1)},
+            "logit_bias has 1025 tokens; expected at most 1024.",
+        ),
         ({"thinking_budget": -1}, "thinking_budget is -1; expected 0 to 1000000."),
         (
             {"max_completion_tokens": 0},
@@ -167,3 +179,8 @@ def test_the_answer_is_bounded_and_all_that_comes(
     prompt = PromptSize(num_tokens=100)
     sampling = to_sampling(options, DEFAULTS, prompt=prompt, lengths=LENGTHS, may_think=may_think)
     assert (sampling.max_tokens, sampling.max_output_tokens) == (answer, every)
+
+
+def test_a_logit_bias_is_read_with_keys_as_json_has_them() -> None:
+    assert sample({"logit_bias": {"7": -100, "12": 2.5}}).logit_bias == ((7, -100.0), (12, 2.5))
+    assert sample({"logit_bias": {7: 1}}).logit_bias == ((7, 1.0),)

@@ -1,6 +1,7 @@
 """From logits to tokens, without a model."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +24,8 @@ class Silent:
         return ""
 
 
-def request(
-    prompt: tuple[int, ...] = (), answered: tuple[int, ...] = (), **how: float | None
-) -> Request:
-    made = Request(0, list(prompt), Sampling(max_tokens=99, **how), Reply(Silent()))  # type: ignore[arg-type]
+def request(prompt: tuple[int, ...] = (), answered: tuple[int, ...] = (), **how: Any) -> Request:
+    made = Request(0, list(prompt), Sampling(max_tokens=99, **how), Reply(Silent()))
     made.output_token_ids += answered
     made.seen_token_ids.update(answered)
     return made
@@ -92,6 +91,25 @@ def test_a_presence_penalty_counts_the_answer_only_and_once() -> None:
     assert draw(request(prompt=(1,), presence_penalty=2.0)) == [1]
     assert draw(request(answered=(1, 1), presence_penalty=2.0)) == [2]
     assert draw(request(answered=(1, 1), presence_penalty=0.9)) == [1]
+
+
+def test_a_frequency_penalty_counts_every_time() -> None:
+    assert draw(request(prompt=(1, 1, 1), frequency_penalty=2.0)) == [1]
+    assert draw(request(answered=(1,), frequency_penalty=0.9)) == [1]
+    assert draw(request(answered=(1, 1), frequency_penalty=0.9)) == [2]
+    assert draw(request(answered=(1, 3, 3), frequency_penalty=-2.0, presence_penalty=1.0)) == [1]
+
+
+def test_min_p_keeps_what_is_likely_beside_the_likeliest() -> None:
+    probabilities = torch.tensor(LOGITS[:4]).softmax(-1)  # 0.09, 0.64, 0.24, 0.03
+    assert probabilities[0] < 0.2 * probabilities[1] < probabilities[2]
+    assert drawn(min_p=0.2) == {1, 2}
+    assert drawn(min_p=1.0) == {1}
+
+
+def test_a_logit_bias_forbids_or_forces_a_token() -> None:
+    assert draw(request(logit_bias=((1, -100.0),))) == [2]
+    assert draw(request(logit_bias=((3, 100.0), (0, 1.0)))) == [3]
 
 
 def test_log_probabilities_are_the_models_own() -> None:
