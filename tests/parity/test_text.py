@@ -161,3 +161,14 @@ def test_what_we_save_loads_in_transformers(
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     expected = load_oracle(tmp_path)(torch.tensor([ids(9)])).logits[0]
     assert_logits_equal(our_logits(ours, ids(9))[0], expected)
+
+
+def test_tokens_that_are_picked_get_the_logits_they_get_among_all(ours: CausalLM) -> None:
+    prompt = ids(40)
+    hidden, position_ids = ours.embed(torch.tensor(prompt)), ours.place(prompt).prompt
+    with torch.no_grad():
+        every = ours(hidden, position_ids, NoCache([40]))
+        for rows in ([39], [0, 7, 39], []):
+            picked = torch.tensor(rows, dtype=torch.long)
+            own = ours(hidden, position_ids, NoCache([40]), picked)
+            assert_close(own, every[picked], rtol=1e-5, atol=1e-5)

@@ -95,6 +95,8 @@ class QuantizedLinear(nn.Module):
 
         A large weight becomes floats some rows at a time, never as a whole.
         """
+        if hidden.numel() == 0:  # no token of a pass is scored: nothing is to be made of the codes
+            return hidden.new_empty(*hidden.shape[:-1], self.out_features)
         if self.order is not None:
             hidden = hidden.index_select(-1, self.order)
         if self.layout != "rows" and kernels.takes(hidden):

@@ -215,9 +215,13 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, rope: Rope, cache: KVCache) -> Tensor:
-        """Map (tokens, hidden) to (tokens, hidden)."""
+    def forward(
+        self, hidden: Tensor, rope: Rope, cache: KVCache, *, kept: Tensor | None = None
+    ) -> Tensor:
+        """Map (tokens, hidden) to (tokens, hidden), or to the rows that `kept` picks."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), rope, cache)
+        if kept is not None:
+            hidden = hidden[kept]
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
@@ -234,11 +238,19 @@ class TextModel(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, position_ids: Tensor, cache: KVCache) -> Tensor:
-        """Map embedded tokens (tokens, hidden) at (axes, tokens) to final hidden states."""
+    def forward(
+        self, hidden: Tensor, position_ids: Tensor, cache: KVCache, kept: Tensor | None = None
+    ) -> Tensor:
+        """Map embedded tokens (tokens, hidden) at (axes, tokens) to final hidden states.
+
+        `kept` picks the tokens whose states are wanted; None is all. Of the others the last layer
+        computes keys and values alone.
+        """
         rope = self.rope(position_ids.to(hidden.device))
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             hidden = layer(hidden, rope, cache)
+        hidden = last(hidden, rope, cache, kept=kept)
         out: Tensor = self.norm(hidden)
         return out
 
@@ -305,8 +317,5 @@ class CausalLM(nn.Module):
         logits_at: Tensor | None = None,
     ) -> Tensor:
         """Map embedded tokens (tokens, hidden) at (1, tokens) to float32 logits (n, vocab)."""
-        hidden = self.model(hidden, position_ids, cache)
-        if logits_at is not None:
-            hidden = hidden[logits_at]
-        logits: Tensor = self.lm_head(hidden)
+        logits: Tensor = self.lm_head(self.model(hidden, position_ids, cache, logits_at))
         return logits.float()

@@ -180,10 +180,7 @@ class VisionLanguageModel(nn.Module):
 
         `logits_at` picks the n tokens to score; None scores all of them.
         """
-        hidden = self.model(hidden, position_ids, cache)
-        if logits_at is not None:
-            hidden = hidden[logits_at]
-        logits: Tensor = self.lm_head(hidden)
+        logits: Tensor = self.lm_head(self.model(hidden, position_ids, cache, logits_at))
         return logits.float()
 
 
