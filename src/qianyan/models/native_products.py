@@ -1,4 +1,4 @@
-"""Products with large weights by this package's own C++ (`models/native.py`, `native/products.cpp`).
+"""Products with large weights by this package's own C++ (`native/products.cpp`).
 
 A few tokens at a time, because then the time is that of reading the weights, which PyTorch's ops do
 at half the memory's pace; and the two ends of an int8 product of many tokens, whose middle is
