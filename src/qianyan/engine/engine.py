@@ -22,6 +22,7 @@ from qianyan.engine.options import (
     ChatOptions,
     PromptSize,
     check_names,
+    prompt_room,
     read_generation_defaults,
     to_sampling,
 )
@@ -245,7 +246,12 @@ class Engine:
         """Parse what was sent, once, before anything runs; any number of threads may."""
         grammar = self._begin_grammar(options.get("response_format"))
         thinking = self._wants_thinking(options, has_form=grammar is not None)
-        inputs = self.processor(messages, tools=options.get("tools"), enable_thinking=thinking)
+        inputs = self.processor(
+            messages,
+            tools=options.get("tools"),
+            enable_thinking=thinking,
+            max_prompt_tokens=prompt_room(options, self._lengths),
+        )
         prompt = self._runner.to_prompt(inputs)
         size = PromptSize(
             num_tokens=len(inputs.prompt_token_ids), num_vision_tokens=len(prompt.vision_rows)

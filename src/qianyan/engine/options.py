@@ -142,6 +142,17 @@ def check_names(options: ChatOptions) -> None:
             raise InputError(f"{quote(name)} is not an option; expected one of {known}.{hint}")
 
 
+def prompt_room(options: ChatOptions, lengths: Lengths) -> int:
+    """Say how many tokens a prompt may take so that its answer still fits.
+
+    Without a length of its own an answer is left DEFAULT_MAX_TOKENS, at most a quarter of all.
+    """
+    stated = [options.get("max_tokens"), options.get("max_completion_tokens")]
+    asked = [number for number in stated if isinstance(number, int)]
+    answer = max(asked, default=min(DEFAULT_MAX_TOKENS, lengths.limit // 4))
+    return max(1, lengths.limit - answer)
+
+
 def to_sampling(
     options: ChatOptions,
     defaults: GenerationDefaults,

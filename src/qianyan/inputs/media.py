@@ -98,6 +98,29 @@ class Medium:
         return self.second_per_grid_t is not None
 
 
+@dataclass(frozen=True)
+class MediumDocument:
+    """A document as the parts of a message that it became, and its pictures among the media."""
+
+    name: str
+    parts: list[dict[str, Any]]
+    pictures: list[Medium]
+    images: list[SeenImage]
+
+    @property
+    def text(self) -> str:
+        """All its text, without a first line that only says its name."""
+        texts = "\n\n".join(part["text"] for part in self.parts if part["type"] == "text")
+        return texts.removeprefix(f"[{self.name}]").lstrip("\n")
+
+    def write(self, text: str) -> None:
+        """Put another text in place of its own; pictures have been dropped before."""
+        texts = [part for part in self.parts if part["type"] == "text"]
+        for part in texts:
+            part["text"] = ""
+        texts[0]["text"] = text
+
+
 class _Frames(Sequence[Image.Image]):
     """The frames of a list, each read when it is asked for: many large ones would fill memory."""
 
@@ -138,6 +161,7 @@ class Media:
         open a turn, close one or hold a picture's place.
         """
         self.items: list[Medium] = []
+        self.documents: list[MediumDocument] = []
         self._images: list[SeenImage] = []
         self._seen_videos: list[SeenVideo] = []
         self._notes: list[str] = []
@@ -213,13 +237,28 @@ class Media:
         )
         self._notes += [f"{document.name}: {note}" for note in document.notes]
         parts: list[dict[str, Any]] = []
+        num_items, num_images = len(self.items), len(self._images)
         for piece in document.parts:
             if isinstance(piece, str):
                 parts.append({"type": "text", "text": self._harmless(piece, document.name)})
             else:
                 self._keep_image(piece, self._need_pictures(where), where)
                 parts.append({"type": "image"})
+        pictures, images = self.items[num_items:], self._images[num_images:]
+        self.documents.append(MediumDocument(document.name, parts, pictures, images))
         return parts
+
+    def drop_pictures(self, document: MediumDocument) -> None:
+        """Forget a document's pictures, and say so."""
+        if document.pictures:
+            gone = {id(one) for one in (*document.pictures, *document.images)}
+            self.items = [item for item in self.items if id(item) not in gone]
+            self._images = [image for image in self._images if id(image) not in gone]
+            self.note(f"{document.name}: {len(document.pictures)} pictures not shown for length")
+
+    def note(self, text: str) -> None:
+        """Say what was left out."""
+        self._notes.append(text)
 
     @property
     def second_per_grid_ts(self) -> tuple[float, ...]:

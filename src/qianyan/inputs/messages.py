@@ -30,7 +30,7 @@ class MessageReader:
         self._media = media
 
     def read(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Check messages and rebuild them from plain values."""
+        """Check messages and rebuild them from plain values; lists of parts stay lists."""
         if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
             raise InputError("messages is empty or not a list; expected a list of chat messages.")
         return [
@@ -41,12 +41,11 @@ class MessageReader:
         checked = _check_message(message, where)
         content = message.get("content")
         if isinstance(content, list | tuple) and content:
-            parts = [
+            checked["content"] = [
                 plain
                 for number, part in enumerate(content)
                 for plain in self._parts(part, f"{where}.content[{number}]")
             ]
-            checked["content"] = parts if self._keeps_parts(parts) else _joined(parts)
         elif isinstance(content, str):
             self._media.add_text(content, f"{where}.content")
             checked["content"] = content
@@ -57,6 +56,16 @@ class MessageReader:
         if message.get("tool_calls"):
             checked["tool_calls"] = self._tool_calls(message["tool_calls"], where)
         return checked
+
+    def for_template(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Join parts to one text in messages where the template wants that."""
+        shown = []
+        for message in messages:
+            content = message["content"]
+            if isinstance(content, list) and not self._keeps_parts(content):
+                message = {**message, "content": _joined(content)}  # noqa: PLW2901
+            shown.append(message)
+        return shown
 
     def _keeps_parts(self, parts: list[dict[str, Any]]) -> bool:
         """Whether the template is given parts as they are, rather than their text joined."""

@@ -29,6 +29,7 @@ from qianyan.inputs.media import Media, MediaLimits, Seen
 from qianyan.inputs.messages import MessageReader, refuse_placeholders
 from qianyan.inputs.parts import PictureConfig
 from qianyan.inputs.patches import GridTHW, PatchConfig
+from qianyan.inputs.shortening import fit_documents
 from qianyan.inputs.squares import SquareConfig
 from qianyan.inputs.tokenizer import Tokenizer, read_json
 
@@ -163,6 +164,7 @@ class Processor:
         add_generation_prompt: bool = True,
         enable_thinking: bool | None = None,
         allow_files: bool = True,
+        max_prompt_tokens: int | None = None,
     ) -> ModelInputs:
         """Read messages into token ids and pixel rows.
 
@@ -172,6 +174,8 @@ class Processor:
             add_generation_prompt: end with the opening of the assistant's turn.
             enable_thinking: passed to templates that know it; None leaves their default.
             allow_files: whether pictures, videos and documents may be named by a local path.
+            max_prompt_tokens: where a prompt is longer, its documents are shortened to the
+                passages that matter for the question, and the notes say so; None leaves them whole.
 
         Raises:
             InputError: a message is outside the form; MediaError for its pictures and the like.
@@ -183,15 +187,28 @@ class Processor:
             allow_files=allow_files,
             control_words=self.tokenizer.control_words,
         )
-        plain = MessageReader(self.template, media).read(messages)
+        reader = MessageReader(self.template, media)
+        plain = reader.read(messages)
         refuse_placeholders([plain, list(tools or ())], self._placeholders)
         variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        prompt = self.template.render(
-            plain,
-            tools=list(tools) if tools else None,
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
+
+        def render(plain: list[dict[str, Any]]) -> str:
+            return self.template.render(
+                reader.for_template(plain),
+                tools=list(tools) if tools else None,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
+            )
+
+        if max_prompt_tokens is not None:
+            fit_documents(
+                plain,
+                media,
+                measure=lambda plain: len(self._widen(self._encode(render(plain)), media)),
+                max_tokens=max_prompt_tokens,
+                count=lambda text: len(self.tokenizer.encode(text)),
+            )
+        prompt = render(plain)
         return ModelInputs(
             self._widen(self._encode(prompt), media),
             media.rows(),
