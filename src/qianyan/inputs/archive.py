@@ -1,10 +1,11 @@
-"""Unpack the ZIP archive of an office document (OOXML) without trusting anything it says.
+"""Unpack the ZIP archive of an office document (OOXML) or a book without trusting what it says.
 
 Sizes are counted while unpacking, not read from headers. XML with a document type (the way to
 entity bombs and outside files) or in an unusual encoding is refused before any parser sees it.
-Only XML and pictures are unpacked: macros, fonts, media and nested archives stay closed. What
-passed is packed again, uncompressed, so that the libraries read nothing that was not looked at.
-Standards: ECMA-376 part 2 (Open Packaging Conventions).
+Pages of books (EPUB) may have one, because no XML parser reads them. Only XML, pages and pictures
+are unpacked: macros, fonts, media and nested archives stay closed. What passed is packed again,
+uncompressed, so that the libraries read nothing that was not looked at.
+Standards: ECMA-376 part 2 (Open Packaging Conventions), EPUB 3.3 (section 4, OCF).
 """
 
 import re
@@ -18,9 +19,11 @@ from qianyan.errors import CapacityError, MediaError, quote
 from qianyan.inputs.document_parts import Pieces, damaged, refusing_damage
 
 CONTENT_TYPES = "[Content_Types].xml"
+CONTAINER = "META-INF/container.xml"
+PAGES = (".xhtml", ".html", ".htm", ".xht")
 _CENTRAL_ENTRY = b"PK\x01\x02"
 _CHUNK = 1 << 20
-_MARKUP = (".xml", ".rels", ".vml")
+_MARKUP = (".xml", ".rels", ".vml", ".opf")
 _PICTURES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".webp", ".heic", ".emf", ".wmf", ".svg", ".wdp"),
@@ -56,7 +59,7 @@ _PLAIN_TYPES = {
 
 @dataclass(frozen=True)
 class Package:
-    """An office document's members by name, all looked at; `kind` is docx, xlsx or pptx."""
+    """A document's members by name, all looked at; `kind` is docx, xlsx, pptx or epub."""
 
     kind: str
     members: dict[str, bytes]
@@ -83,7 +86,7 @@ class Package:
 
 
 def read_package(data: bytes, pieces: Pieces) -> Package:
-    """Unpack an office document; what is left closed is noted in `pieces`.
+    """Unpack an office document or a book; what is left closed is noted in `pieces`.
 
     Raises:
         MediaError: code password, unsupported_format, unsafe_archive, too_large or truncated.
@@ -94,6 +97,8 @@ def read_package(data: bytes, pieces: Pieces) -> Package:
     with refusing_damage(pieces.name, zipfile.BadZipFile):
         with zipfile.ZipFile(BytesIO(data)) as archive:
             members = _unpack(archive, len(data), pieces)
+        if CONTAINER in members and CONTENT_TYPES not in members:
+            return Package("epub", members)
         if CONTENT_TYPES not in members:
             raise _not_office(members, pieces)
         kind = _normalise_types(members, pieces)
@@ -112,6 +117,7 @@ def _unpack(archive: zipfile.ZipFile, packed_bytes: int, pieces: Pieces) -> dict
         raise _too_many_members(pieces)
     members: dict[str, bytes] = {}
     room = _Room(packed_bytes, pieces)
+    pages = PAGES if any(info.filename == CONTAINER for info in infos) else ()
     for info in infos:
         name = _safe_name(info.filename, pieces)
         if info.is_dir():
@@ -121,8 +127,10 @@ def _unpack(archive: zipfile.ZipFile, packed_bytes: int, pieces: Pieces) -> dict
         low = name.lower()
         if low.endswith("vbaproject.bin"):
             pieces.say("macros are not read and never run")
-        elif low == "mimetype" or low.endswith((*_MARKUP, *_PICTURES)):
-            members[name] = room.read(archive, info, is_markup=low.endswith(_MARKUP))
+        elif low == "mimetype" or low.endswith((*_MARKUP, *_PICTURES, *pages)):
+            members[name] = room.read(archive, info, is_markup=low.endswith((*_MARKUP, *pages)))
+            if low.endswith(_MARKUP):
+                _check_markup(members[name], pieces)
         elif not low.endswith((".bin", ".odttf", ".fntdata")) or "/embeddings/" in low:
             pieces.count("embedded files and media that are not opened")
     return members
@@ -140,7 +148,7 @@ class _Room:
         self._markup_left = limits.max_markup_bytes
 
     def read(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, *, is_markup: bool) -> bytes:
-        """Unpack one member, counting, and judge it when it is XML."""
+        """Unpack one member, counting."""
         if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
             # The other methods of Python's reader unpack without a bound.
             raise damaged(self._pieces.name)
@@ -153,10 +161,7 @@ class _Room:
                     raise _too_large(self._pieces)
                 self._pieces.check_time()
                 chunks.append(chunk)
-        blob = b"".join(chunks)
-        if is_markup:
-            _check_markup(blob, self._pieces)
-        return blob
+        return b"".join(chunks)
 
 
 def _safe_name(filename: str, pieces: Pieces) -> str:
@@ -257,12 +262,12 @@ def _not_office(members: dict[str, bytes], pieces: Pieces) -> MediaError:
     mime = members.get("mimetype", b"")
     what = "a ZIP archive"
     if mime.startswith(b"application/epub"):
-        what = "an EPUB book"
+        what = f"an EPUB book without its {CONTAINER}"
     elif mime.startswith(b"application/vnd.oasis.opendocument"):
         what = "an OpenDocument file"
     return MediaError(
-        f"{quote(pieces.name)} is {what}, which is not read here; expected .docx, .xlsx, .pptx or "
-        "PDF. Save it as one of these, or send the files inside one by one.",
+        f"{quote(pieces.name)} is {what}, which is not read here; expected .docx, .xlsx, .pptx, "
+        ".epub or PDF. Save it as one of these, or send the files inside one by one.",
         code="unsupported_format",
     )
 

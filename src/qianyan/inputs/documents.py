@@ -12,21 +12,22 @@ from pathlib import PurePosixPath
 
 from qianyan.errors import InputError, MediaError, quote
 from qianyan.inputs.archive import password_needed, read_package
+from qianyan.inputs.book import read_book
 from qianyan.inputs.document_parts import Document, DocumentLimits, Pieces, one_line
 from qianyan.inputs.images import read_image
 from qianyan.inputs.markup import read_markup
 from qianyan.inputs.pdf import read_pdf
-from qianyan.inputs.plain_text import decode, read_plain, read_table
+from qianyan.inputs.plain_text import decode, read_plain, read_table, unescape_json
 from qianyan.inputs.slides import read_slides
 from qianyan.inputs.word import read_word
 from qianyan.inputs.workbook import read_workbook
 
 __all__ = ["Document", "DocumentLimits", "read_document"]
 
-KINDS = "PDF, .docx, .xlsx, .pptx, HTML, Markdown, CSV, text or a picture"
+KINDS = "PDF, .docx, .xlsx, .pptx, .epub, HTML, Markdown, CSV, JSON, text or a picture"
 _LONGEST_NAME = 80
 _HEAD = 1024
-_NAMES_ITS_PAGES = frozenset({"pdf", "pptx", "image"})
+_NAMES_ITS_PAGES = frozenset({"pdf", "pptx", "epub", "image"})
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _TEXT_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
@@ -43,7 +44,8 @@ _TEXT_KINDS = {
     ),
     **dict.fromkeys((".md", ".markdown", ".mdown", "text/markdown", "text/x-markdown"), "markdown"),
     **dict.fromkeys((".csv", ".tsv", ".tab", "text/csv", "text/tab-separated-values"), "csv"),
-    **dict.fromkeys((".txt", ".text", ".log", ".json", ".jsonl", ".xml", ".yaml", ".yml"), "text"),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson", "application/json"), "json"),
+    **dict.fromkeys((".txt", ".text", ".log", ".xml", ".yaml", ".yml"), "text"),
 }
 # Office files before 2007 by the name of the stream that holds the text, in UTF-16.
 _OLD_OFFICE = (
@@ -71,7 +73,8 @@ def read_document(
         media_type: what was declared, such as "text/csv; charset=gbk"; it decides little.
         limits: what the document may cost.
         wants_pictures: whether the model sees; pages and embedded pictures are then included.
-        pages: "1-5,8" chooses pages of a PDF, slides of a presentation, sheets of a workbook.
+        pages: "1-5,8" chooses pages of a PDF, slides of a presentation, sheets of a workbook,
+            chapters of a book.
 
     Raises:
         MediaError: code empty_file, unsupported_format, not_text, truncated, password, too_large,
@@ -103,7 +106,7 @@ def _read(data: bytes, pieces: Pieces, pages: str | None, media_type: str | None
     if pages is not None:
         raise InputError(
             f"pages is {quote(pages)}, but {quote(pieces.name)} has no pages to choose from; that "
-            "is for PDF, .pptx and .xlsx. Send it without pages."
+            "is for PDF, .pptx, .xlsx and .epub. Send it without pages."
         )
     kind = _find_text_kind(data, pieces.name, media_type)
     if kind is None:
@@ -137,8 +140,12 @@ def _read_office(data: bytes, pieces: Pieces, pages: str | None) -> Document:
                 "pages only Word knows. Send it whole, or as PDF."
             )
         return read_word(package, pieces)
-    reader: Callable[..., Document] = read_workbook if package.kind == "xlsx" else read_slides
-    return reader(package, pieces, pages)
+    readers: dict[str, Callable[..., Document]] = {
+        "xlsx": read_workbook,
+        "pptx": read_slides,
+        "epub": read_book,
+    }
+    return readers[package.kind](package, pieces, pages)
 
 
 def _refuse_old_formats(data: bytes, pieces: Pieces) -> None:
@@ -185,7 +192,9 @@ def _read_text(data: bytes, kind: str, pieces: Pieces, media_type: str | None) -
     if kind == "html":
         return read_markup(data, pieces, declared)
     text = decode(data, pieces, declared)
-    return read_table(text, pieces) if kind == "csv" else read_plain(text, pieces, kind)
+    if kind == "csv":
+        return read_table(text, pieces)
+    return read_plain(unescape_json(text) if kind == "json" else text, pieces, kind)
 
 
 def _read_picture(data: bytes, pieces: Pieces) -> Document:

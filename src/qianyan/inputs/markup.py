@@ -10,7 +10,7 @@ from collections import Counter
 from html.parser import HTMLParser
 
 from qianyan.inputs.document_parts import Document, Pieces, clean, damaged, refusing_damage
-from qianyan.inputs.markup_writer import BLOCKS, HEADINGS, Writer
+from qianyan.inputs.markup_writer import BLOCKS, HEADINGS, FindPicture, Writer
 from qianyan.inputs.plain_text import decode
 
 _CHUNK = 1 << 16
@@ -64,14 +64,27 @@ def read_markup(data: bytes, pieces: Pieces, declared: str | None = None) -> Doc
         MediaError: code not_text, too_large, no_content, truncated or timeout.
         CapacityError: more text, pictures or table cells than the limits allow.
     """
+    add_markup(data, pieces, declared)
+    return pieces.document("html")
+
+
+def add_markup(
+    data: bytes,
+    pieces: Pieces,
+    declared: str | None = None,
+    find_picture: FindPicture | None = None,
+) -> None:
+    """Put a page into `pieces` that is one of several; errors as for `read_markup`.
+
+    `find_picture` looks pictures up by their addresses; without it those in data: URIs are read.
+    """
     text = decode(data, pieces, declared or _stated_encoding(data))
-    page = _Page(pieces)
+    page = _Page(pieces, find_picture)
     with refusing_damage(pieces.name):
         for start in range(0, len(text), _CHUNK):
             pieces.check_time()
             page.feed(text[start : start + _CHUNK])
         page.finish()
-    return pieces.document("html")
 
 
 def _stated_encoding(data: bytes) -> str | None:
@@ -83,10 +96,10 @@ def _stated_encoding(data: bytes) -> str | None:
 class _Page(HTMLParser):
     """Follows which elements are open and whether they are seen; the writer gets what is seen."""
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: Pieces, find_picture: FindPicture | None) -> None:
         super().__init__(convert_charrefs=True)
         self._pieces = pieces
-        self._writer = Writer(pieces)
+        self._writer = Writer(pieces, find_picture)
         self._stack: list[tuple[str, bool]] = []  # (tag, is dropped itself)
         self._open: Counter[str] = Counter()
         self._num_dropped = 0

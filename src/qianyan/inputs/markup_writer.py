@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
@@ -26,6 +27,10 @@ _DATA_PICTURE = re.compile(r"\s*data:image/[\w.+-]{1,40}((?:;[\w=.+-]{1,40})*),"
 _UNTYPED_INPUTS = frozenset({"password", "file", "image", "range", "color"})
 
 
+FindPicture = Callable[[str], bytes | None]
+"""From a picture's address to its bytes; None for one that is not at hand."""
+
+
 @dataclass
 class _Table:
     """One table while it is read; a table that holds another is layout."""
@@ -47,8 +52,9 @@ class _List:
 class Writer:
     """Turns the elements of a page, as they come, into blocks of text."""
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: Pieces, find_picture: FindPicture | None = None) -> None:
         self._pieces = pieces
+        self._find_picture = find_picture or data_picture
         self._words: list[str] = []
         self._link: tuple[int, str] | None = None  # where its words begin, its address
         self._lists: list[_List] = []
@@ -191,7 +197,7 @@ class Writer:
 
     def _add_picture(self, attributes: dict[str, str]) -> None:
         alt = one_line(attributes.get("alt", ""))
-        data = _data_picture(attributes.get("src", ""))
+        data = self._find_picture(attributes.get("src", ""))
         if data is None:
             self._pieces.count("pictures not fetched")
             self._words.append(f" [picture: {alt}] " if alt else "")
@@ -274,7 +280,7 @@ def _number(text: str | None, default: int, most: int) -> int:
     return min(int(stated), most) or default
 
 
-def _data_picture(source: str) -> bytes | None:
+def data_picture(source: str) -> bytes | None:
     """Decode a data: URI of a picture; None for everything else."""
     found = _DATA_PICTURE.match(source)
     if found is None:

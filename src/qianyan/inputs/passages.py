@@ -22,7 +22,7 @@ MAX_HEADING_CHARS = 200
 
 _HEADING = re.compile(r"(#{1,6})\s+\S|第[一二三四五六七八九十百零〇\d]{1,6}([章节篇条部])")
 _CHINESE_DEPTHS = {"部": 1, "篇": 1, "章": 2, "节": 3, "条": 4}
-_PLACE = re.compile(r"\[[^\[\]\n]{1,120}, (?:page|slide|sheet) [^\[\]\n]{1,80}\]")
+_PLACE = re.compile(r"\[[^\[\]\n]{1,120}, (?:page|slide|sheet|chapter) [^\[\]\n]{1,80}\]")
 _SENTENCE_END = re.compile(r"[。！？；…]+[”’」』）]*|[.!?;][\"')\]]*(?=\s)|\n")
 _WORD = re.compile(r"[^\W_\u3400-\u9fff]+")
 _CHINESE = re.compile(r"[\u3400-\u9fff]+")
@@ -81,7 +81,7 @@ def to_terms(text: str) -> list[str]:
 
 
 def strip_places(text: str) -> str:
-    """Leave out the marks of pages, slides and sheets."""
+    """Leave out the marks of pages, slides, sheets and chapters."""
     return _PLACE.sub("", text)
 
 

@@ -28,6 +28,8 @@ _DECLARABLE = re.compile(
 _MOST_NULS = 0.01
 _DELIMITERS = ",\t;|"
 _SAMPLE_ROWS = 50
+_JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+_FIRST_LETTER = 0xA0
 
 
 def decode(data: bytes, pieces: Pieces, declared: str | None = None) -> str:
@@ -86,6 +88,20 @@ def read_plain(text: str, pieces: Pieces, kind: str) -> Document:
     """Take text, Markdown or JSON as it is."""
     pieces.add_text(text)
     return pieces.document(kind)
+
+
+def unescape_json(text: str) -> str:
+    """Write letters of JSON that stand as \\uXXXX as themselves; all else stays as it is."""
+
+    def letter(found: re.Match[str]) -> str:
+        # Quotes, backslashes and control characters would change what the text means.
+        is_letter = found[1] and int(found[1], 16) >= _FIRST_LETTER
+        return chr(int(found[1], 16)) if is_letter else found[0]
+
+    if "\\u" not in text:
+        return text
+    halves = _JSON_ESCAPE.sub(letter, text)  # letters beyond 16 bits come as two
+    return halves.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def read_table(text: str, pieces: Pieces) -> Document:

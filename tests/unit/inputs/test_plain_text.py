@@ -1,11 +1,15 @@
 """Text, Markdown, JSON, CSV: as they are, in the right characters."""
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qianyan.errors import CapacityError, MediaError
 from qianyan.inputs.documents import Document, DocumentLimits, read_document
+from qianyan.inputs.plain_text import unescape_json
 
 
 def read(data: str | bytes, name: str = "a.txt", **options: Any) -> Document:
@@ -123,3 +127,36 @@ def test_a_cell_beyond_the_reader_s_limit_leaves_the_text_as_it_is() -> None:
     document = read('a,b\n"' + "x" * 200_000, "t.csv")
     assert str(document.parts[0]).endswith("x" * 200_000)
     assert document.notes == ("not a well-formed table, shown as plain text",)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (r'{"a": "\u4e2d\u6587"}', '{"a": "中文"}'),
+        (r'"\ud83d\ude00 \u00e9"', '"😀 é"'),
+        (r'"\ud83d alone"', '"\ufffd alone"'),
+        (r'"\\u4e2d \u0022 \u000a \n"', r'"\\u4e2d \u0022 \u000a \n"'),
+        ('{"plain":\n 1}', '{"plain":\n 1}'),
+    ],
+)
+def test_letters_of_json_are_shown_as_themselves(written: str, shown: str) -> None:
+    assert unescape_json(written) == shown
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner, max_size=3), max_leaves=6))
+def test_json_means_the_same_afterwards(value: Any) -> None:
+    text = json.dumps(value)
+    assert json.loads(unescape_json(text)) == value
+
+
+def test_json_is_a_kind_of_its_own() -> None:
+    for name, media_type in (("a.json", None), ("x", "application/json; charset=utf-8")):
+        document = read_document(
+            rb'{"name": "\u5f20\u4e09"}',
+            name=name,
+            media_type=media_type,
+            limits=DocumentLimits(),
+            wants_pictures=False,
+        )
+        assert document.kind == "json"
+        assert "张三" in str(document.parts[0])
