@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from qianyan import __version__
 from qianyan.engine.engine import Engine
-from qianyan.server import health
+from qianyan.server import health, openai_chat, openai_models
 from qianyan.server.auth import Edge
 from qianyan.server.errors import add_handlers
 from qianyan.server.serving import Serving
@@ -20,7 +21,7 @@ from qianyan.server.settings import ServerSettings
 from qianyan.server.worker import Worker
 
 OPENAI_PREFIXES = ("/v1", "/compatible-mode/v1")
-OPENAI_ROUTERS: tuple[APIRouter, ...] = ()
+OPENAI_ROUTERS: tuple[APIRouter, ...] = (openai_chat.router, openai_models.router)
 ROUTERS: tuple[APIRouter, ...] = (health.router,)
 LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = ()
 """Entered after the worker is there (`app.state.serving`), left before it is closed."""
@@ -45,7 +46,6 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
-        max_body_size=settings.limits.max_body_bytes,
     )
     for router in OPENAI_ROUTERS:
         for prefix in OPENAI_PREFIXES:
@@ -53,5 +53,7 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     add_handlers(app)
+    # Inside the edge, unlike FastAPI's own: whoever has no key is refused before any size is.
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.limits.max_body_bytes)
     app.add_middleware(Edge, api_keys=settings.api_keys)
     return app

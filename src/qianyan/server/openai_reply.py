@@ -1,0 +1,188 @@
+"""Answers in OpenAI's words: whole, or chunk by chunk with every key that Bailian's chunks have.
+
+A tool call comes in two pieces: id and name once, then the arguments without them, because clients
+join what is repeated ("call_1call_1").
+"""
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qianyan.engine.reply import ToolCall
+from qianyan.engine.request import Completion, Logprobs, TokenText
+from qianyan.inputs.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON has no number for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWords:
+    """Writes the probabilities of an answer's tokens, with `num_top` alternatives each."""
+
+    tokenizer: Tokenizer
+    num_top: int
+
+    def entries(self, tokens: Sequence[TokenText]) -> list[dict[str, Any]]:
+        """Write those of the answer itself: neither the reasoning's nor the end mark's."""
+        return [
+            self._entry(token.token_id, token.logprobs)
+            for token in tokens
+            if token.logprobs is not None
+            and not token.is_reasoning
+            and token.token_id not in self.tokenizer.special_ids
+        ]
+
+    def _entry(self, token_id: int, logprobs: Logprobs) -> dict[str, Any]:
+        likeliest = sorted(logprobs.items(), key=lambda one: -one[1])[: self.num_top]
+        top = [self._named(one, logprob) for one, logprob in likeliest]
+        return {**self._named(token_id, logprobs[token_id]), "top_logprobs": top}
+
+    def _named(self, token_id: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token": self.tokenizer.token_text(token_id),
+            "logprob": max(logprob, LEAST_LOGPROB),
+            "bytes": list(self.tokenizer.token_bytes(token_id)),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenAIReply:
+    """One reply: its id, time and model are the same in every chunk.
+
+    `words` is None where no probabilities were asked for; `most_calls` None where any number of
+    tool calls may come.
+    """
+
+    model: str
+    words: TokenWords | None = None
+    most_calls: int | None = None
+    reply_id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4()}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(
+        self, completions: Sequence[Completion], tokens: Sequence[Sequence[TokenText]]
+    ) -> dict[str, Any]:
+        """Write a chat.completion of all choices."""
+        choices = [
+            {
+                "index": index,
+                "message": self._message(completion),
+                "logprobs": self._logprobs(tokens[index]),
+                "finish_reason": self._finish_reason(completion),
+            }
+            for index, completion in enumerate(completions)
+        ]
+        return self._envelope("chat.completion", choices, to_usage(completions))
+
+    def first_chunk(self, index: int) -> dict[str, Any]:
+        """Write the chunk that opens a choice."""
+        return self._chunk(index, {"content": "", "role": "assistant"})
+
+    def token_chunk(self, index: int, token: TokenText) -> dict[str, Any] | None:
+        """Write one more token; None where it shows nothing."""
+        logprobs = self._logprobs([token])
+        if not token.text and not (logprobs and logprobs["content"]):
+            return None
+        if token.is_reasoning:
+            return self._chunk(index, {"content": None, "reasoning_content": token.text})
+        return self._chunk(index, {"content": token.text}, logprobs=logprobs)
+
+    def last_chunks(self, index: int, completion: Completion) -> Iterator[dict[str, Any]]:
+        """Write what closes a choice: its tool calls, and why it ended."""
+        for at, call in enumerate(self._calls(completion)):
+            head = {"index": at, "id": _call_id(), "type": "function"}
+            name = {"name": call.name, "arguments": ""}
+            yield self._chunk(index, {"tool_calls": [{**head, "function": name}]})
+            rest = {"index": at, "function": {"arguments": call.arguments}}
+            yield self._chunk(index, {"tool_calls": [rest]})
+        yield self._chunk(index, {"content": ""}, finish_reason=self._finish_reason(completion))
+
+    def usage_chunk(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """Write the token counts as the chunk without choices that ends a stream."""
+        return self._envelope("chat.completion.chunk", [], to_usage(completions))
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        empty = {"content": None, "function_call": None, "refusal": None, "role": None}
+        choice = {
+            "delta": {**empty, "tool_calls": None, **delta},
+            "finish_reason": finish_reason,
+            "index": index,
+            "logprobs": logprobs,
+        }
+        return self._envelope("chat.completion.chunk", [choice], None)
+
+    def _envelope(
+        self, kind: str, choices: list[dict[str, Any]], usage: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        return {
+            "id": self.reply_id,
+            "choices": choices,
+            "created": self.created,
+            "model": self.model,
+            "object": kind,
+            "service_tier": None,
+            "system_fingerprint": None,
+            "usage": usage,
+        }
+
+    def _message(self, completion: Completion) -> dict[str, Any]:
+        calls = [
+            {
+                "id": _call_id(),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in self._calls(completion)
+        ]
+        thought = (
+            {} if completion.reasoning is None else {"reasoning_content": completion.reasoning}
+        )
+        return {
+            "role": "assistant",
+            "content": completion.text or (None if calls else ""),
+            **thought,
+            "refusal": None,
+            "function_call": None,
+            "tool_calls": calls or None,
+        }
+
+    def _calls(self, completion: Completion) -> tuple[ToolCall, ...]:
+        return completion.tool_calls[: self.most_calls]
+
+    def _finish_reason(self, completion: Completion) -> str:
+        return "tool_calls" if completion.tool_calls else completion.finish_reason
+
+    def _logprobs(self, tokens: Sequence[TokenText]) -> dict[str, Any] | None:
+        if self.words is None:
+            return None
+        return {"content": self.words.entries(tokens), "refusal": None}
+
+
+def to_usage(completions: Sequence[Completion]) -> dict[str, Any]:
+    """Count the tokens of all choices; the prompt they share counts once."""
+    prompt = completions[0].usage
+    num_completion = sum(one.usage.completion_tokens for one in completions)
+    return {
+        "completion_tokens": num_completion,
+        "prompt_tokens": prompt.prompt_tokens,
+        "total_tokens": prompt.prompt_tokens + num_completion,
+        "completion_tokens_details": {
+            "audio_tokens": None,
+            "reasoning_tokens": sum(one.usage.reasoning_tokens for one in completions),
+        },
+        "prompt_tokens_details": {"audio_tokens": None, "cached_tokens": prompt.cached_tokens},
+    }
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex}"

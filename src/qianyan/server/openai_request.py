@@ -1,0 +1,153 @@
+"""The body of POST chat/completions, parsed once: OpenAI's fields and those Bailian adds.
+
+Numbers are checked by the engine, which knows their ranges. A field that would change the answer
+and cannot be honoured is refused; one that nobody here knows is named in the header
+`x-ignored-fields` of the response.
+"""
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qianyan.engine.options import ChatOptions
+from qianyan.inputs.parts import PictureConfig
+from qianyan.inputs.patches import PatchConfig
+from qianyan.server.errors import RefusedError
+from qianyan.server.generate import Question
+from qianyan.server.openai_messages import to_messages
+from qianyan.server.settings import ServerLimits
+
+SAME_NAMES = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+    "stop",
+    "max_tokens",
+    "max_completion_tokens",
+    "enable_thinking",
+    "thinking_budget",
+)
+"""Fields that mean the same as the engine's option of that name."""
+WITHOUT_EFFECT = frozenset(
+    {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
+)
+"""Fields of hosted services that change no answer."""
+MOST_IGNORED_NAMES = 10
+_FIELD_NAME = re.compile(r"\w{1,64}", re.ASCII)
+
+
+class StreamOptions(BaseModel):
+    """What a stream holds beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(BaseModel):
+    """A request for chat completions; None means not given."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    enable_thinking: bool | None = None
+    thinking_budget: int | None = None
+    vl_high_resolution_images: bool | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    enable_search: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+
+    def to_question(self, pictures: PictureConfig | None, limits: ServerLimits) -> Question:
+        """Say what is asked of the engine; raises RefusedError for what it cannot do."""
+        self._refuse_what_is_missing()
+        num_choices = 1 if self.n is None else self.n
+        if not 1 <= num_choices <= limits.max_choices:
+            raise _refused(f"n is {num_choices}; expected 1 to {limits.max_choices}.", "n")
+        return Question(
+            messages=to_messages(
+                self.messages,
+                max_pixels=pictures.max_pixels if isinstance(pictures, PatchConfig) else None,
+                keeps_detail=bool(self.vl_high_resolution_images),
+            ),
+            options=self._options(),
+            num_choices=num_choices,
+        )
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many likeliest tokens are told for each; None: no probabilities at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def ignored_fields(self) -> list[str]:
+        """Name the fields that were given and mean nothing here."""
+        names = (name for name, value in (self.model_extra or {}).items() if value is not None)
+        shown = (name if _FIELD_NAME.fullmatch(name) else "?" for name in names)
+        return sorted(set(shown) - WITHOUT_EFFECT)[:MOST_IGNORED_NAMES]
+
+    def _options(self) -> ChatOptions:
+        given: dict[str, Any] = {name: getattr(self, name) for name in SAME_NAMES}
+        form = self.response_format
+        if form is not None and form.get("type") != "text":
+            given["response_format"] = form
+        if self.tools and self.tool_choice != "none":
+            given["tools"] = self.tools
+        given["logprobs"] = self.num_logprobs
+        options: ChatOptions = {}
+        options.update({name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
+        return options
+
+    def _refuse_what_is_missing(self) -> None:
+        """Refuse what would change the answer and is not there, rather than leave it out."""
+        if self.audio is not None or set(self.modalities or ()) - {"text"}:
+            raise _refused(
+                f"The model {self.model[:80]} does not speak; expected modalities ['text'] and no "
+                "audio.",
+                "modalities",
+            )
+        if self.enable_search:
+            raise _refused("This server has no web search; expected enable_search false.",
+                           "enable_search")  # fmt: skip
+        if self.tool_choice not in (None, "auto", "none"):
+            raise _refused("tool_choice is neither auto nor none, which are known.", "tool_choice")
+        if self.functions:
+            raise _refused("functions are of an older API; expected tools.", "functions")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _refused("top_logprobs is given without logprobs; expected logprobs true.",
+                           "top_logprobs")  # fmt: skip
+
+
+def _refused(message: str, param: str) -> RefusedError:
+    return RefusedError(message, status=400, code="unsupported_value", param=param)
