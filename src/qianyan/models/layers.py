@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
-from qianyan.models import native_products
+from qianyan.models import native_pointwise, native_products
 
 
 class Linear(nn.Linear):
@@ -46,6 +46,8 @@ class RMSNorm(nn.Module):
         """Normalise the last axis; the dtype stays that of `hidden`."""
         if hidden.dtype == self.weight.dtype == torch.float32:
             return rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        if native_pointwise.takes(hidden, self.weight):
+            return native_pointwise.rms_norm(hidden, self.weight, self.eps)
         normed = rms_norm(hidden.float(), self.weight.shape, eps=self.eps)
         # Rounded before the weight is applied, as the released checkpoints were trained.
         return (normed.to(hidden.dtype) * self.weight).to(hidden.dtype)
@@ -62,5 +64,11 @@ class MLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (tokens, hidden) to (tokens, hidden)."""
-        out: Tensor = self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        gate, up = self.gate_proj(hidden), self.up_proj(hidden)
+        passed = (
+            native_pointwise.gated_silu(gate, up)
+            if native_pointwise.takes(gate, up)
+            else silu(gate) * up
+        )
+        out: Tensor = self.down_proj(passed)
         return out

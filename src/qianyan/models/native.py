@@ -16,7 +16,7 @@ from torch import Tensor
 from qianyan.settings import wants_native
 
 LIBRARY = Path(__file__).resolve().parents[1] / "native" / "libqianyan.so"
-VERSION = 2  # of native/attention.cpp
+VERSION = 3  # of native/attention.cpp
 NEEDED = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_bf16", "avx512_vnni")
 LANES = 16  # numbers of a register
 MAX_HEAD_DIM = 128
@@ -41,6 +41,25 @@ def library() -> ctypes.CDLL | None:
     if loaded.qianyan_native_version() != VERSION:
         return None
     return loaded if _is_right(loaded) else None
+
+
+def call(name: str, *given: Tensor | int | float | None) -> None:
+    """Call a function of the library with torch's number of threads as its last argument.
+
+    Tensors are contiguous, or their strides are among the arguments.
+    """
+    loaded = library()
+    assert loaded is not None
+    if getattr(loaded, name)(*map(_as_c, given), torch.get_num_threads()):
+        raise MemoryError("There is no memory left for a product.")
+
+
+def _as_c(given: Tensor | int | float | None) -> object:
+    if isinstance(given, Tensor):
+        return ctypes.c_void_p(given.data_ptr())
+    if isinstance(given, float):
+        return ctypes.c_float(given)
+    return given if given is None else ctypes.c_int64(given)
 
 
 def attends(query: Tensor, key: Tensor, value: Tensor) -> bool:

@@ -5,7 +5,6 @@ at half the memory's pace; and the two ends of an int8 product of many tokens, w
 PyTorch's. Activations are bfloat16, and so is what is given back.
 """
 
-import ctypes
 from functools import cache
 
 import torch
@@ -38,14 +37,14 @@ def is_few(kind: str, hidden: Tensor) -> bool:
 def bfloat16_product(hidden: Tensor, weight: Tensor) -> Tensor:
     """Give hidden @ weight.T: (tokens, in) and (out, in) to (tokens, out)."""
     hidden, out = hidden.contiguous(), _room(hidden, weight)
-    _call("qianyan_bf16_product", hidden, weight, out, *_sizes(hidden, weight))
+    native.call("qianyan_bf16_product", hidden, weight, out, *_sizes(hidden, weight))
     return out
 
 
 def int8_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Give hidden @ (codes * scales).T: int8 codes (out, in), scales (out,)."""
     hidden, out = hidden.contiguous(), _room(hidden, codes)
-    _call("qianyan_int8_product", hidden, codes, scales.float(), out, *_sizes(hidden, codes))
+    native.call("qianyan_int8_product", hidden, codes, scales.float(), out, *_sizes(hidden, codes))
     return out
 
 
@@ -55,8 +54,9 @@ def int4_product(hidden: Tensor, codes: Tensor, zeros: Tensor, scales: Tensor) -
     Codes are (out, in/2) bytes, even columns in the low halves; zeros and scales (out, groups).
     """
     hidden, out = hidden.contiguous(), _room(hidden, codes)
-    _call("qianyan_int4_product", hidden, *_int4(codes, zeros, scales), out, *_sizes(hidden, codes),
-          hidden.shape[1] // zeros.shape[1])  # fmt: skip
+    group_size = hidden.shape[1] // zeros.shape[1]
+    weight, sizes = _int4(codes, zeros, scales), _sizes(hidden, codes)
+    native.call("qianyan_int4_product", hidden, *weight, out, *sizes, group_size)
     return out
 
 
@@ -65,8 +65,8 @@ def widen(codes: Tensor, zeros: Tensor, scales: Tensor, row_scales: Tensor | Non
     rows, columns = len(codes), 2 * codes.shape[1]
     dtype = torch.bfloat16 if row_scales is None else torch.int8
     out = torch.empty(rows, columns, dtype=dtype)
-    _call("qianyan_widen", *_int4(codes, zeros, scales), row_scales, out, rows, columns,
-          columns // zeros.shape[1])  # fmt: skip
+    sizes = rows, columns, columns // zeros.shape[1]
+    native.call("qianyan_widen", *_int4(codes, zeros, scales), row_scales, out, *sizes)
     return out
 
 
@@ -78,13 +78,13 @@ def round_tokens(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     hidden, tokens = hidden.contiguous(), len(hidden)
     numbers = torch.empty(hidden.shape, dtype=torch.int8)
     steps, excess = torch.empty(tokens), torch.empty(tokens)
-    _call("qianyan_round", hidden, numbers, steps, excess, tokens, hidden.shape[1])
+    native.call("qianyan_round", hidden, numbers, steps, excess, tokens, hidden.shape[1])
     return numbers, steps, excess
 
 
 def scale_sums(sums: Tensor, steps: Tensor, scales: Tensor, out: Tensor) -> None:
     """Write int32 sums (tokens, rows) times steps (tokens,) and scales (rows,) into `out`."""
-    _call("qianyan_scale", sums, steps, scales, None, out, *sums.shape)
+    native.call("qianyan_scale", sums, steps, scales, None, out, *sums.shape)
 
 
 def _room(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -97,21 +97,6 @@ def _sizes(hidden: Tensor, weight: Tensor) -> tuple[int, int, int]:
 
 def _int4(codes: Tensor, zeros: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     return codes, zeros, scales, SCALES.index(scales.dtype)
-
-
-def _call(name: str, *given: Tensor | int | None) -> None:
-    loaded = native.library()
-    assert loaded is not None
-    failed = getattr(loaded, name)(*map(_as_c, given), torch.get_num_threads())
-    if failed:
-        raise MemoryError("There is no memory left for a product.")
-
-
-def _as_c(given: Tensor | int | None) -> object:
-    if isinstance(given, Tensor):
-        assert given.is_contiguous()
-        return ctypes.c_void_p(given.data_ptr())
-    return given if given is None else ctypes.c_int64(given)
 
 
 @cache

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qianyan.errors import ConfigError, quote
+from qianyan.models import native_pointwise
 from qianyan.models.config import (
     MAX_LAYERS,
     require_at_most,
@@ -110,7 +111,11 @@ class VisionMLP(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (patches, hidden) to (patches, hidden)."""
         hidden = self.fc1(hidden)
-        out: Tensor = self.fc2(hidden * (1.702 * hidden).sigmoid_())  # one large tensor less
+        if native_pointwise.takes(hidden):
+            hidden = native_pointwise.quick_gelu(hidden)
+        else:
+            hidden = hidden * (1.702 * hidden).sigmoid_()  # one large tensor less
+        out: Tensor = self.fc2(hidden)
         return out
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qianyan.errors import ConfigError, quote
+from qianyan.models import native_pointwise
 from qianyan.models.config import require_positive_numbers
 
 VISION_ROPE_THETA = 10_000.0  # fixed in the towers' code; no released config.json states it
@@ -123,6 +124,8 @@ def axial_rope(coordinates: Tensor, head_dim: int) -> Rope:
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn (tokens, heads, head_dim) by its positions, in float32; the dtype stays."""
+    if native_pointwise.takes(heads):
+        return native_pointwise.rotate(heads, cos, sin)
     if heads.device.type == "cpu" and len(heads) > ROTATED_TOGETHER:
         pieces = (torch.split(each, ROTATED_TOGETHER) for each in (heads, cos, sin))
         return torch.cat([_turn(*piece) for piece in zip(*pieces, strict=True)])

@@ -316,4 +316,4 @@ EXPORT int qianyan_attend(const uint16_t *query, const uint16_t *key, const uint
 }
 
 // Raised whenever a function of this library changes its arguments or its meaning.
-EXPORT int qianyan_native_version() { return 2; }
+EXPORT int qianyan_native_version() { return 3; }
