@@ -32,6 +32,7 @@ from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt, Runner
 from qianyan.engine.sampler import Sampler
 from qianyan.engine.scheduler import EngineConfig, Scheduler
+from qianyan.engine.tools import ToolUse, read_tool_use
 from qianyan.errors import ConfigError, QianyanError, quote
 from qianyan.inputs.processor import THINK_END, THINK_START, Processor
 from qianyan.models.registry import Model, find_architecture, load_model, read_config_json
@@ -244,11 +245,14 @@ class Engine:
 
     def prepare(self, messages: Messages, options: ChatOptions) -> tuple[Request, Prompt]:
         """Parse what was sent, once, before anything runs; any number of threads may."""
-        grammar = self._begin_grammar(options.get("response_format"))
+        use = read_tool_use(
+            options.get("tools"), options.get("tool_choice"), options.get("parallel_tool_calls")
+        )
+        grammar, calls_grammar = self._begin_grammars(options.get("response_format"), use)
         thinking = self._wants_thinking(options, has_form=grammar is not None)
         inputs = self.processor(
             messages,
-            tools=options.get("tools"),
+            tools=None if use is None else use.tools,
             enable_thinking=thinking,
             max_prompt_tokens=prompt_room(options, self._lengths),
         )
@@ -258,7 +262,9 @@ class Engine:
         )
         # With a grammar, a model told to think is free until it has said </think>.
         is_thinking = inputs.is_thinking or (grammar is not None and thinking is True)
-        form = self._reply_form(options, inputs.prompt_token_ids, is_thinking=is_thinking)
+        form = self._reply_form(
+            inputs.prompt_token_ids, is_thinking=is_thinking, has_tools=use is not None
+        )
         thinks = inputs.is_thinking or (
             self.processor.template.is_thinking and thinking is not False
         )
@@ -275,9 +281,10 @@ class Engine:
             inputs.prompt_token_ids,
             sampling,
             Reply(self.processor.tokenizer.stream(), sampling.stop, form),
-            grammar,
+            grammar or calls_grammar,
             inputs.seen,
         )
+        request.holds_calls_only = grammar is None
         request.append_forced()
         request.name_block = prompt.name_block
         return request, prompt
@@ -293,7 +300,7 @@ class Engine:
         return False if thinking is None and has_form else thinking
 
     def _reply_form(
-        self, options: ChatOptions, prompt_token_ids: list[int], *, is_thinking: bool
+        self, prompt_token_ids: list[int], *, is_thinking: bool, has_tools: bool
     ) -> ReplyForm:
         tokenizer = self.processor.tokenizer
         think_end = tokenizer.token_id(THINK_END)
@@ -302,15 +309,18 @@ class Engine:
             think_start=tokenizer.token_id(THINK_START),
             think_end=think_end,
             is_thinking=is_thinking and think_end is not None,
-            has_tools=bool(options.get("tools")),
+            has_tools=has_tools,
             gap=tuple(tokenizer.encode("\n\n")),
             closing=tuple(tokenizer.encode(CLOSING_WORDS + CLOSING)),
             empty_closing=tuple(tokenizer.encode(CLOSING if begins_line else "\n" + CLOSING)),
         )
 
-    def _begin_grammar(self, response_format: dict[str, Any] | None) -> Grammar | None:
-        if response_format is None:
-            return None
+    def _begin_grammars(
+        self, response_format: dict[str, Any] | None, use: ToolUse | None
+    ) -> tuple[Grammar | None, Grammar | None]:
+        """Give the grammar of the answer, and that of calls in an answer that is free."""
+        if response_format is None and use is None:
+            return None, None
         with self._grammar_lock:  # not the model's: questions are prepared while it runs
             if self._grammars is None:  # a second's work for a large vocabulary
                 self._grammars = Grammars(
@@ -318,7 +328,10 @@ class Engine:
                     self._defaults.stop_token_ids,
                     num_tokens=self.processor.tokenizer.vocab_size,
                 )
-            return self._grammars.begin(response_format)
+            if use is not None:
+                return self._grammars.begin_with_tools(use, response_format)
+            assert response_format is not None
+            return self._grammars.begin(response_format), None
 
     def submit(self, request: Request, prompt: Prompt) -> None:
         """Let a prepared request run in the coming steps."""

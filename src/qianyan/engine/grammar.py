@@ -1,44 +1,45 @@
-"""JSON schemas and regular expressions that an answer must follow (llguidance).
+"""JSON schemas, regular expressions and calls that an answer must follow (llguidance).
 
-`Grammars` compiles a `response_format` once and hands out a fresh `Grammar` for each request:
-which tokens may come next, and which ones must. Limits come first, because schemas may come from
-strangers: size, depth and list lengths here, the work of compiling and stepping inside llguidance.
-Its regular expressions have no backtracking; look-around and back-references are refused.
+`Grammars` compiles a `response_format`, or the calls of functions, once and hands out a fresh
+`Grammar` for each request: which tokens may come next, and which ones must. Limits come first
+(`schemas.py`); the work of compiling and stepping is bounded inside llguidance. Its regular
+expressions have no backtracking; look-around and back-references are refused.
 """
 
 import json
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from qianyan.engine.calls import CALL_END, CALL_START, HEAD, TAIL
+from qianyan.engine.schemas import (
+    ITEM_SEPARATOR,
+    KEY_SEPARATOR,
+    MAX_PATTERN_CHARACTERS,
+    find_places,
+    to_json,
+)
+from qianyan.engine.tools import Function, ToolUse
 from qianyan.errors import GrammarError, InputError, quote
 
-MAX_SCHEMA_BYTES = 65_536
-MAX_SCHEMA_DEPTH = 32
-MAX_ENUM_VALUES = 2_048
-MAX_PROPERTIES = 512
-MAX_COUNT = 100_000
-"""Largest minLength, maxLength, minItems, maxItems, minProperties and maxProperties."""
-MAX_PATTERN_CHARACTERS = 4_096
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 MAX_COMPILED = 64
 """Compiled grammars kept for the next request with the same format."""
-
-# Models are trained on the separators of Python's json.dumps; leaving white space free as well
-# would leave nothing for the grammar to force.
-ITEM_SEPARATOR = ", "
-KEY_SEPARATOR = ": "
-COUNT_KEYWORDS = frozenset(
-    {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
-)
 FORMATS = '"json_schema", "json_object", "regex" or "text"'
 
 
 class Grammar:
     """Where one answer stands in its grammar."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(
+        self, matcher: LLMatcher, tokenizer: LLTokenizer, notes: tuple[str, ...] = ()
+    ) -> None:
+        self.notes = notes
         self._matcher = matcher
+        self._tokenizer = tokenizer
 
     @property
     def is_complete(self) -> bool:
@@ -54,7 +55,19 @@ class Grammar:
         """Return the tokens that must come next, whatever the model thinks; often none."""
         token_ids = self._matcher.compute_ff_tokens()
         self._check()
-        return token_ids
+        num_valid = self._matcher.validate_tokens(token_ids)
+        if token_ids and not num_valid:
+            # Text that spells a control token is proposed as that token, and then refused.
+            first = self._matcher.compute_ff_bytes()[:1]
+            return self._tokenizer.tokenize_bytes(first)
+        return token_ids[:num_valid]
+
+    def enter(self, text: str) -> bool:
+        """Step over text that is there already; False, and no step, where it does not fit."""
+        token_ids = self._tokenizer.tokenize_str(text)
+        if self._matcher.validate_tokens(token_ids) < len(token_ids):
+            return False
+        return bool(self._matcher.consume_tokens(token_ids)) or not token_ids
 
     def consume(self, token_id: int) -> None:
         """Step over one token; raise GrammarError when it is not allowed here."""
@@ -90,7 +103,7 @@ class Grammars:
         )
         # Parser states in messages would show a stranger's schema in logs.
         self._limits = LLParserLimits(verbose_errors=False)
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[str, tuple[LLMatcher, tuple[str, ...]]] = OrderedDict()
 
     def begin(self, response_format: dict[str, Any]) -> Grammar | None:
         """Compile a `response_format`, or find it compiled, and stand at its beginning.
@@ -100,68 +113,146 @@ class Grammars:
         source = _to_source(response_format)
         if source is None:
             return None
-        matcher = self._compiled.pop(source, None)
-        if matcher is None:
+        try:
+            return self._begin(source)
+        except _UnusableError as error:
+            schema = (response_format.get("json_schema") or {}).get("schema", {})
+            raise GrammarError(
+                f"The {response_format['type']} cannot be used: {_told(error.reason, schema)}."
+            ) from error
+
+    def begin_with_tools(
+        self, use: ToolUse, response_format: dict[str, Any] | None
+    ) -> tuple[Grammar | None, Grammar | None]:
+        """Give the grammar of an answer that may call, and that of what follows a <tool_call>.
+
+        One of them is None: with words allowed beside calls, all is free up to the first
+        <tool_call>; where calls or a JSON format are wanted, the first holds from the beginning.
+        A "regex" holds alone: it says itself how calls are written.
+        """
+        if use.is_required:
+            return self._begin_lark("start: calls\n", use), None
+        if response_format is not None and response_format.get("type") == "regex":
+            return self.begin(response_format), None
+        read = None if response_format is None else _read_schema(response_format)
+        if read is not None:
+            self.begin(response_format or {})  # complains of it alone
+            form = _lark_schema(read[0], is_strict=read[1])
+            return self._begin_lark(f"start: form | calls\nform: {form}\n", use), None
+        more = f'("\\n" {self._mark(CALL_START)} rest)*' if use.is_parallel else ""
+        return None, self._begin_lark(f"start: rest {more}\n", use)
+
+    def _begin_lark(self, start: str, use: ToolUse) -> Grammar:
+        """Compile rules of a beginning together with those of calls and their arguments."""
+        call = f"{self._mark(CALL_START)} rest"
+        more = f'("\\n" {call})*' if use.is_parallel else ""
+        # Where no token is <tool_call>, one may hold its end and what follows.
+        gap = json.dumps("\n") if self._has_mark(CALL_START) else "/[ \\n]{0,2}/"
+        bodies = " | ".join(f"call_{index}" for index in range(len(use.functions)))
+        tail = f"{json.dumps(TAIL)} {self._mark(CALL_END)}"
+        lines = [start, f"rest: {gap} ({bodies}) {tail}\n"]
+        if "calls" in start.split():
+            lines.append(f"calls: {call} {more}\n")
+        for index, one in enumerate(use.functions):
+            head = HEAD.format(name=json.dumps(one.name)).removeprefix("\n")
+            schema = _lark_schema(to_json(one.parameters), is_strict=one.is_strict)
+            lines.append(f"call_{index}: {json.dumps(head)} arguments_{index}\n")
+            lines.append(f"arguments_{index}: {schema}\n")
+        try:
+            return self._begin(LLMatcher.grammar_from_lark("".join(lines)))
+        except _UnusableError as error:
+            raise self._blame(use.functions, error) from error
+
+    def _blame(self, functions: tuple[Function, ...], error: "_UnusableError") -> GrammarError:
+        """Say which function's schema is at fault, and where."""
+        for one in functions:
+            source = _schema_source(to_json(one.parameters), is_strict=one.is_strict)
+            alone = LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
+            if alone.is_error():
+                reason = _told(alone.get_error(), one.parameters)
+                return GrammarError(f"The parameters of {one.name} cannot be used: {reason}.")
+        return GrammarError(f"The tools cannot be used: {_told(error.reason, {})}.")
+
+    def _begin(self, source: str) -> Grammar:
+        known = self._compiled.pop(source, None)
+        if known is None:
             matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
             if matcher.is_error():
-                raise GrammarError(
-                    f"The {response_format['type']} cannot be used: "
-                    f"{_first_sentence(matcher.get_error())}."
-                )
-        self._compiled[source] = matcher
+                raise _UnusableError(matcher.get_error())
+            warnings = matcher.get_grammar_warnings()
+            known = matcher, tuple(f"not held to: {quote(warning)}" for warning in warnings)
+        self._compiled[source] = known
         while len(self._compiled) > MAX_COMPILED:
             self._compiled.popitem(last=False)
-        return Grammar(matcher.deep_copy())
+        return Grammar(known[0].deep_copy(), self._tokenizer, known[1])
+
+    def _mark(self, mark: str) -> str:
+        """Write a mark in a grammar: as a token, where the vocabulary has it as one."""
+        return mark if self._has_mark(mark) else json.dumps(mark)
+
+    def _has_mark(self, mark: str) -> bool:
+        token_ids = self._tokenizer.tokenize_str(mark, parse_special=True)
+        return len(token_ids) == 1 and self._tokenizer.is_special_token(token_ids[0])
+
+
+class _UnusableError(Exception):
+    """The library refuses a grammar; `reason` is in its words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def _to_source(response_format: dict[str, Any]) -> str | None:
     """Check a response_format and write it in llguidance's own notation."""
     if not isinstance(response_format, dict):
         raise InputError(f"response_format is {quote(response_format)}; expected an object.")
+    if response_format.get("type") == "regex":
+        return _regex_source(response_format.get("pattern"))
+    read = _read_schema(response_format)
+    return None if read is None else _schema_source(read[0], is_strict=read[1])
+
+
+def _read_schema(response_format: dict[str, Any]) -> tuple[str, bool] | None:
+    """Give a form's schema as JSON, and whether all of it must hold; None for free text."""
     match response_format.get("type"):
         case "text":
             return None
         case "json_object":
-            return _schema_source({"type": "object"})
+            return to_json({"type": "object"}), True
         case "json_schema":
-            return _schema_source(_find_schema(response_format))
-        case "regex":
-            return _regex_source(response_format.get("pattern"))
+            wrapper = response_format.get("json_schema")
+            if not isinstance(wrapper, dict) or "schema" not in wrapper:
+                raise InputError(
+                    'response_format has no json_schema.schema; "json_schema" needs it.'
+                )
+            strict = wrapper.get("strict")
+            if strict is not None and not isinstance(strict, bool):
+                raise InputError(f"json_schema.strict is {quote(strict)}; expected true or false.")
+            return to_json(wrapper["schema"]), strict is not False
         case other:
             raise InputError(f"response_format.type is {quote(other)}; expected {FORMATS}.")
 
 
-def _find_schema(response_format: dict[str, Any]) -> Any:
-    wrapper = response_format.get("json_schema")
-    if not isinstance(wrapper, dict) or "schema" not in wrapper:
-        raise InputError('response_format has no json_schema.schema; "json_schema" needs it.')
-    return wrapper["schema"]
-
-
-def _schema_source(schema: Any) -> str:
-    if not isinstance(schema, dict):
-        raise GrammarError(f"The schema is {quote(schema)}; expected an object.")
-    _check_schema(schema)
+def _schema_source(schema: str, *, is_strict: bool) -> str:
     try:
-        text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
-        size_bytes = len(text.encode())
-    except (TypeError, ValueError) as error:
-        raise GrammarError("The schema is not JSON; expected plain values only.") from error
-    if size_bytes > MAX_SCHEMA_BYTES:
-        raise GrammarError(
-            f"The schema is {size_bytes} bytes; expected at most {MAX_SCHEMA_BYTES}."
-        )
-    try:
-        return LLMatcher.grammar_from_json_schema(
-            text,
-            overrides={
-                "item_separator": ITEM_SEPARATOR,
-                "key_separator": KEY_SEPARATOR,
-                "whitespace_flexible": False,
-            },
-        )
+        return LLMatcher.grammar_from_json_schema(schema, overrides=_layout(is_strict=is_strict))
     except ValueError as error:
         raise GrammarError(f"The schema cannot be used: {_first_sentence(str(error))}.") from error
+
+
+def _lark_schema(schema: str, *, is_strict: bool) -> str:
+    options = _layout(is_strict=is_strict)
+    return "%json " + json.dumps({**json.loads(schema), "x-guidance": options})
+
+
+def _layout(*, is_strict: bool) -> "JsonCompileOptions":
+    return {
+        "item_separator": ITEM_SEPARATOR,
+        "key_separator": KEY_SEPARATOR,
+        "whitespace_flexible": False,
+        "lenient": not is_strict,
+    }
 
 
 def _regex_source(pattern: Any) -> str:
@@ -177,43 +268,10 @@ def _regex_source(pattern: Any) -> str:
         raise GrammarError("pattern is not text: it has half a surrogate pair.") from error
 
 
-def _check_schema(schema: dict[str, Any]) -> None:
-    """Refuse what would be costly to compile, level by level and never deeper than the limit."""
-    level: list[Any] = [schema]
-    for _ in range(MAX_SCHEMA_DEPTH):
-        below: list[Any] = []
-        for node in level:
-            if isinstance(node, dict):
-                _check_keywords(node)
-                below.extend(node.values())
-            elif isinstance(node, list):
-                if len(node) > MAX_ENUM_VALUES:
-                    raise GrammarError(
-                        f"A list in the schema has {len(node)} values; "
-                        f"expected at most {MAX_ENUM_VALUES}."
-                    )
-                below.extend(node)
-        if not below:
-            return
-        level = below
-    raise GrammarError(f"The schema is nested too deeply; expected at most {MAX_SCHEMA_DEPTH}.")
-
-
-def _check_keywords(node: dict[str, Any]) -> None:
-    if len(node) > MAX_PROPERTIES:
-        raise GrammarError(
-            f"An object in the schema has {len(node)} keys; expected at most {MAX_PROPERTIES}."
-        )
-    for keyword in COUNT_KEYWORDS & node.keys():
-        count = node[keyword]
-        if isinstance(count, int | float) and not 0 <= count <= MAX_COUNT:
-            raise GrammarError(f"{keyword} is {count}; expected 0 to {MAX_COUNT}.")
-    pattern = node.get("pattern")
-    if isinstance(pattern, str) and len(pattern) > MAX_PATTERN_CHARACTERS:
-        raise GrammarError(
-            f"A pattern in the schema is {len(pattern)} characters; "
-            f"expected at most {MAX_PATTERN_CHARACTERS}."
-        )
+def _told(reason: str, schema: dict[str, Any]) -> str:
+    """Repeat a complaint of the library, with the places in the schema that it is about."""
+    places = find_places(schema, reason)
+    return _first_sentence(reason) + (f" at {quote(', '.join(places))}" if places else "")
 
 
 def _first_sentence(message: str) -> str:

@@ -51,6 +51,8 @@ class ChatOptions(TypedDict, total=False):
     logprobs: int | None
     response_format: dict[str, Any] | None
     tools: list[dict[str, Any]] | None
+    tool_choice: str | dict[str, Any] | None
+    parallel_tool_calls: bool | None
     enable_thinking: bool | None
     priority: int | None
 

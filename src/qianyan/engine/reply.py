@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-CALL_START, CALL_END = "<tool_call>", "</tool_call>"
+from qianyan.engine.calls import CALL_END, CALL_START, CallPiece, CallReader
 
 
 class TextDecoder(Protocol):
@@ -57,6 +57,8 @@ class Reply:
     """One answer's text, reasoning and calls.
 
     `text` and `reasoning` grow by what `push` and `finish` return; `is_reasoning` says to which.
+    `call_pieces` are those that became certain since they were last taken; together they make up
+    `tool_calls`, and the beginning of `cut_call`, one that the answer ended in.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class Reply:
         self.text = ""
         self.reasoning = ""
         self.tool_calls: tuple[ToolCall, ...] = ()
+        self.cut_call: str | None = None
+        self.call_pieces: list[CallPiece] = []
         self.is_stopped = False
         self.form = form or ReplyForm()
         self.is_reasoning = self.has_reasoned = self.form.is_thinking
@@ -73,6 +77,22 @@ class Reply:
         self._marks = (*stop, CALL_START) if self.form.has_tools else tuple(stop)
         self._held = ""
         self._calls = ""  # everything from the first call on
+        self._reader: CallReader | None = None
+
+    @property
+    def is_calling(self) -> bool:
+        """Whether a call has begun; all that follows belongs to calls."""
+        return bool(self._calls)
+
+    @property
+    def begun_call(self) -> str:
+        """What stands behind the first <tool_call>."""
+        return self._calls.removeprefix(CALL_START)
+
+    def read_calls(self) -> None:
+        """Read calls while they grow: a grammar writes them, in the one layout."""
+        self._reader = CallReader()
+        self.call_pieces += self._reader.push(self._calls)
 
     def push(self, token_id: int) -> str:
         """Take one token and return the text that is now certain."""
@@ -89,8 +109,11 @@ class Reply:
         self._decoder.finish()  # half a character does not run into the answer
         self.is_reasoning, self._held = False, ""
 
-    def finish(self) -> str:
-        """Return the text still held back when the answer has ended."""
+    def finish(self, *, is_cut: bool = False) -> str:
+        """Return the text still held back when the answer has ended.
+
+        One that `is_cut` may end inside a call, which is then no text.
+        """
         if self.is_stopped:
             return ""
         if self.is_reasoning:
@@ -100,11 +123,23 @@ class Reply:
             return certain
         rest = self._held
         if self._calls:
-            self.tool_calls, unread = parse_tool_calls(self._calls)
+            unread = self._finish_calls(is_cut=is_cut)
             rest = rest + unread if unread else ""
         self._held = ""
         self.text += rest
         return certain + rest
+
+    def _finish_calls(self, *, is_cut: bool) -> str:
+        """Read all calls; return what is none."""
+        self.tool_calls, unread = parse_tool_calls(self._calls)
+        begun = unread.rfind(CALL_START) if is_cut else -1
+        if begun >= 0 and CALL_END not in unread[begun:]:
+            self.cut_call, unread = unread[begun:], unread[:begun].rstrip()
+        if self._reader is None:  # none was told yet
+            for index, call in enumerate(self.tool_calls):
+                self.call_pieces.append(CallPiece(index=index, name=call.name))
+                self.call_pieces.append(CallPiece(index=index, arguments=call.arguments))
+        return unread
 
     def _push_reasoning(self, token_id: int) -> str:
         if token_id == self.form.think_end:
@@ -127,6 +162,8 @@ class Reply:
     def _release(self, piece: str) -> str:
         if self._calls:
             self._calls += piece
+            if self._reader is not None:
+                self.call_pieces += self._reader.push(piece)
             return ""
         held = self._held + piece
         if self.has_reasoned and not self.text:  # the blank lines after </think>
@@ -158,10 +195,7 @@ def parse_tool_calls(text: str) -> tuple[tuple[ToolCall, ...], str]:
     at = 0
     while (start := text.find(CALL_START, at)) >= 0:
         rest.append(text[at:start])
-        end = text.find(CALL_END, start)
-        stop = len(text) if end < 0 else end
-        call = _read_call(text[start + len(CALL_START) : stop])
-        at = len(text) if end < 0 else end + len(CALL_END)
+        call, at = _read_call(text, start + len(CALL_START))
         if call is None:
             rest.append(text[start:at])
         else:
@@ -171,17 +205,24 @@ def parse_tool_calls(text: str) -> tuple[tuple[ToolCall, ...], str]:
     return tuple(calls), left if left.strip() else ""
 
 
-def _read_call(block: str) -> ToolCall | None:
+def _read_call(text: str, start: int) -> tuple[ToolCall | None, int]:
+    """Read one call; also give the place behind its block. A mark in its strings ends nothing."""
+    first = len(text) - len(text[start:].lstrip())
     try:
-        call = json.loads(block)
+        call, stop = json.JSONDecoder().raw_decode(text, first)
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return None
+        call, stop = None, start
+    end = text.find(CALL_END, stop)
+    block_end = len(text) if end < 0 else end
+    at = len(text) if end < 0 else end + len(CALL_END)
+    if text[stop:block_end].strip() or not isinstance(call, dict):
+        return None, at
+    if not isinstance(call.get("name"), str):
+        return None, at
     arguments = call.get("arguments", {})
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(name=call["name"], arguments=arguments)
+    return ToolCall(name=call["name"], arguments=arguments), at
 
 
 def _overlap(text: str, marks: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from qianyan.engine.blocks import BLOCK_SIZE
+from qianyan.engine.calls import CallPiece
 from qianyan.engine.drafts import Drafts
 from qianyan.engine.grammar import Grammar
 from qianyan.engine.options import Sampling
@@ -51,11 +52,11 @@ class Completion:
     `token_ids` includes the stop token that ended it, if one was drawn; `text` holds neither stop
     token nor stop string, nor reasoning, nor calls. `reasoning` is what stood between <think> and
     </think>, None for a model that did not think; `tool_calls` are looked for where `tools` were
-    given. `images` and `videos` tell what was seen of each, in order, `notes` what documents left
-    out and what was done about the answer. `logprobs[i]` maps token ids to natural-log
-    probabilities of the model itself at step i, before grammar, penalties, temperature and filters:
-    the likeliest ones and the chosen one. A token that was forced took no step: its entry is
-    {token_id: 0.0}.
+    given, and `cut_call` is one that the answer's length cut, from its <tool_call> on. `images` and
+    `videos` tell what was seen of each, in order, `notes` what documents left out and what was done
+    about the answer. `logprobs[i]` maps token ids to natural-log probabilities of the model itself
+    at step i, before grammar, penalties, temperature and filters: the likeliest ones and the chosen
+    one. A token that was forced took no step: its entry is {token_id: 0.0}.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Completion:
     usage: Usage
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    cut_call: str | None = None
     images: tuple[SeenImage, ...] = ()
     videos: tuple[SeenVideo, ...] = ()
     notes: tuple[str, ...] = ()
@@ -75,13 +77,15 @@ class Completion:
 class TokenText:
     """One more token, and the text that became certain with it (often empty, see `Reply`).
 
-    The text belongs to the reasoning where `is_reasoning`, else to the answer.
+    The text belongs to the reasoning where `is_reasoning`, else to the answer. `calls` are the
+    pieces of calls that became certain; of all tokens together they make up the completion's.
     """
 
     text: str
     token_id: int
     logprobs: Logprobs | None = None
     is_reasoning: bool = False
+    calls: tuple[CallPiece, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +109,8 @@ class Request:
     `num_computed_tokens` of the prompt and the output have their keys and values in the cache, in
     the blocks of `block_table`; the others are still to be run. `name_block` says what a full
     block's contents depend on; without it nothing of the request is shared. Requests of smaller
-    `rank` go first. An answer is finished when `finish_reason` or `error` is set.
+    `rank` go first. A grammar that `holds_calls_only` leaves the answer free up to its first call.
+    An answer is finished when `finish_reason` or `error` is set.
     """
 
     def __init__(
@@ -122,6 +127,7 @@ class Request:
         self.prompt_token_ids = prompt_token_ids
         self.sampling = sampling
         self.grammar = grammar
+        self.holds_calls_only = False
         self.seen = seen or Seen()
         self.name_block: NameBlock | None = None
         self.block_table: list[int] = []
@@ -136,7 +142,7 @@ class Request:
         self.num_reasoning_tokens = 0
         self._num_answer_tokens = 0
         self._is_closing = False
-        self._notes: tuple[str, ...] = ()
+        self._notes: tuple[str, ...] = () if grammar is None else grammar.notes
         self.seen_token_ids = set(prompt_token_ids)
         self.random = np.random.default_rng(sampling.seed)
         self.reply = reply
@@ -201,7 +207,7 @@ class Request:
     @property
     def is_constrained(self) -> bool:
         """Whether the grammar has a say about the next token: reasoning is free."""
-        return self.grammar is not None and not self.reply.is_reasoning
+        return self.grammar is not None and not (self.reply.is_reasoning or self.holds_calls_only)
 
     def token_ids(self, start: int, stop: int) -> list[int]:
         """Return tokens start to stop of prompt and output taken together."""
@@ -282,6 +288,7 @@ class Request:
             ),
             reasoning=self.reply.reasoning if self.reply.has_reasoned else None,
             tool_calls=self.reply.tool_calls,
+            cut_call=self.reply.cut_call,
             images=self.seen.images,
             videos=self.seen.videos,
             notes=self.seen.notes + self._notes,
@@ -295,6 +302,7 @@ class Request:
             self._logprobs.append(logprobs)
         was_reasoning = self.reply.is_reasoning
         was_constrained = self.is_constrained and not is_free
+        was_calling = self.reply.is_calling
         text = ""
         if token_id in self.sampling.stop_token_ids:
             self.finish_reason = "stop"
@@ -303,16 +311,31 @@ class Request:
             if not is_free:
                 self._count(token_id, was_reasoning=was_reasoning)
             self.finish_reason = self._reason_to_finish(token_id if was_constrained else None)
+        if self.reply.is_calling and not was_calling:
+            self._begin_calls()
         if self.is_finished:
-            text += self.reply.finish()
+            text += self.reply.finish(is_cut=self.finish_reason == "length")
         self.events.append(
             TokenText(
                 text=text,
                 token_id=token_id,
                 logprobs=logprobs,
                 is_reasoning=was_reasoning or self.reply.is_reasoning,
+                calls=tuple(self.reply.call_pieces),
             )
         )
+        self.reply.call_pieces.clear()
+
+    def _begin_calls(self) -> None:
+        """Hold a call that has begun to its grammar, and read it while it grows."""
+        if self.grammar is None:
+            return
+        if self.holds_calls_only:
+            # A token can hold the mark's end and more, where the mark is no token of its own.
+            if not self.grammar.enter(self.reply.begun_call):
+                return
+            self.holds_calls_only = False
+        self.reply.read_calls()
 
     def _reason_to_finish(self, constrained_id: int | None) -> FinishReason | None:
         """Step the grammar over its token, if it was one of its own, and see whether to end."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from qianyan.engine import grammar
 from qianyan.engine.grammar import Grammar, Grammars
@@ -181,7 +181,7 @@ def nested(depth: int) -> dict[str, Any]:
     [
         (json_schema([]), r"The schema is '\[\]'; expected an object."),
         (json_schema({"type": "objekt"}), "cannot be used: 'Invalid type: objekt'"),
-        (json_schema({"not": {}}), "cannot be used: 'Unimplemented keys"),
+        (json_schema({"not": {}}), r"cannot be used: 'Unimplemented keys: .* at 'not'"),
         (json_schema({"enum": []}), "cannot be used: 'Unsatisfiable schema"),
         (json_schema({"$ref": "http://example.com/x"}), "cannot be used: 'Resource"),
         (json_schema({"enum": ["x"] * 3000}), "has 3000 values; expected at most 2048"),
@@ -247,3 +247,42 @@ def test_only_so_many_compiled_formats_are_kept(
     for pattern in ("a", "b", "a", "c"):
         begin(grammars, regex(pattern))
     assert len(grammars._compiled) == 2
+
+
+def test_a_form_that_is_not_strict_leaves_out_what_cannot_be_held_and_says_so(
+    grammars: Grammars,
+) -> None:
+    form = json_schema({"type": "array", "items": {"type": "integer"}, "uniqueItems": True})
+    with pytest.raises(GrammarError, match="uniqueItems"):
+        grammars.begin(form)
+    form["json_schema"]["strict"] = False
+    begun = begin(grammars, form)
+    assert begun.enter("[1, 1]")
+    assert len(begun.notes) == 1
+    assert "uniqueItems" in begun.notes[0]
+    form["json_schema"]["strict"] = "no"
+    with pytest.raises(InputError, match="strict is 'no'"):
+        grammars.begin(form)
+
+
+def test_text_is_entered_whole_or_not_at_all(grammars: Grammars) -> None:
+    begun = begin(grammars, regex("the box [0-9]+"))
+    assert not begun.enter("the cat")
+    assert begun.enter("the box 1")
+    assert begun.is_accepting
+    assert not begun.enter("x")
+
+
+def test_a_mark_that_an_answer_spells_is_not_forced_as_a_token(tiny_tokenizer: Tokenizer) -> None:
+    """Text between < and > can be a token of its own that a grammar over text does not take."""
+    tokenizer = Tokenizer.from_str(tiny_tokenizer.to_str())
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
+    stop = frozenset({int(tokenizer.token_to_id("<|im_end|>"))})
+    spelling = Grammars(tokenizer.to_str(), stop, num_tokens=tokenizer.get_vocab_size())
+    begun = begin(spelling, json_schema({"const": "a<tool_call>b"}))
+    text = ""
+    while not begun.is_complete:
+        for token_id in begun.forced():
+            begun.consume(token_id)
+            text += tokenizer.decode([token_id])
+    assert text == '"a<tool_call>b"'

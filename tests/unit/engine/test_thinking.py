@@ -253,3 +253,25 @@ def test_told_not_to_think_both_lengths_count_the_same(thinker: Engine) -> None:
     other = thinker.chat(ask("why"), max_tokens=20, max_completion_tokens=3, **how)
     assert one == other
     assert (one.finish_reason, one.usage.completion_tokens) == ("length", 3)
+
+
+def test_a_required_call_comes_after_free_thinking(thinker: Engine) -> None:
+    done = thinker.chat(
+        ask("do"),
+        max_tokens=120,
+        temperature=0,
+        tools=[RING],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        enable_thinking=True,
+    )
+    assert done.reasoning == "ring"
+    assert [call.name for call in done.tool_calls] == ["ring"]
+    assert (done.text, done.finish_reason) == ("", "stop")
+
+
+def test_a_required_call_alone_asks_for_no_thinking(thinker: Engine) -> None:
+    options = {"tools": [RING], "tool_choice": "required", "parallel_tool_calls": False}
+    done = thinker.chat(ask("do"), max_tokens=120, temperature=0, **options)
+    assert done.reasoning is None
+    assert [call.name for call in done.tool_calls] == ["ring"]
