@@ -13,16 +13,18 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from qianyan import __version__
 from qianyan.engine.engine import Engine
-from qianyan.server import health, openai_chat, openai_models
+from qianyan.server import dashscope_generation, health, openai_chat, openai_models
 from qianyan.server.auth import Edge
-from qianyan.server.errors import add_handlers
+from qianyan.server.dashscope_errors import PREFIX, dashscope_body
+from qianyan.server.errors import ENVELOPES, add_handlers
 from qianyan.server.serving import Serving
 from qianyan.server.settings import ServerSettings
 from qianyan.server.worker import Worker
 
 OPENAI_PREFIXES = ("/v1", "/compatible-mode/v1")
 OPENAI_ROUTERS: tuple[APIRouter, ...] = (openai_chat.router, openai_models.router)
-ROUTERS: tuple[APIRouter, ...] = (health.router,)
+ROUTERS: tuple[APIRouter, ...] = (health.router, dashscope_generation.router)
+ENVELOPES[PREFIX] = dashscope_body
 LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = ()
 """Entered after the worker is there (`app.state.serving`), left before it is closed."""
 

@@ -1,0 +1,46 @@
+"""Errors in DashScope's words: its codes, and a body of code, message and request_id.
+
+Codes are Bailian's (error-code page, 2025-12-26). Where it has several for one cause, here stands
+the one from whose first word clients tell the cause.
+"""
+
+from typing import Any
+
+from qianyan.server.errors import Failure
+
+PREFIX = "/api/v1/"
+"""The beginning of all paths of this dialect."""
+_BY_CODE = {
+    "missing_model": "BadRequest.EmptyModel",
+    "missing_input": "BadRequest.EmptyInput",
+    "model_not_found": "ModelNotFound",
+    "server_busy": "ModelServingError",
+    "client_closed_request": "ClientDisconnect",
+    "bad_url": "InvalidURL",
+    "connection_failed": "InvalidURL.ConnectionRefused",
+    "http_status": "InvalidURL",
+    "name_not_resolved": "InvalidURL",
+    "private_address": "InvalidURL",
+    "timeout": "InvalidURL.Timeout",
+    "too_many_redirects": "InvalidURL",
+}
+_BY_STATUS = {
+    401: "InvalidApiKey",
+    403: "AccessDenied",
+    404: "NotFound",
+    405: "MethodNotAllowed",
+    409: "Conflict",
+    413: "RequestTooLarge",
+    429: "Throttling",
+    503: "ModelUnavailable",
+}
+
+
+def dashscope_body(failure: Failure, request_id: str) -> dict[str, Any]:
+    """Write a failure as DashScope does."""
+    return {"code": _code(failure), "message": failure.message, "request_id": request_id}
+
+
+def _code(failure: Failure) -> str:
+    known = _BY_CODE.get(failure.code) or _BY_STATUS.get(failure.status)
+    return known or ("InternalError" if failure.status >= 500 else "InvalidParameter")

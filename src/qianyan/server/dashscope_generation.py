@@ -1,0 +1,145 @@
+"""POST text-generation and multimodal-generation, as DashScope's clients call them.
+
+Both paths take whatever the model reads; they differ in how the answer is written. A stream is
+asked for by a header and has DashScope's own framing: numbered events, each with a status in a
+comment, and no mark at the end.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from qianyan.engine.request import Finished
+from qianyan.errors import QianyanError
+from qianyan.inputs.processor import Processor
+from qianyan.server.dashscope_errors import PREFIX, dashscope_body
+from qianyan.server.dashscope_reply import Choice, DashScopeReply, ReplyFormat
+from qianyan.server.dashscope_request import GenerationRequest
+from qianyan.server.errors import Failure, RefusedError, to_failure
+from qianyan.server.generate import begin, collect, follow, leave_all
+from qianyan.server.openai_reply import TokenWords
+from qianyan.server.openai_request import ChatRequest
+from qianyan.server.serving import Served, Serving
+from qianyan.server.stream import EventStream, to_json, unless_gone
+from qianyan.server.worker import Answer
+
+router = APIRouter(prefix=f"{PREFIX}services/aigc", tags=["dashscope"])
+
+
+@router.post("/text-generation/generation")
+async def generate_text(request: Request, body: GenerationRequest, serving: Served) -> Response:
+    """Answer a prompt or a conversation, with text for its content."""
+    return await _generate(request, body, serving, has_parts=False)
+
+
+@router.post("/multimodal-generation/generation")
+async def generate_parts(request: Request, body: GenerationRequest, serving: Served) -> Response:
+    """Answer a conversation that may hold pictures and videos, with a list for its content."""
+    return await _generate(request, body, serving, has_parts=True)
+
+
+async def _generate(
+    request: Request, body: GenerationRequest, serving: Serving, *, has_parts: bool
+) -> Response:
+    _refuse_tasks(request)
+    chat = body.to_chat()
+    serving.check_model(chat.model)
+    worker = serving.worker
+    processor = worker.engine.processor
+    question = chat.to_question(processor.pictures, serving.settings.limits)
+    reply = DashScopeReply(
+        request.state.request_id,
+        _choose_format(body, chat, processor, has_parts=has_parts),
+        processor,
+        words=None
+        if chat.num_logprobs is None
+        else TokenWords(tokenizer=processor.tokenizer, num_top=chat.num_logprobs),
+    )
+    ignored = chat.ignored_fields()
+    headers = {"x-ignored-fields": ", ".join(ignored)} if ignored else {}
+    if not _wants_stream(request):
+        whole = reply.whole(*await unless_gone(request, collect(worker, question)))
+        return Response(to_json(whole), headers=headers, media_type="application/json")
+    answers = await unless_gone(request, begin(worker, question))
+    return EventStream(
+        write_events(answers, reply, request_id=request.state.request_id),
+        leave=partial(leave_all, answers),
+        headers=headers,
+    )
+
+
+async def write_events(
+    answers: Sequence[Answer], reply: DashScopeReply, *, request_id: str
+) -> AsyncIterator[str]:
+    """Write a stream of packets; what ends an answer early becomes an event with the error."""
+    choices = [Choice(index, answer.request) for index, answer in enumerate(answers)]
+    number = 0
+    try:
+        async for index, event in follow(answers):
+            if isinstance(event, Finished):
+                packet = reply.last_packet(choices[index], event.completion)
+            elif (written := reply.packet(choices[index], event)) is not None:
+                packet = written
+            else:
+                continue
+            number += 1
+            yield _event(number, packet)
+    except QianyanError as error:
+        yield _error_event(number + 1, to_failure(error), request_id)
+
+
+def _event(number: int, packet: dict[str, Any]) -> str:
+    return f"id:{number}\nevent:result\n:HTTP_STATUS/200\ndata:{to_json(packet)}\n\n"
+
+
+def _error_event(number: int, failure: Failure, request_id: str) -> str:
+    """Write an error; Bailian's SDK knows its status by a field that no other client reads."""
+    data = to_json(dashscope_body(failure, request_id))
+    status = f"status:{failure.status}\n:HTTP_STATUS/{failure.status}"
+    return f"id:{number}\nevent:error\n{status}\ndata:{data}\n\n"
+
+
+def _wants_stream(request: Request) -> bool:
+    if request.headers.get("x-dashscope-sse", "").lower() == "enable":
+        return True
+    return "text/event-stream" in request.headers.get("accept", "").lower()
+
+
+def _refuse_tasks(request: Request) -> None:
+    """Refuse to answer at once where the client expects to be given a task."""
+    if request.headers.get("x-dashscope-async", "").lower() == "enable":
+        raise RefusedError(
+            "current user api does not support asynchronous calls.",
+            status=403,
+            code="access_denied",
+        )
+
+
+def _choose_format(
+    body: GenerationRequest, chat: ChatRequest, processor: Processor, *, has_parts: bool
+) -> ReplyFormat:
+    """Take the format that was asked for, else the one that Bailian has for such models.
+
+    There models that think answer with messages and in pieces of their own accord.
+    """
+    stated = body.stated
+    thinks = processor.template.is_thinking and chat.enable_thinking is not False
+    needs_message = has_parts or bool(chat.tools) or (chat.n or 1) > 1 or bool(chat.logprobs)
+    if stated.result_format == "text" and needs_message and not has_parts:
+        raise RefusedError(
+            "result_format is text, which holds one answer and neither calls nor probabilities; "
+            "expected message.",
+            status=400,
+            code="unsupported_value",
+            param="parameters.result_format",
+        )
+    is_text = stated.result_format == "text" or (stated.result_format is None and not thinks)
+    return ReplyFormat(
+        has_parts=has_parts,
+        is_text=is_text and not needs_message,
+        is_incremental=thinks if stated.incremental_output is None else stated.incremental_output,
+        shows_image_hw=has_parts and bool(stated.vl_enable_image_hw_output),
+    )

@@ -1,0 +1,196 @@
+"""Answers in DashScope's words: whole, or packet by packet.
+
+Until an answer ends, its finish_reason is the text "null". A packet holds what is new, or with
+`incremental_output` false all there is so far; the count of tokens always stands for all of them.
+On the multimodal path content is a list of parts, empty where there is no text. Calls of functions
+come whole, in the packet that ends the answer.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qianyan.engine.request import Completion, Request, TokenText
+from qianyan.inputs.media import SeenImage
+from qianyan.inputs.processor import Processor
+from qianyan.server.dashscope_usage import OutputCount, PromptCount, to_usage
+from qianyan.server.openai_reply import TokenWords
+
+NOT_FINISHED = "null"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyFormat:
+    """How an answer is written.
+
+    `has_parts` makes content a list, `is_text` puts the text of the one answer in the place of its
+    message, and `shows_image_hw` tells the height and width in which each picture was seen.
+    """
+
+    has_parts: bool = False
+    is_text: bool = False
+    is_incremental: bool = False
+    shows_image_hw: bool = False
+
+
+@dataclass(kw_only=True)
+class Written:
+    """What was read of an answer: all of it, or what a packet is about."""
+
+    text: str = ""
+    reasoning: str = ""
+    has_reasoned: bool = False
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Choice:
+    """One answer of a stream, with all that was read of it."""
+
+    def __init__(self, index: int, request: Request) -> None:
+        self.index = index
+        self.request = request
+        self.num_tokens = 0
+        self._all = Written()
+
+    def take(
+        self, token: TokenText, words: TokenWords | None, *, is_incremental: bool
+    ) -> Written | None:
+        """Add a token; give what its packet shows, None where it shows nothing new."""
+        self.num_tokens += 1
+        fresh, total = Written(), self._all
+        if token.is_reasoning:
+            fresh.reasoning = token.text
+        else:
+            fresh.text = token.text
+        if words is not None:
+            fresh.logprobs = words.entries([token])
+        total.has_reasoned |= token.is_reasoning
+        fresh.has_reasoned = total.has_reasoned
+        total.text += fresh.text
+        total.reasoning += fresh.reasoning
+        total.logprobs += fresh.logprobs
+        if not (fresh.text or fresh.reasoning or fresh.logprobs):
+            return None
+        return fresh if is_incremental else total
+
+    def rest(self, completion: Completion, *, is_incremental: bool) -> Written:
+        """Give what the last packet shows: calls, and all else where packets hold all so far."""
+        total = self._all
+        last = Written(has_reasoned=total.has_reasoned) if is_incremental else total
+        last.calls = _calls(completion)
+        return last
+
+
+class DashScopeReply:
+    """Writes one reply, whole or as a stream."""
+
+    def __init__(
+        self,
+        request_id: str,
+        form: ReplyFormat,
+        processor: Processor,
+        *,
+        words: TokenWords | None = None,
+    ) -> None:
+        """Take what all its packets have in common; `words` None writes no probabilities."""
+        self._request_id = request_id
+        self._form = form
+        self._processor = processor
+        self._words = words
+        self._prompt: PromptCount | None = None
+
+    def whole(
+        self, completions: Sequence[Completion], tokens: Sequence[Sequence[TokenText]]
+    ) -> dict[str, Any]:
+        """Write all choices."""
+        choices = []
+        for index, completion in enumerate(completions):
+            written = Written(
+                text=completion.text,
+                reasoning=completion.reasoning or "",
+                has_reasoned=completion.reasoning is not None,
+                calls=_calls(completion),
+                logprobs=[] if self._words is None else self._words.entries(tokens[index]),
+            )
+            reason = _finish_reason(completion)
+            choices.append(self._choice(index, written, reason, completion.images))
+        first = completions[0]
+        prompt = self._count(first.prompt_token_ids, len(first.images))
+        return self._envelope(choices, prompt, OutputCount.of(completions))
+
+    def packet(self, choice: Choice, token: TokenText) -> dict[str, Any] | None:
+        """Write one more token; None where it shows nothing."""
+        written = choice.take(token, self._words, is_incremental=self._form.is_incremental)
+        if written is None:
+            return None
+        request = choice.request
+        prompt = self._count(request.prompt_token_ids, len(request.seen.images))
+        output = OutputCount.so_far(request, choice.num_tokens)
+        return self._envelope([self._choice(choice.index, written)], prompt, output)
+
+    def last_packet(self, choice: Choice, completion: Completion) -> dict[str, Any]:
+        """Write why an answer ended."""
+        written = choice.rest(completion, is_incremental=self._form.is_incremental)
+        reason, images = _finish_reason(completion), completion.images
+        prompt = self._count(completion.prompt_token_ids, len(images))
+        last = self._choice(choice.index, written, reason, images)
+        return self._envelope([last], prompt, OutputCount.of([completion]))
+
+    def _count(self, prompt_token_ids: list[int], num_images: int) -> PromptCount:
+        """Count the prompt's tokens, once for all packets."""
+        if self._prompt is None:
+            self._prompt = PromptCount.of(prompt_token_ids, self._processor, num_images)
+        return self._prompt
+
+    def _envelope(
+        self, choices: list[dict[str, Any]], prompt: PromptCount, output: OutputCount
+    ) -> dict[str, Any]:
+        return {
+            "output": choices[0] if self._form.is_text else {"choices": choices},
+            "usage": to_usage(prompt, output, has_details=self._form.has_parts),
+            "request_id": self._request_id,
+        }
+
+    def _choice(
+        self,
+        index: int,
+        written: Written,
+        finish_reason: str = NOT_FINISHED,
+        images: Sequence[SeenImage] = (),
+    ) -> dict[str, Any]:
+        reasoning = {"reasoning_content": written.reasoning} if written.has_reasoned else {}
+        if self._form.is_text:
+            return {"finish_reason": finish_reason, "text": written.text, **reasoning}
+        message = {"role": "assistant", "content": self._content(written, images), **reasoning}
+        if written.calls:
+            message["tool_calls"] = written.calls
+        choice = {"finish_reason": finish_reason, "index": index, "message": message}
+        if self._words is not None:
+            choice["logprobs"] = {"content": written.logprobs}
+        return choice
+
+    def _content(self, written: Written, images: Sequence[SeenImage]) -> str | list[dict[str, Any]]:
+        if not self._form.has_parts:
+            return written.text
+        content: list[dict[str, Any]] = [{"text": written.text}] if written.text else []
+        if self._form.shows_image_hw:
+            content += [{"image_hw": [image.seen_wh[1], image.seen_wh[0]]} for image in images]
+        return content
+
+
+def _finish_reason(completion: Completion) -> str:
+    return "tool_calls" if completion.tool_calls else completion.finish_reason
+
+
+def _calls(completion: Completion) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": index,
+            "id": f"call_{uuid.uuid4().hex}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for index, call in enumerate(completion.tool_calls)
+    ]

@@ -1,0 +1,155 @@
+"""DashScope's dialect from a `qianyan serve` of its own, to a model that thinks.
+
+The model is random, but its prompt opens the reasoning and a budget ends it, whatever the weights.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from qianyan.models.registry import build_model, qwen3_config
+from qianyan.models.weights import initialise, save_checkpoint
+
+KEY = "sk-test-0123456789"
+TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+WORDS = ("<think>", "</think>")
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}{% endif %}"
+)
+BUDGET = 5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3 whose template begins to think, as QwQ's does."""
+    folder = tmp_path_factory.mktemp("thinker")
+    letters = {piece: at for at, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(one, special=True, normalized=False) for one in TOKENS])
+    tokenizer.add_tokens([AddedToken(one, special=False, normalized=False) for one in WORDS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "model_type": "qwen3",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": None,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    torch.manual_seed(3)
+    model = build_model(qwen3_config(config))
+    initialise(model, std=0.1)
+    save_checkpoint(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(checkpoint: Path) -> Iterator[str]:
+    """The address of a server in a process of its own."""
+    command = [sys.executable, "-m", "qianyan", "serve", "--model", str(checkpoint), "--port", "0"]
+    command += ["--api-key", KEY, "--served-name", "qwen-plus"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        found = None
+        for line in server.stdout:
+            found = re.search(r"http://\S+?(?=/v1)", line)
+            if found:
+                break
+        assert found, f"the server ended with {server.wait()}"
+        yield found[0]
+        server.terminate()
+
+
+def post(address: str, *, stream: bool = False, **parameters: Any) -> httpx2.Response:
+    body = {
+        "model": "qwen-plus",
+        "input": {"messages": [{"role": "user", "content": "what burns"}]},
+        "parameters": {"max_tokens": 60, "temperature": 0, **parameters},
+    }
+    headers = {"authorization": f"Bearer {KEY}"}
+    headers |= {"x-dashscope-sse": "enable"} if stream else {}
+    path = "/api/v1/services/aigc/text-generation/generation"
+    answer = httpx2.post(f"{address}{path}", json=body, headers=headers, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def packets(answer: httpx2.Response) -> list[dict[str, Any]]:
+    lines = [line for line in answer.text.splitlines() if line.startswith("data:")]
+    return [json.loads(line.removeprefix("data:")) for line in lines]
+
+
+def messages(answer: httpx2.Response) -> list[dict[str, Any]]:
+    return [packet["output"]["choices"][0]["message"] for packet in packets(answer)]
+
+
+def test_a_model_that_thinks_answers_with_messages_and_in_pieces(address: str) -> None:
+    """So do Bailian's of their own accord; its counts tell the reasoning apart."""
+    how = {"thinking_budget": BUDGET, "max_tokens": 12}
+    whole = post(address, **how).json()
+    (choice,) = whole["output"]["choices"]
+    answer = post(address, stream=True, **how)
+    pieces = messages(answer)
+    reasoning = "".join(piece["reasoning_content"] for piece in pieces)
+    assert reasoning == choice["message"]["reasoning_content"] != ""
+    assert "".join(piece["content"] for piece in pieces) == choice["message"]["content"]
+    assert not any(piece["content"] and piece["reasoning_content"] for piece in pieces)
+    counts = [packet["usage"] for packet in packets(answer)]
+    thought = [
+        count.get("output_tokens_details", {}).get("reasoning_tokens", 0) for count in counts
+    ]
+    assert thought == sorted(thought)
+    assert thought[-1] == BUDGET
+    assert whole["usage"]["output_tokens_details"] == {"reasoning_tokens": BUDGET}
+    assert counts[-1]["output_tokens"] == whole["usage"]["output_tokens"]
+
+
+def test_whole_packets_hold_reasoning_and_answer_so_far(address: str) -> None:
+    how: dict[str, Any] = {"thinking_budget": BUDGET, "max_tokens": 12}
+    pieces = messages(post(address, stream=True, incremental_output=False, **how))
+    whole = post(address, **how).json()["output"]["choices"][0]["message"]
+    assert pieces[-1] == whole
+    for before, after in pairwise(pieces):
+        assert after["content"].startswith(before["content"])
+        assert after["reasoning_content"].startswith(before["reasoning_content"])
+
+
+def test_thinking_can_be_turned_off(address: str) -> None:
+    answer = post(address, enable_thinking=False, max_tokens=5).json()
+    assert set(answer["output"]) == {"finish_reason", "text"}, "like a model that does not think"
+    assert "output_tokens_details" not in answer["usage"]
+
+
+def test_text_for_an_answer_keeps_the_reasoning_beside_it(address: str) -> None:
+    output = post(address, result_format="text", thinking_budget=BUDGET, max_tokens=5).json()[
+        "output"
+    ]
+    assert set(output) == {"finish_reason", "text", "reasoning_content"}
+    assert output["reasoning_content"]
