@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+from qianyan.engine.loops import DEFAULT_LOOP_TOKENS
 from qianyan.errors import CapacityError, InputError, quote
 from qianyan.inputs.tokenizer import read_json
 
@@ -23,6 +24,8 @@ MAX_STOP_CHARACTERS = 256
 MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 100
 MAX_THINKING_BUDGET = 1_000_000
+MIN_LOOP_TOKENS = 64
+MAX_LOOP_TOKENS = 1_000_000
 MAX_LOGIT_BIASES = 1024
 MAX_LOGIT_BIAS = 100
 
@@ -31,7 +34,8 @@ class ChatOptions(TypedDict, total=False):
     """Keyword arguments of `Engine.chat`, `stream` and `chat_many`; None means not given.
 
     `max_tokens` bounds the answer, `max_completion_tokens` the answer and the reasoning before it,
-    `thinking_budget` the reasoning. `priority` is 0 without; requests of smaller numbers go first,
+    `thinking_budget` the reasoning. So many `loop_tokens` of one stretch over and over end the
+    answer, 2048 without, never at 0. `priority` is 0 without; requests of smaller numbers go first,
     down to -MAX_PRIORITY.
     """
 
@@ -46,6 +50,7 @@ class ChatOptions(TypedDict, total=False):
     presence_penalty: float | None
     frequency_penalty: float | None
     logit_bias: dict[int, float] | dict[str, float] | None
+    loop_tokens: int | None
     seed: int | None
     stop: str | list[str] | None
     logprobs: int | None
@@ -77,7 +82,8 @@ class Sampling:
     `logit_bias` is added to the logits of its tokens; `logprobs` None
     records none, n records the n likeliest tokens of each step and the chosen one. `max_tokens`
     counts the answer, `max_completion_tokens` all that comes (None: the same tokens), and
-    `thinking_budget` the reasoning, None without end.
+    `thinking_budget` the reasoning, None without end. `loop_tokens` of repetition end the answer,
+    0 never.
     """
 
     max_tokens: int
@@ -96,6 +102,7 @@ class Sampling:
     stop_token_ids: frozenset[int] = field(default=frozenset())
     logprobs: int | None = None
     priority: int = 0
+    loop_tokens: int = DEFAULT_LOOP_TOKENS
 
     @property
     def max_output_tokens(self) -> int:
@@ -189,6 +196,7 @@ def to_sampling(
         stop=_stops(given.get("stop", ())),
         stop_token_ids=defaults.stop_token_ids,
         logprobs=_optional(given, "logprobs", 0, MAX_LOGPROBS),
+        loop_tokens=_loop_tokens(given),
         priority=_integer(given, "priority", 0, -MAX_PRIORITY, MAX_PRIORITY),
         **numbers,
     )
@@ -303,6 +311,16 @@ def _integer(given: dict[str, Any], name: str, default: int, low: int, high: int
 
 def _optional(given: dict[str, Any], name: str, low: int, high: int) -> int | None:
     return _integer(given, name, low, low, high) if name in given else None
+
+
+def _loop_tokens(given: dict[str, Any]) -> int:
+    loop_tokens = _integer(given, "loop_tokens", DEFAULT_LOOP_TOKENS, 0, MAX_LOOP_TOKENS)
+    if 0 < loop_tokens < MIN_LOOP_TOKENS:
+        raise InputError(
+            f"loop_tokens is {loop_tokens}; expected 0 for never, or from {MIN_LOOP_TOKENS}: "
+            "what is shorter is found in ordinary tables."
+        )
+    return loop_tokens
 
 
 def _logit_bias(biases: object, vocab_size: int | None) -> tuple[tuple[int, float], ...]:

@@ -15,6 +15,7 @@ from qianyan.engine.blocks import BLOCK_SIZE
 from qianyan.engine.calls import CallPiece
 from qianyan.engine.drafts import Drafts
 from qianyan.engine.grammar import Grammar
+from qianyan.engine.loops import Loop, LoopDetector
 from qianyan.engine.options import Sampling
 from qianyan.engine.reply import Reply, ToolCall
 from qianyan.errors import QianyanError
@@ -52,7 +53,8 @@ class Completion:
     `token_ids` includes the stop token that ended it, if one was drawn; `text` holds neither stop
     token nor stop string, nor reasoning, nor calls. `reasoning` is what stood between <think> and
     </think>, None for a model that did not think; `tool_calls` are looked for where `tools` were
-    given, and `cut_call` is one that the answer's length cut, from its <tool_call> on. `images` and
+    given, and `cut_call` is one that the answer's length cut, from its <tool_call> on. `loop` is
+    the endless repetition that ended the answer, with the `finish_reason` "length". `images` and
     `videos` tell what was seen of each, in order, `notes` what documents left out and what was done
     about the answer. `logprobs[i]` maps token ids to natural-log probabilities of the model itself
     at step i, before grammar, penalties, temperature and filters: the likeliest ones and the chosen
@@ -68,6 +70,7 @@ class Completion:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     cut_call: str | None = None
+    loop: Loop | None = None
     images: tuple[SeenImage, ...] = ()
     videos: tuple[SeenVideo, ...] = ()
     notes: tuple[str, ...] = ()
@@ -142,6 +145,10 @@ class Request:
         self.num_reasoning_tokens = 0
         self._num_answer_tokens = 0
         self._is_closing = False
+        self._loop: Loop | None = None
+        # What cannot become so long needs no watching.
+        watches = 0 < sampling.loop_tokens <= sampling.max_output_tokens
+        self._loops = LoopDetector(sampling.loop_tokens) if watches else None
         self._notes: tuple[str, ...] = () if grammar is None else grammar.notes
         self.seen_token_ids = set(prompt_token_ids)
         self.random = np.random.default_rng(sampling.seed)
@@ -289,6 +296,7 @@ class Request:
             reasoning=self.reply.reasoning if self.reply.has_reasoned else None,
             tool_calls=self.reply.tool_calls,
             cut_call=self.reply.cut_call,
+            loop=self._loop,
             images=self.seen.images,
             videos=self.seen.videos,
             notes=self.seen.notes + self._notes,
@@ -308,6 +316,7 @@ class Request:
             self.finish_reason = "stop"
         else:
             text = "" if self._is_closing else self.reply.push(token_id)
+            self._watch(token_id)
             if not is_free:
                 self._count(token_id, was_reasoning=was_reasoning)
             self.finish_reason = self._reason_to_finish(token_id if was_constrained else None)
@@ -345,10 +354,20 @@ class Request:
                 return "stop"
         if self.reply.is_stopped:
             return "stop"
-        if self._num_answer_tokens >= self.sampling.max_tokens:
+        if self._num_answer_tokens >= self.sampling.max_tokens or self._loop is not None:
             return "length"
         is_full = len(self.output_token_ids) >= self.sampling.max_output_tokens
         return "length" if is_full else None
+
+    def _watch(self, token_id: int) -> None:
+        """See whether the answer has begun to repeat itself without end."""
+        if self._loops is not None:
+            self._loop = self._loops.push(token_id)
+            if self._loop is not None:
+                self._notes += (
+                    f"the answer ran in a loop and was ended: {self._loop.period} tokens came "
+                    f"{self._loop.repeats} times",
+                )
 
     def _count(self, token_id: int, *, was_reasoning: bool) -> None:
         """Count a token where it belongs; <think> and </think> belong nowhere."""

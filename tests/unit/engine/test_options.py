@@ -54,6 +54,12 @@ def test_the_default_length_shrinks_to_the_room_left() -> None:
         ({"temperature": float("nan")}, "temperature is 'nan'; expected 0 to 2."),
         ({"temperature": "hot"}, "temperature is 'hot'; expected 0 to 2."),
         ({"temperature": True}, "temperature is 'True'; expected 0 to 2."),
+        (
+            {"loop_tokens": 9},
+            "loop_tokens is 9; expected 0 for never, or from 64: what is shorter is found in "
+            "ordinary tables.",
+        ),
+        ({"loop_tokens": -1}, "loop_tokens is -1; expected 0 to 1000000."),
         ({"min_p": 1.1}, "min_p is 1.1; expected 0 to 1."),
         ({"frequency_penalty": -3}, "frequency_penalty is -3; expected -2 to 2."),
         ({"logit_bias": [1]}, "logit_bias is '[1]'; expected token ids with numbers."),

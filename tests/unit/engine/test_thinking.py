@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch.nn.functional import cross_entropy
 
 from qianyan.engine.engine import CLOSING, CLOSING_WORDS, Engine
+from qianyan.engine.loops import Loop
 from qianyan.engine.reply import ToolCall
 from qianyan.engine.request import Finished, TokenText
 from qianyan.inputs.processor import Processor
@@ -253,6 +254,30 @@ def test_told_not_to_think_both_lengths_count_the_same(thinker: Engine) -> None:
     other = thinker.chat(ask("why"), max_tokens=20, max_completion_tokens=3, **how)
     assert one == other
     assert (one.finish_reason, one.usage.completion_tokens) == ("length", 3)
+
+
+FOREVER = {
+    "temperature": 0,
+    "max_tokens": 400,
+    "response_format": {"type": "regex", "pattern": "(no, )*!"},
+}
+
+
+def test_endless_repetition_ends_the_answer_and_says_so(thinker: Engine) -> None:
+    """Every token of the pattern but the last choice is forced; a bias makes it go on for ever."""
+    bias = {thinker.processor.tokenizer.encode("n")[0]: 100}
+    done = thinker.chat(ask("why"), logit_bias=bias, loop_tokens=80, **FOREVER)
+    assert done.text.startswith("no, no, no, ")
+    assert (done.finish_reason, done.usage.completion_tokens) == ("length", 80)
+    assert done.loop == Loop(period=4, repeats=20)
+    assert done.notes == ("the answer ran in a loop and was ended: 4 tokens came 20 times",)
+
+
+def test_repetition_goes_on_where_it_is_allowed_or_too_short(thinker: Engine) -> None:
+    bias = {thinker.processor.tokenizer.encode("n")[0]: 100}
+    for loop_tokens in (0, None):
+        done = thinker.chat(ask("why"), logit_bias=bias, loop_tokens=loop_tokens, **FOREVER)
+        assert (done.loop, done.usage.completion_tokens, done.notes) == (None, 400, ())
 
 
 def test_a_required_call_comes_after_free_thinking(thinker: Engine) -> None:
