@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Unpack
+from typing import Any, Protocol, Unpack, cast
 
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.reply import ToolCall
@@ -55,6 +55,9 @@ _MISUSED_WORDS = {
     "en": 'The arguments are wrong; expected {"query": "what to search for"}.',
 }
 _TOO_MANY_WORDS = {"zh": "一次的搜索太多，这一个没有执行。", "en": "Too many searches at once."}
+
+
+_CHOICES = ("tool_choice", "parallel_tool_calls")
 
 
 class Engine(Protocol):
@@ -141,6 +144,13 @@ class SearchTurns:
         if self._searches_first or self._rounds_left <= 0:
             return own or None
         return [*own, _tool(self._lang, self._options.prompt_intervene)]
+
+    def options(self, options: ChatOptions) -> ChatOptions:
+        """Give the caller's options with the functions to show; without any, none is chosen."""
+        tools = self.tools
+        names = (*_CHOICES, "tools") if tools is None else ("tools",)
+        kept = {name: value for name, value in options.items() if name not in names}
+        return cast("ChatOptions", kept if tools is None else {**kept, "tools": tools})
 
     @property
     def search_info(self) -> dict[str, Any] | None:
@@ -264,8 +274,7 @@ def chat(engine: Engine, turns: SearchTurns, options: ChatOptions) -> Completion
     """
     turns.begin()
     while True:
-        asked: ChatOptions = {**options, "tools": turns.tools}
-        completion = engine.chat(turns.messages, **asked)
+        completion = engine.chat(turns.messages, **turns.options(options))
         if not turns.take(completion):
             return turns.finish(completion)
 
@@ -280,8 +289,7 @@ def stream(
     turns.begin()
     is_open = True
     while is_open:
-        asked: ChatOptions = {**options, "tools": turns.tools}
-        for event in engine.stream(turns.messages, **asked):
+        for event in engine.stream(turns.messages, **turns.options(options)):
             if isinstance(event, TokenText):
                 yield event
                 continue

@@ -1,0 +1,105 @@
+"""Answers that search, on a real event loop with a real worker and a provider over HTTP."""
+
+import asyncio
+import runpy
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qianyan.engine.engine import Engine
+from qianyan.engine.request import Finished
+from qianyan.errors import EndpointError
+from qianyan.server.search import SearchTurns
+from qianyan.server.search_options import SearchOptions, read_search_options
+from qianyan.server.search_providers import SearchProvider, SearchSettings, open_provider
+from qianyan.server.search_results import SearchLimits
+from qianyan.server.searching import SearchingAnswer
+from qianyan.server.settings import ServerLimits
+from qianyan.server.worker import Worker
+
+SERVER = runpy.run_path(str(Path(__file__).with_name("search_server.py")))
+MODEL = runpy.run_path(str(Path(__file__).with_name("searching_model.py")))
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[SearchProvider]:
+    server = SERVER["SearchServer"]()
+    limits = SearchLimits(timeout_s=5.0, first_wait_s=0.01)
+    yield open_provider(SearchSettings(provider="searxng", url=server.url, limits=limits))
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def taught(provider: SearchProvider, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine(MODEL["teach"](tmp_path_factory.mktemp("searching"), provider))
+
+
+def at_work(engine: Engine, story: Callable[[Worker], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        worker = Worker(engine, ServerLimits())
+        try:
+            return await story(worker)
+        finally:
+            await worker.close()
+
+    return asyncio.run(run())
+
+
+def turns_of(provider: SearchProvider, question: str = "", **given: Any) -> SearchTurns:
+    asked = [{"role": "user", "content": question or MODEL["QUESTION"]}]
+    return SearchTurns(asked, provider, read_search_options(MODEL["CITED"] | given))
+
+
+def test_several_answers_search_at_once(taught: Engine, provider: SearchProvider) -> None:
+    async def story(worker: Worker) -> list[Any]:
+        async def one() -> tuple[str, Any]:
+            turns = turns_of(provider)
+            answer = SearchingAnswer(worker, turns, {"max_tokens": 60, "tool_choice": "auto"})
+            await answer.start()
+            events = [event async for event in answer]
+            answer.leave()
+            assert isinstance(events[-1], Finished)
+            assert "".join(event.text for event in events[:-1]) == events[-1].completion.text
+            return events[-1].completion.text, turns.search_info
+
+        found = await asyncio.gather(*(one() for _ in range(5)))
+        assert worker.num_running == 0
+        return found
+
+    for text, info in at_work(taught, story):
+        assert text == MODEL["ANSWER"]
+        assert len(info["search_results"]) == 2
+
+
+def test_who_leaves_during_a_search_leaves_nothing_behind(
+    taught: Engine, provider: SearchProvider
+) -> None:
+    async def story(worker: Worker) -> None:
+        answer = SearchingAnswer(worker, turns_of(provider), {"max_tokens": 60})
+        await answer.start()
+        await answer.begun()
+        answer.leave()
+        assert worker.num_running == 0
+        begun = SearchingAnswer(worker, turns_of(provider), {})
+        begun.leave()
+        await begun.start()
+        assert [event async for event in begun] == []
+        assert worker.num_running == 0
+
+    at_work(taught, story)
+
+
+def test_a_forced_search_that_fails_is_an_error_before_anything_runs(
+    taught: Engine, provider: SearchProvider
+) -> None:
+    async def story(worker: Worker) -> None:
+        turns = SearchTurns(
+            [{"role": "user", "content": "down"}], provider, SearchOptions(forced_search=True)
+        )
+        with pytest.raises(EndpointError, match="503"):
+            await SearchingAnswer(worker, turns, {}).start()
+        assert worker.num_running == 0
+
+    at_work(taught, story)
