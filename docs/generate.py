@@ -19,6 +19,7 @@ from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.frames import VideoLimits
 from qianyan.inputs.images import ImageLimits
 from qianyan.inputs.media import MediaLimits
+from qianyan.server.search_results import SearchLimits
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "qianyan"
@@ -76,6 +77,7 @@ LIMITS = {
     "Videos": VideoLimits,
     "Documents": DocumentLimits,
     "Engine": EngineConfig,
+    "Web search": SearchLimits,
 }
 
 
