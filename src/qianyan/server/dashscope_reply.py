@@ -2,12 +2,13 @@
 
 Until an answer ends, its finish_reason is the text "null". A packet holds what is new, or with
 `incremental_output` false all there is so far; the count of tokens always stands for all of them.
-On the multimodal path content is a list of parts, empty where there is no text. Calls of functions
-come whole, in the packet that ends the answer.
+On the multimodal path content is a list of parts, empty where there is no text. Only the first
+piece of a call has its id and name, because clients join what is repeated.
 """
 
 import uuid
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +60,7 @@ class Choice:
     ) -> Written | None:
         """Add a token; give what its packet shows, None where it shows nothing new."""
         self.num_tokens += 1
-        fresh, total = Written(), self._all
+        fresh, total = Written(calls=self._take_calls(token)), self._all
         if token.is_reasoning:
             fresh.reasoning = token.text
         else:
@@ -71,16 +72,27 @@ class Choice:
         total.text += fresh.text
         total.reasoning += fresh.reasoning
         total.logprobs += fresh.logprobs
-        if not (fresh.text or fresh.reasoning or fresh.logprobs):
+        if not (fresh.text or fresh.reasoning or fresh.calls or fresh.logprobs):
             return None
         return fresh if is_incremental else total
 
-    def rest(self, completion: Completion, *, is_incremental: bool) -> Written:
-        """Give what the last packet shows: calls, and all else where packets hold all so far."""
-        total = self._all
-        last = Written(has_reasoned=total.has_reasoned) if is_incremental else total
-        last.calls = _calls(completion)
-        return last
+    def rest(self, *, is_incremental: bool) -> Written:
+        """Give what the last packet shows: nothing new, or all there is."""
+        return Written(has_reasoned=self._all.has_reasoned) if is_incremental else self._all
+
+    def _take_calls(self, token: TokenText) -> list[dict[str, Any]]:
+        """Add pieces of calls; give them as a packet has them, only each first one with a name."""
+        fresh = []
+        for piece in token.calls:
+            if piece.name is not None:
+                call = _call(piece.index, piece.name, piece.arguments)
+                self._all.calls.append(call)
+                fresh.append(deepcopy(call))
+            else:
+                self._all.calls[piece.index]["function"]["arguments"] += piece.arguments
+                rest = {"arguments": piece.arguments}
+                fresh.append({"index": piece.index, "id": "", "type": "function", "function": rest})
+        return fresh
 
 
 class DashScopeReply:
@@ -111,7 +123,10 @@ class DashScopeReply:
                 text=completion.text,
                 reasoning=completion.reasoning or "",
                 has_reasoned=completion.reasoning is not None,
-                calls=_calls(completion),
+                calls=[
+                    _call(at, call.name, call.arguments)
+                    for at, call in enumerate(completion.tool_calls)
+                ],
                 logprobs=[] if self._words is None else self._words.entries(tokens[index]),
             )
             reason = _finish_reason(completion)
@@ -132,7 +147,7 @@ class DashScopeReply:
 
     def last_packet(self, choice: Choice, completion: Completion) -> dict[str, Any]:
         """Write why an answer ended."""
-        written = choice.rest(completion, is_incremental=self._form.is_incremental)
+        written = choice.rest(is_incremental=self._form.is_incremental)
         reason, images = _finish_reason(completion), completion.images
         prompt = self._count(completion.prompt_token_ids, len(images))
         last = self._choice(choice.index, written, reason, images)
@@ -184,13 +199,10 @@ def _finish_reason(completion: Completion) -> str:
     return "tool_calls" if completion.tool_calls else completion.finish_reason
 
 
-def _calls(completion: Completion) -> list[dict[str, Any]]:
-    return [
-        {
-            "index": index,
-            "id": f"call_{uuid.uuid4().hex}",
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for index, call in enumerate(completion.tool_calls)
-    ]
+def _call(index: int, name: str, arguments: str) -> dict[str, Any]:
+    return {
+        "index": index,
+        "id": f"call_{uuid.uuid4().hex}",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }

@@ -1,60 +1,93 @@
-"""Calls in DashScope's words: whole, in the packet that ends an answer, with an id each."""
+"""Calls in DashScope's words, from an engine that is made to call."""
 
-from collections.abc import Sequence
+import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from qianyan.engine.engine import Engine
-from qianyan.engine.reply import ToolCall
-from qianyan.engine.request import Completion, TokenText, Usage
+from qianyan.engine.options import ChatOptions
 from qianyan.server.dashscope_reply import Choice, DashScopeReply, ReplyFormat
 
-CALLS = (ToolCall(name="ring", arguments='{"hall": 3}'), ToolCall(name="stop", arguments="{}"))
+COUNT = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": "tally", "parameters": COUNT}}]
+OPTIONS: ChatOptions = {
+    "tools": TOOLS,
+    "tool_choice": "required",
+    "max_tokens": 400,
+    "temperature": 1.0,
+    "seed": 11,
+}
+HELLO = [{"role": "user", "content": "hello"}]
 
 
-def completion(text: str, calls: Sequence[ToolCall]) -> Completion:
-    return Completion(
-        text=text,
-        token_ids=[1, 2, 3],
-        prompt_token_ids=[4, 5],
-        logprobs=None,
-        finish_reason="stop",
-        usage=Usage(prompt_tokens=2, completion_tokens=3, forwarded_tokens=3),
-        tool_calls=tuple(calls),
-    )
-
-
-def check(choice: dict[str, Any]) -> None:
-    assert choice["finish_reason"] == "tool_calls"
-    calls = choice["message"]["tool_calls"]
-    assert [call["index"] for call in calls] == [0, 1]
-    assert [call["function"]["name"] for call in calls] == ["ring", "stop"]
-    assert [call["function"]["arguments"] for call in calls] == ['{"hall": 3}', "{}"]
-    assert all(call["type"] == "function" for call in calls)
-    assert len({call["id"] for call in calls}) == 2
-
-
-@pytest.mark.parametrize("is_incremental", [True, False])
-@pytest.mark.parametrize("has_parts", [True, False])
-def test_calls_come_with_the_end(engine: Engine, is_incremental: bool, has_parts: bool) -> None:
-    form = ReplyFormat(has_parts=has_parts, is_incremental=is_incremental)
+def packets_of(engine: Engine, form: ReplyFormat) -> list[dict[str, Any]]:
+    """Let the engine call, and write all it says as packets."""
     reply = DashScopeReply("r", form, engine.processor)
-    request, _ = engine.prepare([{"role": "user", "content": "hello"}], {})
+    request, prompt = engine.prepare(HELLO, OPTIONS)
+    engine.submit(request, prompt)
+    while not request.is_finished:
+        engine.step()
     choice = Choice(0, request)
-    first = reply.packet(choice, TokenText(text="Now", token_id=1))
-    assert first is not None
-    assert "tool_calls" not in first["output"]["choices"][0]["message"]
-    assert reply.packet(choice, TokenText(text="", token_id=2)) is None, "it shows nothing"
-    last = reply.last_packet(choice, completion("Now", CALLS))["output"]["choices"][0]
-    check(last)
-    text = "" if is_incremental else "Now"
-    parts = [{"text": text}] if text else []
-    assert last["message"]["content"] == (parts if has_parts else text)
+    packets = [reply.packet(choice, event) for event in request.events]
+    packets.append(reply.last_packet(choice, request.completion()))
+    return [packet["output"]["choices"][0] for packet in packets if packet is not None]
 
 
-def test_a_whole_answer_has_its_calls(engine: Engine) -> None:
+def calls_of(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    calls: list[dict[str, Any]] = choice["message"].get("tool_calls", [])
+    return calls
+
+
+@pytest.mark.parametrize("has_parts", [True, False])
+def test_pieces_of_calls_repeat_neither_id_nor_name(engine: Engine, has_parts: bool) -> None:
+    choices = packets_of(engine, ReplyFormat(has_parts=has_parts, is_incremental=True))
+    expected = engine.chat(HELLO, **OPTIONS).tool_calls
+    assert expected
+    joined: dict[int, dict[str, str]] = {}
+    for piece in (call for choice in choices for call in calls_of(choice)):
+        assert piece["type"] == "function"
+        call = joined.setdefault(piece["index"], {"id": "", "name": "", "arguments": ""})
+        assert bool(piece["id"]) is ("name" in piece["function"]) is (call["id"] == "")
+        call["id"] += piece["id"]
+        call["name"] += piece["function"].get("name", "")
+        call["arguments"] += piece["function"]["arguments"]
+    assert [(call["name"], call["arguments"]) for call in joined.values()] == [
+        (call.name, call.arguments) for call in expected
+    ]
+    assert all(call["id"].startswith("call_") for call in joined.values())
+    assert {json.dumps(choice["message"]["content"]) for choice in choices} == {
+        "[]" if has_parts else '""'
+    }
+    reasons = [choice["finish_reason"] for choice in choices]
+    assert reasons == ["null"] * (len(reasons) - 1) + ["tool_calls"]
+
+
+def test_whole_packets_hold_the_calls_so_far(engine: Engine) -> None:
+    """Packets refer to what grows on, so each is written before the next is made."""
     reply = DashScopeReply("r", ReplyFormat(), engine.processor)
-    (choice,) = reply.whole([completion("", CALLS)], [[]])["output"]["choices"]
-    check(choice)
-    assert choice["message"]["content"] == ""
+    request, prompt = engine.prepare(HELLO, OPTIONS)
+    engine.submit(request, prompt)
+    while not request.is_finished:
+        engine.step()
+    choice, written = Choice(0, request), []
+    for event in request.events:
+        packet = reply.packet(choice, event)
+        if packet is not None:
+            written.append(json.loads(json.dumps(packet))["output"]["choices"][0])
+    last = reply.last_packet(choice, request.completion())["output"]["choices"][0]
+    for before, after in pairwise([*written, last]):
+        for old, new in zip(calls_of(before), calls_of(after), strict=False):
+            assert old["id"] == new["id"]
+            assert new["function"]["arguments"].startswith(old["function"]["arguments"])
+    whole = reply.whole([request.completion()], [[]])["output"]["choices"][0]
+    assert whole["finish_reason"] == last["finish_reason"] == "tool_calls"
+    assert [call["function"] for call in calls_of(last)] == [
+        call["function"] for call in calls_of(whole)
+    ]
