@@ -83,6 +83,15 @@ def serve(
 
     Example: qianyan serve --model path/to/Qwen2.5-VL-3B-Instruct --served-name qwen-vl-plus
     """
+    from qianyan.server.settings import ServerLimits, ServerSettings
+
+    settings = ServerSettings(
+        model_names=(model, *(served_name or ())),
+        host=host,
+        port=port,
+        api_keys=(*(api_keys or ()), *_read_keys(api_keys_file)),
+        limits=ServerLimits(max_waiting=max_waiting, max_wait_s=max_wait, drain_s=drain),
+    )
     try:
         import uvicorn
 
@@ -91,16 +100,7 @@ def serve(
         raise ConfigError(
             "The server's packages are not installed; run pip install 'qianyan[server]'."
         ) from error
-    from qianyan.server.settings import ServerLimits, ServerSettings
-
     look = look_settings(context)
-    settings = ServerSettings(
-        model_names=(look.model, *(served_name or ())),
-        host=host,
-        port=port,
-        api_keys=(*(api_keys or ()), *_read_keys(api_keys_file)),
-        limits=ServerLimits(max_waiting=max_waiting, max_wait_s=max_wait, drain_s=drain),
-    )
     listener = _listen(settings)  # before the model is loaded, which may take minutes
     engine, name = _load(look)
     settings = replace(

@@ -1,0 +1,117 @@
+"""`qianyan serve` from the outside: wrong settings, and a signal to stop."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+COMMAND = [sys.executable, "-m", "qianyan", "serve"]
+
+
+def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *options],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "expected an API key"),  # noqa: S104
+        (["--port", "70000"], "port is 70000"),
+        (["--api-key", "short"], "fewer than 8 characters"),
+        (["--api-keys-file", "no-such-file"], "cannot be read"),
+        (["--host", "192.0.2.1", "--api-key", "sk-0123456789"], "Nothing can listen"),
+        (["--max-waiting", "-1"], "max-waiting"),
+    ],
+)
+def test_wrong_settings_end_with_a_sentence_and_2(options: list[str], words: str) -> None:
+    done = run(*options)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2
+    assert "Nothing can listen" in done.stderr
+
+
+def test_a_model_that_is_not_there_ends_with_3() -> None:
+    done = run("--port", "0", "--model", "./no-such-folder")
+    assert done.returncode == 3
+    assert "no-such-folder" in done.stderr
+
+
+def start(*options: str, **environment: str) -> tuple[subprocess.Popen[str], str, str]:
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0", *options],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    said = process.stdout.readline() + process.stdout.readline()
+    found = re.search(r"at (http://\S+)/v1", said)
+    assert found, said
+    return process, found[1], said
+
+
+def test_a_signal_lets_a_running_answer_end_and_refuses_new_ones(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("sk-file-0123456789\n")
+    process, address, _ = start("--api-keys-file", str(keys))
+    headers = {"authorization": "Bearer sk-file-0123456789"}
+    body: dict[str, Any] = {
+        "model": "bundled",
+        "messages": [{"role": "user", "content": "a story"}],
+        "stream": True,
+        "max_tokens": 150,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "long", "schema": {"type": "string", "minLength": 5000}},
+        },
+    }
+    with httpx2.stream(
+        "POST", f"{address}/v1/chat/completions", json=body, headers=headers, timeout=60
+    ) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        process.send_signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert '"finish_reason":"length"' in rest[-2]
+    assert process.wait(60) == -signal.SIGTERM
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{address}/health")
+    _, errors = process.communicate()
+    assert "Traceback" not in errors
+
+
+def test_without_keys_it_says_in_both_languages_that_anyone_here_may_ask() -> None:
+    environment = {"QIANYAN_API_KEYS": ""}
+    process, address, said = start("--served-name", "qwen-plus", **environment)
+    try:
+        assert f"千眼已启动，模型 bundled, qwen-plus，地址 {address}/v1" in said
+        listed = httpx2.get(f"{address}/v1/models", timeout=30).json()
+        assert [one["id"] for one in listed["data"]] == ["bundled", "qwen-plus"]
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert "未设置 API 密钥" in errors
+    assert "no API key is set" in errors
