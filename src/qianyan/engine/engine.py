@@ -33,7 +33,7 @@ from qianyan.engine.runner import Prompt, Runner
 from qianyan.engine.sampler import Sampler
 from qianyan.engine.scheduler import EngineConfig, Scheduler
 from qianyan.engine.tools import ToolUse, read_tool_use
-from qianyan.errors import ConfigError, QianyanError, quote
+from qianyan.errors import ConfigError, InputError, QianyanError, quote
 from qianyan.inputs.processor import THINK_END, THINK_START, Processor
 from qianyan.models.registry import Model, find_architecture, load_model, read_config_json
 
@@ -260,6 +260,13 @@ class Engine:
         size = PromptSize(
             num_tokens=len(inputs.prompt_token_ids), num_vision_tokens=len(prompt.vision_rows)
         )
+        if inputs.begun is not None:
+            thinking = False
+            if grammar is not None and not grammar.enter(inputs.begun):
+                raise InputError(
+                    f"The answer's beginning {quote(inputs.begun)} does not fit its format; "
+                    "expected the beginning of an answer that does."
+                )
         # With a grammar, a model told to think is free until it has said </think>.
         is_thinking = inputs.is_thinking or (grammar is not None and thinking is True)
         form = self._reply_form(

@@ -17,7 +17,7 @@ from qianyan.inputs.parts import IMAGE_KINDS, VIDEO_KINDS, only_keys
 
 ROLES = ("system", "user", "assistant", "tool")
 _MESSAGE_KEYS = frozenset(
-    {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"}
+    {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "partial"}
 )
 _LATER_PARTS = frozenset({"audio", "audio_url", "input_audio"})
 
@@ -33,9 +33,18 @@ class MessageReader:
         """Check messages and rebuild them from plain values; lists of parts stay lists."""
         if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
             raise InputError("messages is empty or not a list; expected a list of chat messages.")
-        return [
+        plain = [
             self._message(message, f"messages[{index}]") for index, message in enumerate(messages)
         ]
+        for index, message in enumerate(plain):
+            if "partial" in message and (
+                message["role"] != "assistant" or message is not plain[-1]
+            ):
+                raise InputError(
+                    f"messages[{index}] is partial; expected that of the last message only, an "
+                    "assistant's whose text goes on."
+                )
+        return plain
 
     def _message(self, message: Any, where: str) -> dict[str, Any]:
         checked = _check_message(message, where)
@@ -115,6 +124,18 @@ class MessageReader:
         return plain
 
 
+def take_begun(messages: list[dict[str, Any]]) -> str | None:
+    """Take a partial message off the end of checked messages; give its text, None without one."""
+    if "partial" not in messages[-1]:
+        return None
+    message = messages.pop()
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if message.get("tool_calls") or any(part["type"] != "text" for part in parts):
+        raise InputError("A partial message holds more than text, which alone can go on.")
+    return _joined(parts)
+
+
 def refuse_placeholders(value: Any, placeholders: Sequence[str]) -> None:
     """Refuse texts that spell a placeholder, which would shift every picture after it.
 
@@ -146,7 +167,11 @@ def _check_message(message: Any, where: str) -> dict[str, Any]:
     # Clients send back whole replies, with null for all that a reply did not have.
     stated = {key: value for key, value in message.items() if value is not None}
     only_keys(stated, _MESSAGE_KEYS, where)
-    checked = {"role": role}
+    checked: dict[str, Any] = {"role": role}
+    if not isinstance(stated.get("partial", False), bool):
+        raise InputError(f"{where}.partial is {quote(stated['partial'])}; expected true or false.")
+    if stated.get("partial"):
+        checked["partial"] = True
     for key in ("name", "tool_call_id", "reasoning_content"):
         if key in stated:
             checked[key] = _text(stated[key], f"{where}.{key}")

@@ -26,7 +26,7 @@ from qianyan.inputs.first_generation import (
 )
 from qianyan.inputs.frames import VideoConfig
 from qianyan.inputs.media import Media, MediaLimits, Seen
-from qianyan.inputs.messages import MessageReader, refuse_placeholders
+from qianyan.inputs.messages import MessageReader, refuse_placeholders, take_begun
 from qianyan.inputs.parts import PictureConfig
 from qianyan.inputs.patches import GridTHW, PatchConfig
 from qianyan.inputs.shortening import fit_documents
@@ -49,7 +49,8 @@ class ModelInputs:
     `pixel_values` is float32 over all pictures and videos in order of appearance, (patches, 1176)
     or (pictures, 3, side, side) by the model's kind, None without any; `grid_thw` has the patches
     of each. `second_per_grid_ts` holds, for each video, the seconds between two temporal patches.
-    `is_thinking` says that the prompt ends inside the reasoning.
+    `is_thinking` says that the prompt ends inside the reasoning; `begun` is the beginning of the
+    answer that the prompt ends with, None where a new turn begins.
     """
 
     prompt_token_ids: list[int]
@@ -58,6 +59,7 @@ class ModelInputs:
     second_per_grid_ts: tuple[float, ...] = ()
     seen: Seen = field(default_factory=Seen)
     is_thinking: bool = False
+    begun: str | None = None
 
 
 class Processor:
@@ -169,7 +171,8 @@ class Processor:
         """Read messages into token ids and pixel rows.
 
         Args:
-            messages: OpenAI chat messages.
+            messages: OpenAI chat messages; where the last is an assistant's and `partial`, its text
+                is the beginning of the answer, which goes on without thinking.
             tools: OpenAI function tools, shown to the model by its template.
             add_generation_prompt: end with the opening of the assistant's turn.
             enable_thinking: passed to templates that know it; None leaves their default.
@@ -190,15 +193,21 @@ class Processor:
         reader = MessageReader(self.template, media)
         plain = reader.read(messages)
         refuse_placeholders([plain, list(tools or ())], self._placeholders)
+        begun = take_begun(plain)
+        if begun is not None:
+            if enable_thinking:
+                raise InputError("A partial message goes on without enable_thinking; leave it out.")
+            enable_thinking = False if self.template.takes_thinking else None
         variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
 
         def render(plain: list[dict[str, Any]]) -> str:
-            return self.template.render(
+            prompt = self.template.render(
                 reader.for_template(plain),
                 tools=list(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 **variables,
             )
+            return prompt if begun is None else _after_thinking(prompt) + begun
 
         if max_prompt_tokens is not None:
             fit_documents(
@@ -215,7 +224,10 @@ class Processor:
             tuple(item.grid for item in media.items),
             media.second_per_grid_ts,
             media.seen,
-            is_thinking=add_generation_prompt and prompt.rstrip().endswith(THINK_START),
+            is_thinking=(
+                add_generation_prompt and begun is None and prompt.rstrip().endswith(THINK_START)
+            ),
+            begun=begun,
         )
 
     def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
@@ -246,6 +258,13 @@ class Processor:
         for token_id in token_ids:
             widened += [token_id] * (next(widths) if token_id in pads else 1)
         return widened
+
+
+def _after_thinking(prompt: str) -> str:
+    """Close a reasoning that a template has opened unasked, as if nothing was thought."""
+    if not prompt.rstrip().endswith(THINK_START):
+        return prompt
+    return f"{prompt.rstrip()}\n\n{THINK_END}\n\n"
 
 
 def _picture_settings(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from qianyan.engine.engine import CLOSING, CLOSING_WORDS, Engine
 from qianyan.engine.loops import Loop
 from qianyan.engine.reply import ToolCall
 from qianyan.engine.request import Finished, TokenText
+from qianyan.errors import InputError
 from qianyan.inputs.processor import Processor
 from qianyan.models.attention import NoCache
 from qianyan.models.registry import build_model, qwen3_config
@@ -300,3 +301,54 @@ def test_a_required_call_alone_asks_for_no_thinking(thinker: Engine) -> None:
     done = thinker.chat(ask("do"), max_tokens=120, temperature=0, **options)
     assert done.reasoning is None
     assert [call.name for call in done.tool_calls] == ["ring"]
+
+
+def begun(question: str, text: Any, **more: Any) -> list[dict[str, Any]]:
+    return [*ask(question), {"role": "assistant", "content": text, "partial": True, **more}]
+
+
+@pytest.mark.parametrize("text", ["Fi", [{"type": "text", "text": "Fi"}]])
+def test_a_begun_answer_goes_on_where_it_stands(thinker: Engine, text: Any) -> None:
+    done = thinker.chat(begun("why", text), max_tokens=20, temperature=0)
+    assert (done.reasoning, done.text) == (None, "re.")
+    prompt = thinker.processor.tokenizer.decode(done.prompt_token_ids, skip_special=False)
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nFi")
+
+
+def test_a_begun_answer_closes_the_reasoning_that_a_template_opens(folder: Path) -> None:
+    engine = Engine(folder)
+    engine.processor.template = type(engine.processor.template)(
+        ALWAYS.replace("enable_thinking", "thinks")
+    )
+    done = engine.chat(begun("why", "Fi"), max_tokens=4, temperature=0)
+    prompt = engine.processor.tokenizer.decode(done.prompt_token_ids)
+    assert prompt.endswith("<think>\n\n</think>\n\nFi")
+    assert done.reasoning is None
+
+
+def test_a_begun_answer_keeps_to_its_form(thinker: Engine) -> None:
+    done = thinker.chat(begun("is it", "ye"), max_tokens=9, temperature=0, response_format=FORM)
+    assert done.text == "s"
+    with pytest.raises(InputError, match="beginning 'maybe' does not fit its format"):
+        thinker.chat(begun("is it", "maybe"), max_tokens=9, response_format=FORM)
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "sentence"),
+    [
+        (begun("why", "Fi") + ask("and"), {}, r"messages\[1\] is partial; expected"),
+        ([{"role": "user", "content": "x", "partial": True}], {}, r"messages\[0\] is partial"),
+        ([{"role": "user", "content": "x", "partial": 1}], {}, r"messages\[0\].partial is '1'"),
+        (begun("why", "Fi"), {"enable_thinking": True}, "goes on without enable_thinking"),
+        (
+            begun("why", "Fi", tool_calls=[{"function": {"name": "f", "arguments": "{}"}}]),
+            {},
+            "holds more than text",
+        ),
+    ],
+)
+def test_a_begun_answer_outside_the_form_is_refused(
+    thinker: Engine, messages: list[dict[str, Any]], options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        thinker.chat(messages, max_tokens=4, **options)
