@@ -8,7 +8,7 @@ expressions have no backtracking; look-around and back-references are refused.
 
 import json
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -22,9 +22,6 @@ from qianyan.engine.schemas import (
 )
 from qianyan.engine.tools import Function, ToolUse
 from qianyan.errors import GrammarError, InputError, quote
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
 
 MAX_COMPILED = 64
 """Compiled grammars kept for the next request with the same format."""
@@ -236,23 +233,24 @@ def _read_schema(response_format: dict[str, Any]) -> tuple[str, bool] | None:
 
 def _schema_source(schema: str, *, is_strict: bool) -> str:
     try:
-        return LLMatcher.grammar_from_json_schema(schema, overrides=_layout(is_strict=is_strict))
+        return LLMatcher.grammar_from_json_schema(_with_layout(schema, is_strict=is_strict))
     except ValueError as error:
         raise GrammarError(f"The schema cannot be used: {_first_sentence(str(error))}.") from error
 
 
 def _lark_schema(schema: str, *, is_strict: bool) -> str:
-    options = _layout(is_strict=is_strict)
-    return "%json " + json.dumps({**json.loads(schema), "x-guidance": options})
+    return f"%json {_with_layout(schema, is_strict=is_strict)}"
 
 
-def _layout(*, is_strict: bool) -> "JsonCompileOptions":
-    return {
+def _with_layout(schema: str, *, is_strict: bool) -> str:
+    """Say in a schema how its JSON is laid out, in place of what it may say itself."""
+    layout = {
         "item_separator": ITEM_SEPARATOR,
         "key_separator": KEY_SEPARATOR,
         "whitespace_flexible": False,
         "lenient": not is_strict,
     }
+    return json.dumps({**json.loads(schema), "x-guidance": layout})
 
 
 def _regex_source(pattern: Any) -> str:

@@ -286,3 +286,11 @@ def test_a_mark_that_an_answer_spells_is_not_forced_as_a_token(tiny_tokenizer: T
             begun.consume(token_id)
             text += tokenizer.decode([token_id])
     assert text == '"a<tool_call>b"'
+
+
+def test_a_schema_does_not_choose_its_own_layout(
+    accepts: Callable[[dict[str, Any], str], bool],
+) -> None:
+    own = {"type": "array", "items": {"type": "integer"}, "x-guidance": {"item_separator": "; "}}
+    assert accepts(json_schema(own), "[1, 2]")
+    assert not accepts(json_schema(own), "[1; 2]")
