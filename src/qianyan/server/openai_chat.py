@@ -33,7 +33,6 @@ async def create(request: Request, body: ChatRequest, serving: Served) -> Respon
         words=None
         if body.num_logprobs is None
         else TokenWords(tokenizer=processor.tokenizer, num_top=body.num_logprobs),
-        most_calls=1 if body.parallel_tool_calls is False else None,
     )
     ignored = body.ignored_fields()
     headers = {"x-ignored-fields": ", ".join(ignored)} if ignored else {}
@@ -64,10 +63,10 @@ async def write_events(
         async for index, event in follow(answers):
             if isinstance(event, Finished):
                 completions.append(event.completion)
-                for chunk in reply.last_chunks(index, event.completion):
+                yield _event(reply.last_chunk(index, event.completion))
+            else:
+                for chunk in reply.token_chunks(index, event):
                     yield _event(chunk)
-            elif (token := reply.token_chunk(index, event)) is not None:
-                yield _event(token)
     except QianyanError as error:
         yield _event(openai_body(to_failure(error), request_id))
         return

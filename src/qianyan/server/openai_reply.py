@@ -1,16 +1,16 @@
 """Answers in OpenAI's words: whole, or chunk by chunk with every key that Bailian's chunks have.
 
-A tool call comes in two pieces: id and name once, then the arguments without them, because clients
-join what is repeated ("call_1call_1").
+A tool call comes in pieces as it grows: id and name once, then the arguments without them, because
+clients join what is repeated ("call_1call_1").
 """
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qianyan.engine.reply import ToolCall
+from qianyan.engine.calls import CallPiece
 from qianyan.engine.request import Completion, Logprobs, TokenText
 from qianyan.inputs.tokenizer import Tokenizer
 
@@ -52,13 +52,11 @@ class TokenWords:
 class OpenAIReply:
     """One reply: its id, time and model are the same in every chunk.
 
-    `words` is None where no probabilities were asked for; `most_calls` None where any number of
-    tool calls may come.
+    `words` is None where no probabilities were asked for.
     """
 
     model: str
     words: TokenWords | None = None
-    most_calls: int | None = None
     reply_id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4()}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -72,6 +70,7 @@ class OpenAIReply:
                 "message": self._message(completion),
                 "logprobs": self._logprobs(tokens[index]),
                 "finish_reason": self._finish_reason(completion),
+                **_loop_words(completion),
             }
             for index, completion in enumerate(completions)
         ]
@@ -81,24 +80,23 @@ class OpenAIReply:
         """Write the chunk that opens a choice."""
         return self._chunk(index, {"content": "", "role": "assistant"})
 
-    def token_chunk(self, index: int, token: TokenText) -> dict[str, Any] | None:
-        """Write one more token; None where it shows nothing."""
+    def token_chunks(self, index: int, token: TokenText) -> Iterator[dict[str, Any]]:
+        """Write what one more token shows: its text, and pieces of tool calls."""
         logprobs = self._logprobs([token])
-        if not token.text and not (logprobs and logprobs["content"]):
-            return None
         if token.is_reasoning:
-            return self._chunk(index, {"content": None, "reasoning_content": token.text})
-        return self._chunk(index, {"content": token.text}, logprobs=logprobs)
+            if token.text:
+                yield self._chunk(index, {"content": None, "reasoning_content": token.text})
+        elif token.text or (logprobs and logprobs["content"]):
+            yield self._chunk(index, {"content": token.text}, logprobs=logprobs)
+        for piece in token.calls:
+            yield self._chunk(index, {"tool_calls": [_call_piece(piece)]})
 
-    def last_chunks(self, index: int, completion: Completion) -> Iterator[dict[str, Any]]:
-        """Write what closes a choice: its tool calls, and why it ended."""
-        for at, call in enumerate(self._calls(completion)):
-            head = {"index": at, "id": _call_id(), "type": "function"}
-            name = {"name": call.name, "arguments": ""}
-            yield self._chunk(index, {"tool_calls": [{**head, "function": name}]})
-            rest = {"index": at, "function": {"arguments": call.arguments}}
-            yield self._chunk(index, {"tool_calls": [rest]})
-        yield self._chunk(index, {"content": ""}, finish_reason=self._finish_reason(completion))
+    def last_chunk(self, index: int, completion: Completion) -> dict[str, Any]:
+        """Write what closes a choice: why it ended."""
+        reason = self._finish_reason(completion)
+        return self._chunk(
+            index, {"content": ""}, finish_reason=reason, extra=_loop_words(completion)
+        )
 
     def usage_chunk(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Write the token counts as the chunk without choices that ends a stream."""
@@ -111,6 +109,7 @@ class OpenAIReply:
         *,
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         empty = {"content": None, "function_call": None, "refusal": None, "role": None}
         choice = {
@@ -118,6 +117,7 @@ class OpenAIReply:
             "finish_reason": finish_reason,
             "index": index,
             "logprobs": logprobs,
+            **(extra or {}),
         }
         return self._envelope("chat.completion.chunk", [choice], None)
 
@@ -142,7 +142,7 @@ class OpenAIReply:
                 "type": "function",
                 "function": {"name": call.name, "arguments": call.arguments},
             }
-            for call in self._calls(completion)
+            for call in completion.tool_calls
         ]
         thought = (
             {} if completion.reasoning is None else {"reasoning_content": completion.reasoning}
@@ -155,9 +155,6 @@ class OpenAIReply:
             "function_call": None,
             "tool_calls": calls or None,
         }
-
-    def _calls(self, completion: Completion) -> tuple[ToolCall, ...]:
-        return completion.tool_calls[: self.most_calls]
 
     def _finish_reason(self, completion: Completion) -> str:
         return "tool_calls" if completion.tool_calls else completion.finish_reason
@@ -182,6 +179,19 @@ def to_usage(completions: Sequence[Completion]) -> dict[str, Any]:
         },
         "prompt_tokens_details": {"audio_tokens": None, "cached_tokens": prompt.cached_tokens},
     }
+
+
+def _call_piece(piece: CallPiece) -> dict[str, Any]:
+    """Write a piece of a call; the first one of each has the id and the name."""
+    if piece.name is None:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": _call_id(), "type": "function", "function": function}
+
+
+def _loop_words(completion: Completion) -> dict[str, Any]:
+    """Say beside "length" that an endless repetition was cut."""
+    return {} if completion.loop is None else {"stop_reason": "repetition_detected"}
 
 
 def _call_id() -> str:

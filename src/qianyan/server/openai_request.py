@@ -33,6 +33,9 @@ SAME_NAMES = (
     "max_completion_tokens",
     "enable_thinking",
     "thinking_budget",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
 )
 """Fields that mean the same as the engine's option of that name."""
 WITHOUT_EFFECT = frozenset(
@@ -122,8 +125,6 @@ class ChatRequest(BaseModel):
         form = self.response_format
         if form is not None and form.get("type") != "text":
             given["response_format"] = form
-        if self.tools and self.tool_choice != "none":
-            given["tools"] = self.tools
         given["logprobs"] = self.num_logprobs
         options: ChatOptions = {}
         options.update({name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
@@ -140,8 +141,6 @@ class ChatRequest(BaseModel):
         if self.enable_search:
             raise _refused("This server has no web search; expected enable_search false.",
                            "enable_search")  # fmt: skip
-        if self.tool_choice not in (None, "auto", "none"):
-            raise _refused("tool_choice is neither auto nor none, which are known.", "tool_choice")
         if self.functions:
             raise _refused("functions are of an older API; expected tools.", "functions")
         if self.top_logprobs is not None and not self.logprobs:

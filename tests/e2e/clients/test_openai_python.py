@@ -206,3 +206,69 @@ def test_a_client_that_closes_a_stream_frees_its_place(house: Any, client: OpenA
     assert house.gauge("qianyan_requests_running") == 1
     stream.close()
     house.wait_until_idle(1)
+
+
+ALARM: Any = {
+    "type": "function",
+    "function": {
+        "name": "ring_alarm",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "level": {"type": "string", "enum": ["low", "high"]},
+                "loud": {"type": "boolean"},
+            },
+            "required": ["level", "loud"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_a_required_tool_is_called_with_arguments_of_its_schema(tools_house: Any) -> None:
+    """Whole and streamed; the call and its result go back as clients send them."""
+    asked: dict[str, Any] = {
+        "model": "qwen-plus",
+        "messages": say("fire!"),
+        "tools": [ALARM],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "max_tokens": 200,
+    }
+    with OpenAI(base_url=tools_house.base_url, api_key=KEY, max_retries=0) as client:
+        done = client.chat.completions.create(**asked)
+        message = done.choices[0].message
+        assert done.choices[0].finish_reason == "tool_calls"
+        assert message.tool_calls
+        (call,) = message.tool_calls
+        assert call.function.name == "ring_alarm"
+        arguments = json.loads(call.function.arguments)
+        assert arguments["level"] in ("low", "high")
+        assert isinstance(arguments["loud"], bool)
+
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+        pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or []]
+        assert [piece.function.name for piece in pieces] == ["ring_alarm"] + [None] * (
+            len(pieces) - 1
+        )
+        assert pieces[0].id
+        assert all(piece.id is None for piece in pieces[1:])
+        joined = "".join(piece.function.arguments or "" for piece in pieces)
+        assert joined == call.function.arguments
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+        with client.chat.completions.stream(**asked) as stream:
+            helped = stream.get_final_completion().choices[0].message.tool_calls
+        assert helped
+        assert helped[0].function.name == "ring_alarm"
+        assert helped[0].function.arguments == call.function.arguments
+
+        result = {"role": "tool", "tool_call_id": call.id, "content": "ringing"}
+        again = client.chat.completions.create(
+            model="qwen-plus",
+            messages=[*say("fire!"), message, result],  # type: ignore[list-item]
+            tools=[ALARM],
+            tool_choice="none",
+            max_tokens=5,
+        )
+        assert again.choices[0].message.tool_calls is None
