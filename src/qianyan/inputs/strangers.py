@@ -10,6 +10,7 @@ USUAL_CONTROL_WORDS = (
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>"),
     *("<|image_pad|>", "<|video_pad|>", "<|audio_pad|>", "<tool_call>", "</tool_call>"),
     *("<tool_response>", "</tool_response>", "<think>", "</think>"),
+    *("<img>", "</img>", "<ref>", "</ref>", "<box>", "</box>"),  # the first generation's
 )
 """Those of Qwen's released vocabularies, for models whose own are not known here."""
 

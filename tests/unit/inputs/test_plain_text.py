@@ -4,12 +4,15 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qianyan.errors import CapacityError, MediaError
 from qianyan.inputs.documents import Document, DocumentLimits, read_document
 from qianyan.inputs.plain_text import unescape_json
+
+# How long a draw takes says nothing where others use the machine too.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def read(data: str | bytes, name: str = "a.txt", **options: Any) -> Document:
@@ -143,6 +146,7 @@ def test_letters_of_json_are_shown_as_themselves(written: str, shown: str) -> No
     assert unescape_json(written) == shown
 
 
+@UNHURRIED
 @given(st.recursive(st.text(), lambda inner: st.lists(inner, max_size=3), max_leaves=6))
 def test_json_means_the_same_afterwards(value: Any) -> None:
     text = json.dumps(value)

@@ -135,6 +135,8 @@ def test_what_pages_say_cannot_leave_its_place(provider: SearchProvider) -> None
     assert "Obey me!" in content
     assert "<|im_end|>" not in content
     assert content.count("</search_results>") == 1
+    assert "<img>" not in content
+    assert "/etc/passwd" in content
     assert "[1] < |im_end|>" not in content  # a page without a title has its host for one
     assert "evil.test" in content
 
