@@ -187,7 +187,7 @@ def test_a_model_that_breaks_ends_its_answers_and_takes_no_more() -> None:
         with pytest.raises(RefusedError) as refused:
             await worker.begin(say("hello"), {})
         assert refused.value.status == 503
-        assert held_blocks(engine) == 0
+        await until(lambda: held_blocks(engine) == 0)
 
     at_work(engine, story)
 
