@@ -364,3 +364,28 @@ def test_a_model_that_breaks_ends_the_stream_with_an_error_event(
     assert error["request_id"] == answer.headers["x-request-id"]
     assert "0xdeadbeef" not in data
     assert refused["code"] == "ModelUnavailable"
+
+
+def test_a_call_that_is_asked_for_comes_whole_and_in_pieces(client: httpx2.Client) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "tally", "parameters": schema}}
+    how: dict[str, Any] = {"tools": [tool], "tool_choice": "required", "max_tokens": 200}
+    choice = choice_of(ask(client, **how).json())
+    assert choice["finish_reason"] == "tool_calls"
+    whole = choice["message"]["tool_calls"][0]["function"]
+    assert whole["name"] == "tally"
+    assert 0 <= json.loads(whole["arguments"])["n"] <= 99
+    packets = packets_of(ask(client, headers=STREAM, incremental_output=True, **how))
+    messages = [choice_of(packet)["message"] for packet in packets]
+    pieces = [one for message in messages for one in message.get("tool_calls", [])]
+    first, *rest = [one for one in pieces if one["index"] == 0]
+    assert first["function"]["name"] == "tally"
+    assert all(one["id"] == "" and "name" not in one["function"] for one in rest)
+    assert "".join(one["function"]["arguments"] for one in [first, *rest]) == whole["arguments"]
+    text = error_of(ask(client, result_format="text", **how), 400)
+    assert "result_format is text" in text["message"]
