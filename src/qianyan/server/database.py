@@ -25,7 +25,6 @@ from qianyan.errors import ConfigError
 from qianyan.server.errors import RefusedError
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
-DEFAULT_STATE_FOLDER = Path("~/.local/state/qianyan")
 DATABASE_FILE = "server.sqlite3"
 BUSY_TIMEOUT_S = 10
 RETRY_AFTER_S = 5
@@ -52,6 +51,13 @@ class QuotaError(RefusedError):
         super().__init__(message, status=413, code=code)
 
 
+class ConflictError(RefusedError):
+    """What was asked for cannot be done in the state that the thing is in."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=400, code="wrong_state")
+
+
 class Rows(DeclarativeBase):
     """What every table's rows are made of."""
 
@@ -76,9 +82,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def make_state_folder(folder: Path | None = None) -> Path:
+def make_state_folder(folder: Path) -> Path:
     """Make the folder of all state, for this user's eyes only; ConfigError when it cannot be."""
-    chosen = (folder or DEFAULT_STATE_FOLDER).expanduser()
+    chosen = folder.expanduser()
     try:
         chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

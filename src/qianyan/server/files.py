@@ -66,11 +66,13 @@ class FileLimits:
     max_keep_s: int = 30 * 86_400
 
     def max_bytes(self, purpose: FilePurpose) -> int:
-        """Largest upload of a purpose."""
+        """Largest content of a purpose."""
         return {
             FilePurpose.FILE_EXTRACT: self.max_document_bytes,
+            FilePurpose.BATCH: self.max_batch_bytes,
             FilePurpose.VISION: self.max_picture_bytes,
-        }.get(purpose, self.max_batch_bytes)
+            FilePurpose.BATCH_OUTPUT: self.max_total_bytes,
+        }[purpose]
 
 
 class FileRow(Rows):

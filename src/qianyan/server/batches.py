@@ -1,0 +1,464 @@
+"""Batches: a file of requests in, files of answers and of errors out, within a window of days.
+
+A batch is checked line by line; each good line then becomes a task behind all tasks that somebody
+waits for, so that an answer is kept the moment it is there and none is asked for twice after the
+process was killed. `advance` takes every batch as far as it can go; what it changes, it changes
+in one transaction, so that two servers on one database do not meet. States and forms are OpenAI's.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, Index, String, and_, delete, func, insert, or_, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from qianyan.errors import InputError, quote
+from qianyan.server.batch_lines import (
+    ENDPOINTS,
+    BatchLimits,
+    Line,
+    read_body,
+    read_lines,
+)
+from qianyan.server.database import (
+    ConflictError,
+    Database,
+    NotFoundError,
+    QuotaError,
+    Rows,
+    UtcTime,
+    utc_now,
+)
+from qianyan.server.files import FilePurpose, Files, WrittenFile
+from qianyan.server.tasks import LATER, Task, TaskRow, TaskState, new_row
+
+LINE_KIND = "batch_line"
+WINDOW = re.compile(r"(\d{1,4})([hd])")
+SECONDS = {"h": 3600, "d": 86_400}
+
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Answers one request: from its body to the response's body."""
+
+
+class BatchState(StrEnum):
+    """Where a batch stands."""
+
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+UNFINISHED = (
+    BatchState.VALIDATING,
+    BatchState.IN_PROGRESS,
+    BatchState.FINALIZING,
+    BatchState.CANCELLING,
+)
+LEFT_OUT = {
+    BatchState.CANCELLED: ("batch_cancelled", "The batch was cancelled before this request."),
+    BatchState.EXPIRED: (
+        "batch_expired",
+        "This request could not be executed before the completion window expired.",
+    ),
+}
+
+
+class BatchRow(Rows):
+    """A batch's row."""
+
+    __tablename__ = "batches"
+    __table_args__ = (
+        Index("batches_of_owner", "owner_id", "created_at", "id"),
+        Index("batches_by_state", "state"),
+    )
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    owner_id: Mapped[str] = mapped_column(String(80))
+    endpoint: Mapped[str] = mapped_column(String(80))
+    input_file_id: Mapped[str] = mapped_column(String(80))
+    completion_window: Mapped[str] = mapped_column(String(10))
+    note: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
+    model: Mapped[str | None] = mapped_column(String(255))
+    state: Mapped[str] = mapped_column(String(20))
+    total: Mapped[int] = mapped_column()
+    completed: Mapped[int] = mapped_column()
+    failed: Mapped[int] = mapped_column()
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    output_file_id: Mapped[str | None] = mapped_column(String(80))
+    error_file_id: Mapped[str | None] = mapped_column(String(80))
+    created_at: Mapped[datetime] = mapped_column(UtcTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcTime)
+    in_progress_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    finalizing_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    completed_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    failed_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    expired_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    cancelling_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    cancelled_at: Mapped[datetime | None] = mapped_column(UtcTime)
+
+
+@dataclass(frozen=True)
+class BatchPage:
+    """Some of an owner's batches, newest first; the rows are detached and only to be read."""
+
+    batches: tuple[BatchRow, ...]
+    has_more: bool
+
+
+class Batches:
+    """The batches of all owners; every call may wait for the disk."""
+
+    def __init__(self, database: Database, files: Files, limits: BatchLimits | None = None) -> None:
+        self.limits = limits or BatchLimits()
+        self._database = database
+        self._files = files
+
+    def create(
+        self,
+        owner_id: str,
+        input_file_id: str,
+        endpoint: str,
+        *,
+        completion_window: str = "24h",
+        metadata: dict[str, str] | None = None,
+    ) -> BatchRow:
+        """Accept a batch; its input is kept until it is over, though the file be deleted.
+
+        Raises:
+            InputError: a field is none that is taken.
+            NotFoundError: the owner has no such file.
+            QuotaError: the owner has too many batches that are not over.
+        """
+        if endpoint not in ENDPOINTS:
+            raise InputError(
+                f"endpoint is {quote(endpoint)}; expected one of {', '.join(ENDPOINTS)}."
+            )
+        window_s = self._parse_window(completion_window)
+        self._check_metadata(metadata or {})
+        file = self._files.find(owner_id, input_file_id)
+        if file.purpose != FilePurpose.BATCH:
+            raise InputError(
+                f"The file {quote(file.id)} has the purpose {file.purpose}; expected batch."
+            )
+        now = utc_now()
+        row = BatchRow(
+            id=f"batch_{secrets.token_hex(16)}",
+            owner_id=owner_id,
+            endpoint=endpoint,
+            input_file_id=file.id,
+            completion_window=completion_window,
+            note=metadata,
+            state=BatchState.VALIDATING.value,
+            total=0,
+            completed=0,
+            failed=0,
+            created_at=now,
+            expires_at=now + timedelta(seconds=window_s),
+        )
+        self._files.store.link(file.id, row.id)
+        with self._database.writing() as session:
+            self._check_room(session, owner_id)
+            session.add(row)
+        return row
+
+    def find(self, owner_id: str, batch_id: str) -> BatchRow:
+        """Find an owner's batch, its counts as they are now; NotFoundError when there is none."""
+        with self._database.reading() as session:
+            row = _find_row(session, owner_id, batch_id)
+            session.expunge(row)
+            _count(session, row)
+        return row
+
+    def list_page(self, owner_id: str, *, after: str | None = None, limit: int = 20) -> BatchPage:
+        """List an owner's batches; NotFoundError when `after` is none of them."""
+        time, batch_id = BatchRow.created_at, BatchRow.id
+        chosen = select(BatchRow).where(BatchRow.owner_id == owner_id)
+        with self._database.reading() as session:
+            if after:
+                last = _find_row(session, owner_id, after)
+                beside = and_(time == last.created_at, batch_id < last.id)
+                chosen = chosen.where(or_(time < last.created_at, beside))
+            ordered = chosen.order_by(time.desc(), batch_id.desc()).limit(limit + 1)
+            rows = session.scalars(ordered).all()
+            for row in rows[:limit]:
+                session.expunge(row)
+                _count(session, row)
+        return BatchPage(tuple(rows[:limit]), len(rows) > limit)
+
+    def cancel(self, owner_id: str, batch_id: str) -> BatchRow:
+        """Ask for no more lines; what is done is kept and comes as of a batch that is over.
+
+        Raises:
+            NotFoundError: the owner has no such batch.
+            ConflictError: the batch is over, or writes its files already.
+        """
+        with self._database.writing() as session:
+            row = _find_row(session, owner_id, batch_id)
+            if row.state not in (BatchState.VALIDATING, BatchState.IN_PROGRESS):
+                raise ConflictError(
+                    f"The batch {quote(batch_id)} is {row.state}; expected validating or "
+                    "in_progress."
+                )
+            row.state, row.cancelling_at = BatchState.CANCELLING.value, utc_now()
+            _drop_waiting(session, row.id)
+        return self.find(owner_id, batch_id)
+
+    def work(self, answer: Answer) -> Callable[[Task], Awaitable[dict[str, Any]]]:
+        """Make the work of tasks of LINE_KIND: read the line, have it answered."""
+
+        async def answer_line(task: Task) -> dict[str, Any]:
+            asked = task.request
+            with self._files.store.open(asked["batch_id"]) as file:
+                body = read_body(file, asked["offset_bytes"], asked["size_bytes"])
+            return await answer(body)
+
+        return answer_line
+
+    def advance(self) -> bool:
+        """Take every batch as far as it can go now; say whether lines were put in line."""
+        unfinished = select(BatchRow).where(BatchRow.state.in_([one.value for one in UNFINISHED]))
+        with self._database.reading() as session:
+            rows = session.scalars(unfinished.order_by(BatchRow.created_at)).all()
+        has_new = False
+        for row in rows:
+            if row.state == BatchState.VALIDATING:
+                has_new |= self._validate(row)
+            else:
+                self._finish_when_done(row)
+        return has_new
+
+    def ids(self) -> set[str]:
+        """The ids under which the store keeps inputs of batches that are not over."""
+        unfinished = BatchRow.state.in_([one.value for one in UNFINISHED])
+        with self._database.reading() as session:
+            return set(session.scalars(select(BatchRow.id).where(unfinished)))
+
+    def _validate(self, row: BatchRow) -> bool:
+        with self._files.store.open(row.id) as file:
+            lines, errors = read_lines(file, row.endpoint, self.limits)
+        if errors:
+            self._move(row, BatchState.FAILED, errors=[error.as_record() for error in errors])
+            self._files.store.delete(row.id)
+            return False
+        with self._database.writing() as session:
+            is_mine = _move_in(
+                session,
+                row,
+                BatchState.IN_PROGRESS,
+                total=len(lines),
+                model=lines[0].model,
+            )
+            if is_mine:
+                session.execute(insert(TaskRow), [_line_task(row, line) for line in lines])
+        return is_mine
+
+    def _finish_when_done(self, row: BatchRow) -> None:
+        """Write the files when no line is in line or being answered any more."""
+        with self._database.writing() as session:
+            is_late = row.state == BatchState.IN_PROGRESS and row.expires_at <= utc_now()
+            if is_late:
+                _drop_waiting(session, row.id)
+            left = select(func.count()).where(
+                TaskRow.batch_id == row.id,
+                TaskRow.state.in_([TaskState.PENDING.value, TaskState.RUNNING.value]),
+            )
+            if session.scalar(left):
+                return
+            if row.state == BatchState.IN_PROGRESS:
+                if not _move_in(session, row, BatchState.FINALIZING):
+                    return
+                row.state = BatchState.FINALIZING.value
+            dropped = select(func.count()).where(
+                TaskRow.batch_id == row.id, TaskRow.state == TaskState.CANCELED.value
+            )
+            has_dropped = bool(session.scalar(dropped))
+        if row.state == BatchState.CANCELLING:
+            self._finish(row, BatchState.CANCELLED)
+        else:
+            self._finish(row, BatchState.EXPIRED if has_dropped else BatchState.COMPLETED)
+
+    def _finish(self, row: BatchRow, state: BatchState) -> None:
+        """Write answers and errors to files, and give them, the counts and the state at once."""
+        good = self._write(row, state, is_good=True)
+        bad = self._write(row, state, is_good=False)
+        is_mine = False
+        try:
+            with self._database.writing() as session:
+                done = _counted(session, row.id)
+                is_mine = _move_in(
+                    session,
+                    row,
+                    state,
+                    completed=done.get(TaskState.SUCCEEDED, 0),
+                    failed=done.get(TaskState.FAILED, 0),
+                    output_file_id=good and good.id,
+                    error_file_id=bad and bad.id,
+                )
+                if is_mine:
+                    for written, kind in ((good, "output"), (bad, "errors")):
+                        if written:
+                            name = f"{row.id}_{kind}.jsonl"
+                            self._files.add_row(session, written, row.owner_id, name)
+                    session.execute(delete(TaskRow).where(TaskRow.batch_id == row.id))
+        finally:
+            if not is_mine:
+                for written in (good, bad):
+                    if written:
+                        self._files.store.delete(written.id)
+        if is_mine:
+            self._files.store.delete(row.id)
+
+    def _write(self, row: BatchRow, state: BatchState, *, is_good: bool) -> WrittenFile | None:
+        records = self._records(row.id, state, is_good=is_good)
+        first = next(records, None)
+        if first is None:
+            return None
+
+        def chunks() -> Iterator[bytes]:
+            yield first
+            yield from records
+
+        return self._files.write(FilePurpose.BATCH_OUTPUT, chunks())
+
+    def _records(self, batch_id: str, state: BatchState, *, is_good: bool) -> Iterator[bytes]:
+        """Yield the lines of an output in the input's order, a page of tasks in memory."""
+        succeeded = TaskRow.state == TaskState.SUCCEEDED.value
+        chosen = select(TaskRow).where(
+            TaskRow.batch_id == batch_id, succeeded if is_good else ~succeeded
+        )
+        last = 0
+        while True:
+            with self._database.reading() as session:
+                page = chosen.where(TaskRow.line > last).order_by(TaskRow.line).limit(PAGE)
+                rows = session.scalars(page).all()
+            for row in rows:
+                yield _to_bytes(_record(row, state))
+                last = row.line or 0
+            if len(rows) < PAGE:
+                return
+
+    def _move(self, row: BatchRow, state: BatchState, **values: Any) -> bool:
+        with self._database.writing() as session:
+            return _move_in(session, row, state, **values)
+
+    def _parse_window(self, window: str) -> int:
+        found = WINDOW.fullmatch(window)
+        seconds = int(found[1]) * SECONDS[found[2]] if found else -1
+        if not self.limits.min_window_s <= seconds <= self.limits.max_window_s:
+            raise InputError(
+                f"completion_window is {quote(window)}; expected "
+                f"{self.limits.min_window_s // 3600}h to {self.limits.max_window_s // 3600}h."
+            )
+        return seconds
+
+    def _check_metadata(self, metadata: dict[str, str]) -> None:
+        limits = self.limits
+        if len(metadata) > limits.max_metadata or any(
+            len(key) > limits.max_metadata_key or len(value) > limits.max_metadata_value
+            for key, value in metadata.items()
+        ):
+            raise InputError(
+                f"metadata is too large; expected at most {limits.max_metadata} entries, keys of "
+                f"{limits.max_metadata_key} and values of {limits.max_metadata_value} characters."
+            )
+
+    def _check_room(self, session: Session, owner_id: str) -> None:
+        unfinished = select(func.count()).where(
+            BatchRow.owner_id == owner_id, BatchRow.state.in_([one.value for one in UNFINISHED])
+        )
+        if (session.scalar(unfinished) or 0) >= self.limits.max_unfinished:
+            raise QuotaError(
+                f"This key has {self.limits.max_unfinished} batches that are not over; "
+                "wait for one or cancel one."
+            )
+
+
+PAGE = 100
+
+
+def _line_task(row: BatchRow, line: Line) -> dict[str, Any]:
+    asked = {
+        "batch_id": row.id,
+        "offset_bytes": line.offset_bytes,
+        "size_bytes": line.size_bytes,
+        "custom_id": line.custom_id,
+    }
+    task = new_row(row.owner_id, LINE_KIND, line.model, asked, size_bytes=0)
+    values = {name: value for name, value in vars(task).items() if not name.startswith("_")}
+    due_at = row.created_at + timedelta(microseconds=line.number)  # in the input's order
+    return {
+        **values,
+        "priority": LATER,
+        "due_at": due_at,
+        "batch_id": row.id,
+        "line": line.number,
+    }
+
+
+def _record(row: TaskRow, state: BatchState) -> dict[str, Any]:
+    """Write a task as a line of an output file."""
+    record: dict[str, Any] = {"id": row.id, "custom_id": row.request["custom_id"]}
+    if row.state == TaskState.SUCCEEDED:
+        response = {"status_code": 200, "request_id": row.id, "body": row.result}
+        return {**record, "response": response, "error": None}
+    code, message = row.error_code, row.error_message
+    if row.state == TaskState.CANCELED:
+        code, message = LEFT_OUT[state]
+    return {**record, "response": None, "error": {"code": code, "message": message}}
+
+
+def _to_bytes(record: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
+        return json.dumps(record).encode() + b"\n"
+
+
+def _move_in(session: Session, row: BatchRow, state: BatchState, **values: Any) -> bool:
+    """Move a batch on when it still stands where `row` does."""
+    here = (BatchRow.id == row.id, BatchRow.state == row.state)
+    moved = update(BatchRow).where(*here).values(state=state.value, **values)
+    moved = moved.values({f"{state.value}_at": utc_now()}).returning(BatchRow.id)
+    return len(session.scalars(moved).all()) == 1
+
+
+def _drop_waiting(session: Session, batch_id: str) -> None:
+    waiting = (TaskRow.batch_id == batch_id, TaskRow.state == TaskState.PENDING.value)
+    session.execute(
+        update(TaskRow)
+        .where(*waiting)
+        .values(state=TaskState.CANCELED.value, finished_at=utc_now())
+    )
+
+
+def _counted(session: Session, batch_id: str) -> dict[str, int]:
+    states = select(TaskRow.state, func.count().label("number"))
+    found = session.execute(states.where(TaskRow.batch_id == batch_id).group_by(TaskRow.state))
+    return {row.state: row.number for row in found}
+
+
+def _count(session: Session, row: BatchRow) -> None:
+    """Bring the counts of a detached row of a batch that is not over up to now."""
+    if row.state in UNFINISHED:
+        done = _counted(session, row.id)
+        row.completed = done.get(TaskState.SUCCEEDED, 0)
+        row.failed = done.get(TaskState.FAILED, 0)
+
+
+def _find_row(session: Session, owner_id: str, batch_id: str) -> BatchRow:
+    chosen = select(BatchRow).where(BatchRow.id == batch_id, BatchRow.owner_id == owner_id)
+    row = session.scalar(chosen)
+    if row is None:
+        raise NotFoundError(f"There is no batch {quote(batch_id)}; expected the id of a batch.")
+    return row
