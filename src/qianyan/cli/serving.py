@@ -70,6 +70,9 @@ def serve(
     drain: Annotated[
         int, option("--drain", "seconds that running answers have after a signal to stop", min=0)
     ] = 30,
+    state_dir: Annotated[
+        Path, option("--state-dir", "folder of files and batches, with their database")
+    ] = Path("~/.local/state/qianyan"),
     max_pixels: MaxPixels = None,
     device: Device = "cpu",
     dtype: DtypeOption = "auto",
@@ -91,6 +94,7 @@ def serve(
         port=port,
         api_keys=(*(api_keys or ()), *_read_keys(api_keys_file)),
         limits=ServerLimits(max_waiting=max_waiting, max_wait_s=max_wait, drain_s=drain),
+        state_folder=state_dir,
     )
     try:
         import uvicorn

@@ -13,7 +13,14 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from qianyan import __version__
 from qianyan.engine.engine import Engine
-from qianyan.server import dashscope_generation, health, openai_chat, openai_models
+from qianyan.server import (
+    dashscope_generation,
+    health,
+    openai_batches,
+    openai_chat,
+    openai_files,
+    openai_models,
+)
 from qianyan.server.auth import Edge
 from qianyan.server.dashscope_errors import PREFIX, dashscope_body
 from qianyan.server.errors import ENVELOPES, add_handlers
@@ -22,10 +29,17 @@ from qianyan.server.settings import ServerSettings
 from qianyan.server.worker import Worker
 
 OPENAI_PREFIXES = ("/v1", "/compatible-mode/v1")
-OPENAI_ROUTERS: tuple[APIRouter, ...] = (openai_chat.router, openai_models.router)
+OPENAI_ROUTERS: tuple[APIRouter, ...] = (
+    openai_chat.router,
+    openai_models.router,
+    openai_files.router,
+    openai_batches.router,
+)
 ROUTERS: tuple[APIRouter, ...] = (health.router, dashscope_generation.router)
 ENVELOPES[PREFIX] = dashscope_body
-LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = ()
+LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = (
+    openai_batches.keep_batches,
+)
 """Entered after the worker is there (`app.state.serving`), left before it is closed."""
 
 

@@ -1,6 +1,7 @@
 """What one server is told when it starts: its limits, the names of its model, and who may ask."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from qianyan.errors import ConfigError, quote
 
@@ -42,7 +43,8 @@ class ServerSettings:
     """Where a server listens, what its model is called there, and which keys open it.
 
     `model_names` are all names that requests may give, the first one being the model's own.
-    Without `api_keys` everybody may ask, which is accepted on loopback only.
+    Without `api_keys` everybody may ask, which is accepted on loopback only. Files and batches are
+    kept under `state_folder`; without one there are none.
     """
 
     model_names: tuple[str, ...]
@@ -50,6 +52,7 @@ class ServerSettings:
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     limits: ServerLimits = field(default_factory=ServerLimits)
+    state_folder: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.model_names or not all(self.model_names):

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -56,10 +57,16 @@ def serve(engine: Engine) -> Served:
 
     @contextmanager
     def run(
-        *, api_keys: tuple[str, ...] = (KEY, OTHER_KEY), **limits: Any
+        *,
+        api_keys: tuple[str, ...] = (KEY, OTHER_KEY),
+        state_folder: Path | None = None,
+        **limits: Any,
     ) -> Iterator[httpx2.Client]:
         settings = ServerSettings(
-            model_names=("judge", "qwen-plus"), api_keys=api_keys, limits=ServerLimits(**limits)
+            model_names=("judge", "qwen-plus"),
+            api_keys=api_keys,
+            limits=ServerLimits(**limits),
+            state_folder=state_folder,
         )
         headers = {"authorization": f"Bearer {KEY}"} if api_keys else {}
         app = create_app(settings, engine)

@@ -1,0 +1,108 @@
+"""What a server keeps: database, files, tasks and batches of one state folder, and their upkeep.
+
+`keep` opens them when the server starts and runs what goes on by itself: the runner of tasks, and a
+round that takes batches on and deletes what has expired.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from qianyan.errors import QianyanError
+from qianyan.server.batches import LINE_KIND, Answer, Batches
+from qianyan.server.database import Database, make_state_folder, open_database
+from qianyan.server.errors import RefusedError
+from qianyan.server.files import Files
+from qianyan.server.store import ContentStore
+from qianyan.server.task_runner import TaskRunner
+from qianyan.server.tasks import Tasks
+
+logger = logging.getLogger(__name__)
+ROUND_S = 0.5
+SWEEP_S = 600
+LINES_AT_A_TIME = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """What is kept under one state folder."""
+
+    database: Database
+    files: Files
+    tasks: Tasks
+    batches: Batches
+
+    def sweep(self) -> None:
+        """Delete files and tasks that have expired, and what killed processes left."""
+        self.files.sweep()
+        self.tasks.sweep()
+        self.files.store.sweep(self.files.ids() | self.batches.ids())
+
+
+def open_keeping(state_folder: Path) -> Keeping:
+    """Open what is kept; ConfigError when the folder or its database cannot be used."""
+    folder = make_state_folder(state_folder)
+    database = open_database(folder)
+    files = Files(database, ContentStore(folder / "files"))
+    return Keeping(
+        database=database,
+        files=files,
+        tasks=Tasks(database),
+        batches=Batches(database, files),
+    )
+
+
+@asynccontextmanager
+async def keep(state_folder: Path, answer: Answer) -> AsyncIterator[Keeping]:
+    """Open what is kept and have its work done until the context is left."""
+    keeping = await asyncio.to_thread(open_keeping, state_folder)
+    works = {LINE_KIND: keeping.batches.work(answer)}
+    runner = TaskRunner(keeping.tasks, works, concurrency=LINES_AT_A_TIME)
+    running = [
+        asyncio.create_task(runner.run()),
+        asyncio.create_task(_go_round(keeping, runner)),
+    ]
+    try:
+        yield keeping
+    finally:
+        for one in running:
+            one.cancel()
+        await asyncio.wait(running)
+        keeping.database.close()
+
+
+async def _go_round(keeping: Keeping, runner: TaskRunner) -> None:
+    swept_at = 0.0
+    while True:
+        try:
+            if await asyncio.to_thread(keeping.batches.advance):
+                runner.wake()
+            if time.monotonic() - swept_at > SWEEP_S:
+                await asyncio.to_thread(keeping.sweep)
+                swept_at = time.monotonic()
+        except QianyanError:
+            logger.exception("the upkeep of files and batches failed; trying again")
+        await asyncio.sleep(ROUND_S)
+
+
+def find_keeping(request: Request) -> Keeping:
+    """Find what is kept by the app of a request; for FastAPI's Depends."""
+    keeping: Keeping | None = getattr(request.app.state, "keeping", None)
+    if keeping is None:
+        raise RefusedError(
+            "This server keeps nothing: it was started without a state folder.",
+            status=501,
+            code="nothing_kept",
+        )
+    return keeping
+
+
+Kept = Annotated[Keeping, Depends(find_keeping)]
+"""A parameter of this type gets the Keeping of the app."""
