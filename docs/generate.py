@@ -19,7 +19,11 @@ from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.frames import VideoLimits
 from qianyan.inputs.images import ImageLimits
 from qianyan.inputs.media import MediaLimits
+from qianyan.server.batch_lines import BatchLimits
+from qianyan.server.files import FileLimits
 from qianyan.server.search_results import SearchLimits
+from qianyan.server.settings import ServerLimits
+from qianyan.server.tasks import TaskLimits
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "qianyan"
@@ -78,6 +82,10 @@ LIMITS = {
     "Documents": DocumentLimits,
     "Engine": EngineConfig,
     "Web search": SearchLimits,
+    "Serving": ServerLimits,
+    "Files": FileLimits,
+    "Tasks": TaskLimits,
+    "Batches": BatchLimits,
 }
 
 

@@ -71,10 +71,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(checkpoint: Path) -> Iterator[str]:
+def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server in a process of its own."""
     command = [sys.executable, "-m", "qianyan", "serve", "--model", str(checkpoint), "--port", "0"]
     command += ["--api-key", KEY, "--served-name", "qwen-plus"]
+    command += ["--state-dir", str(tmp_path_factory.mktemp("state"))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         found = None

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # the SDK's own are not ours
 
 
 @pytest.fixture(scope="module")
-def api() -> Iterator[str]:
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server's native API, in a process of its own, and the bundled judge."""
     command = [
         sys.executable,
@@ -37,6 +37,8 @@ def api() -> Iterator[str]:
         "0",
         "--served-name",
         "qwen-plus",
+        "--state-dir",
+        str(tmp_path_factory.mktemp("state")),
     ]
     environment = {**os.environ, "QIANYAN_API_KEYS": KEY}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:

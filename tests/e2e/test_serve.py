@@ -75,7 +75,9 @@ def start(*options: str, **environment: str) -> tuple[subprocess.Popen[str], str
 def test_a_signal_lets_a_running_answer_end_and_refuses_new_ones(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("sk-file-0123456789\n")
-    process, address, _ = start("--api-keys-file", str(keys))
+    process, address, _ = start(
+        "--api-keys-file", str(keys), "--state-dir", str(tmp_path / "state")
+    )
     headers = {"authorization": "Bearer sk-file-0123456789"}
     body: dict[str, Any] = {
         "model": "bundled",
@@ -103,9 +105,9 @@ def test_a_signal_lets_a_running_answer_end_and_refuses_new_ones(tmp_path: Path)
     assert "Traceback" not in errors
 
 
-def test_without_keys_it_says_in_both_languages_that_anyone_here_may_ask() -> None:
-    environment = {"QIANYAN_API_KEYS": ""}
-    process, address, said = start("--served-name", "qwen-plus", **environment)
+def test_without_keys_it_says_in_both_languages_that_anyone_here_may_ask(tmp_path: Path) -> None:
+    state = ["--state-dir", str(tmp_path)]
+    process, address, said = start("--served-name", "qwen-plus", *state, QIANYAN_API_KEYS="")
     try:
         assert f"千眼已启动，模型 bundled, qwen-plus，地址 {address}/v1" in said
         listed = httpx2.get(f"{address}/v1/models", timeout=30).json()
@@ -115,3 +117,16 @@ def test_without_keys_it_says_in_both_languages_that_anyone_here_may_ask() -> No
         _, errors = process.communicate(timeout=60)
     assert "未设置 API 密钥" in errors
     assert "no API key is set" in errors
+
+
+def test_two_servers_do_not_share_a_state_folder(tmp_path: Path) -> None:
+    process, _, _ = start("--state-dir", str(tmp_path), QIANYAN_API_KEYS="")
+    try:
+        done = run("--port", "0", "--state-dir", str(tmp_path), QIANYAN_API_KEYS="")
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert "Another qianyan serve works in the state folder" in done.stderr
+    assert "--state-dir" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2

@@ -82,7 +82,7 @@ def serve(
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """Answer clients of OpenAI's API at /v1 and /compatible-mode/v1.
+    """Answer clients of OpenAI's API at /v1 and /compatible-mode/v1, and of DashScope's at /api/v1.
 
     Example: qianyan serve --model path/to/Qwen2.5-VL-3B-Instruct --served-name qwen-vl-plus
     """
@@ -100,30 +100,30 @@ def serve(
         import uvicorn
 
         from qianyan.server.app import create_app
+        from qianyan.server.keeping import claim
     except ImportError as error:
         raise ConfigError(
             "The server's packages are not installed; run pip install 'qianyan[server]'."
         ) from error
     look = look_settings(context)
     listener = _listen(settings)  # before the model is loaded, which may take minutes
-    engine, name = _load(look)
-    settings = replace(
-        settings,
-        model_names=(name, *(served_name or ())),
-        port=listener.getsockname()[1],
-    )
-    server = uvicorn.Server(
-        uvicorn.Config(
+    with claim(state_dir):
+        engine, name = _load(look)
+        settings = replace(
+            settings,
+            model_names=(name, *(served_name or ())),
+            port=listener.getsockname()[1],
+        )
+        served = uvicorn.Config(
             create_app(settings, engine),
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=settings.limits.drain_s,
         )
-    )
-    listener.listen(BACKLOG)
-    _say(settings)
-    server.run(sockets=[listener])
+        listener.listen(BACKLOG)
+        _say(settings)
+        uvicorn.Server(served).run(sockets=[listener])
 
 
 def _listen(settings: "ServerSettings") -> socket.socket:

@@ -65,7 +65,12 @@ class Engine:
     Example:
         engine = Engine("path/to/checkpoint", dtype="float32")
         print(engine.chat([{"role": "user", "content": "Hello"}], max_tokens=64).text)
+
+    `allow_files` says whether messages may name pictures, videos and documents by a local path;
+    whoever answers strangers turns it off.
     """
+
+    allow_files = True
 
     def __init__(
         self,
@@ -255,6 +260,7 @@ class Engine:
             tools=None if use is None else use.tools,
             enable_thinking=thinking,
             max_prompt_tokens=prompt_room(options, self._lengths),
+            allow_files=self.allow_files,
         )
         prompt = self._runner.to_prompt(inputs)
         size = PromptSize(

@@ -7,15 +7,16 @@ round that takes batches on and deletes what has expired.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
+from filelock import FileLock, Timeout
 
-from qianyan.errors import QianyanError
+from qianyan.errors import ConfigError, QianyanError, quote
 from qianyan.server.batches import LINE_KIND, Answer, Batches
 from qianyan.server.database import Database, make_state_folder, open_database
 from qianyan.server.errors import RefusedError
@@ -57,6 +58,26 @@ def open_keeping(state_folder: Path) -> Keeping:
         tasks=Tasks(database),
         batches=Batches(database, files),
     )
+
+
+@contextmanager
+def claim(state_folder: Path) -> Iterator[None]:
+    """Hold a state folder: a second server would take lines for models that it does not have.
+
+    Raises ConfigError when another server holds it.
+    """
+    lock = FileLock(make_state_folder(state_folder) / "server.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"Another qianyan serve works in the state folder {quote(state_folder)}. "
+            "Name another one with --state-dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @asynccontextmanager

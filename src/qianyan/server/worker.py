@@ -77,6 +77,7 @@ class Worker:
 
     def __init__(self, engine: Engine, limits: ServerLimits) -> None:
         self.engine = engine
+        engine.allow_files = False  # the first generation reads paths out of any text
         self.failure: ModelFailedError | None = None
         self.num_waiting = 0
         self._limits = limits

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
 import pytest
@@ -60,7 +61,9 @@ class House:
 def serving(*options: str) -> Iterator[House]:
     """Start a server on a free port, wait for its address, and stop it."""
     environment = {**os.environ, "QIANYAN_API_KEYS": f"{KEY} {OTHER_KEY}"}
+    state = TemporaryDirectory()
     command = [sys.executable, "-m", "qianyan", "serve", "--port", "0", *options]
+    command += ["--state-dir", state.name]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -76,6 +79,7 @@ def serving(*options: str) -> Iterator[House]:
         process.wait(60)
         process.stdout.close()
         process.stderr.close()
+        state.cleanup()
 
 
 @pytest.fixture(scope="session")

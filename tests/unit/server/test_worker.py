@@ -4,9 +4,11 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from PIL import Image
 
 from qianyan.engine.engine import Engine
 from qianyan.engine.request import Finished, TokenText
@@ -206,3 +208,20 @@ def test_closing_ends_what_still_runs_with_503(engine: Engine) -> None:
 
     assert at_work(engine, story) == 503
     assert held_blocks(engine) == 0
+
+
+def test_strangers_name_no_files_of_this_machine(engine: Engine, tmp_path: Path) -> None:
+    """Whatever form of message comes through the edge: the processor itself opens none."""
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (64, 64)).save(secret)
+    part = {"type": "image_url", "image_url": {"url": str(secret)}}
+    question = [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}]
+
+    async def story(worker: Worker) -> None:
+        with pytest.raises(InputError):
+            await worker.ask(question, {"max_tokens": 2})
+
+    engine.allow_files = True
+    assert engine.chat(question, max_tokens=2).images
+    at_work(engine, story)
+    assert not engine.allow_files
