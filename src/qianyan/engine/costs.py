@@ -29,7 +29,11 @@ MERGERS = ("merger", "attn_pool")
 
 @dataclass(frozen=True, kw_only=True)
 class TextCosts:
-    """Operations of the decoder: for each token, for each seen token, for each row of logits."""
+    """Operations of the decoder: for each token, for each seen token, for each row of logits.
+
+    The last layer's feed-forward belongs to the rows of logits: it is run for scored tokens alone
+    (the first generation runs it for all).
+    """
 
     per_token: int
     per_pair: int
@@ -47,22 +51,25 @@ def text_costs(config: ModelConfig) -> TextCosts:
     model = build_without_weights(config)
     experts, chosen = (find_field(config, n) for n in ("num_experts", "num_experts_per_tok"))
     share = (chosen, experts) if experts and chosen else (1, 1)
-    per_token, in_experts = 0, 0
-    for name, elements in _matrices(model, "text"):
-        if "experts" in name.split("."):
-            in_experts += 2 * elements
-        elif not name.endswith(OUTPUT):
-            per_token += 2 * elements
     text = config.text if isinstance(config, VisionLanguageConfig) else config
+    scored = "" if isinstance(text, QWenConfig) else f"layers.{text.num_hidden_layers - 1}.mlp."
+    per_token, per_row = 0, 0
+    for name, elements in _matrices(model, "text"):
+        is_expert = "experts" in name.split(".")
+        operations = 2 * elements * (share[0] if is_expert else share[1])
+        if name.endswith(OUTPUT) or (scored and scored in name):
+            per_row += operations
+        else:
+            per_token += operations
     width = (
         text.hidden_size
         if isinstance(text, QWenConfig)
         else text.num_attention_heads * text.head_dim
     )
     return TextCosts(
-        per_token=per_token + in_experts * share[0] // share[1],
+        per_token=per_token // share[1],
         per_pair=4 * width * text.num_hidden_layers,
-        per_logits_row=2 * text.hidden_size * text.vocab_size,
+        per_logits_row=per_row // share[1],
     )
 
 

@@ -156,12 +156,12 @@ def test_work_longer_than_the_limit_is_stopped(tmp_path: Path) -> None:
 
 
 def test_work_longer_than_its_lease_is_done_once(tmp_path: Path) -> None:
-    tasks, calls = open_tasks(tmp_path, lease_s=0.6), 0
+    tasks, calls = open_tasks(tmp_path, lease_s=2.0), 0
 
     async def work(task: Task) -> dict[str, Any]:
         nonlocal calls
         calls += 1
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(4.5)
         return {}
 
     async def scenario() -> Task:
