@@ -147,14 +147,14 @@ def measure_shape(options: argparse.Namespace) -> dict[str, Any]:
         model = VisionLanguageModel(config).to(dtype)
         pixels = torch.randn(GRID[1] * GRID[2], config.vision.patch_values)
         hidden = torch.randn(TOKENS, config.text.hidden_size, dtype=dtype)
-        position_ids = torch.arange(TOKENS).repeat(3, 1)
+        position_ids, last = torch.arange(TOKENS).repeat(3, 1), torch.tensor([TOKENS - 1])
         sizes = {"dtype": dtype, "rounds": options.rounds}
         flops = vision_flops(config, [GRID])
         tower = measure(
             lambda: model.encode_images(pixels, [GRID]), model.visual, flops=flops, **sizes
         )
         decoder = measure(
-            lambda: model.model(hidden, position_ids, NoCache([TOKENS])),
+            lambda: model.model(hidden, position_ids, NoCache([TOKENS]), last),
             model.model,
             flops=text_costs(config).flops(TOKENS, TOKENS, 0),
             **sizes,
