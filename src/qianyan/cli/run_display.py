@@ -37,7 +37,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "given": "（--batch 指定）",
         "memory": "，受可用内存限制",
         "requests": "，受引擎同时处理的问题数限制",
-        "cores": "，再多处理器核也不会更快",
+        "cores": "，以这些处理器核心，再多也不会更快",
         "pictures": "，即全部待检查图片",
         "stopped": "已停止：还有 {n} 张未检查。加上 --resume 再次运行同一命令即可继续。",
         "stopping": "正在完成手头的图片后停止；再按一次立即停止。",
