@@ -51,8 +51,8 @@ def test_a_port_in_use_is_said_before_the_model_is_loaded() -> None:
     assert "Nothing can listen" in done.stderr
 
 
-def test_a_model_that_is_not_there_ends_with_3() -> None:
-    done = run("--port", "0", "--model", "./no-such-folder")
+def test_a_model_that_is_not_there_ends_with_3(tmp_path: Path) -> None:
+    done = run("--port", "0", "--model", "./no-such-folder", "--state-dir", str(tmp_path))
     assert done.returncode == 3
     assert "no-such-folder" in done.stderr
 

@@ -49,7 +49,7 @@ def takes(hidden: Tensor) -> bool:
 def int8_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Give hidden @ (codes * scales).T, (tokens, out): codes int8 (out, in), scales (out,)."""
     tokens = len(hidden)
-    if native_products.is_few("int8", hidden) and serves_int8(hidden.shape[1]):
+    if native_products.is_few("int8", hidden) and native_products.serves("int8", hidden.shape[1]):
         return native_products.int8_product(hidden, codes, scales)
     if 0 < tokens <= PACK_TOKENS and has_int8pack():
         return _call(INT8_PACK, hidden.contiguous(), codes, scales.to(hidden.dtype))
@@ -62,11 +62,6 @@ def int8_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     return out
 
 
-def serves_int8(columns: int) -> bool:
-    """Whether our own library multiplies int8 weights of so many columns."""
-    return native_products.serves("int8", columns)
-
-
 def rounded_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Do the same with activations of many tokens rounded to 8 bits, each token by its own step.
 
@@ -76,7 +71,7 @@ def rounded_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     out = hidden.new_empty(len(hidden), len(codes))
     for rows in _row_blocks(len(hidden), SUMS // len(codes)):
         sums = _call(INT8_SUMS, numbers[rows], codes.t())
-        if serves_int8(hidden.shape[1]):
+        if native_products.serves("int8", hidden.shape[1]):
             native_products.scale_sums(sums, steps[rows], scales.float(), out[rows])
         else:
             out[rows] = (sums * steps[rows].unsqueeze(1) * scales.float()).to(hidden.dtype)
@@ -87,7 +82,7 @@ def rounded_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def _round_tokens(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if serves_int8(hidden.shape[1]):
+    if native_products.serves("int8", hidden.shape[1]):
         return native_products.round_tokens(hidden)
     values = hidden.float()
     largest = values.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
@@ -111,11 +106,6 @@ def _split_product(hidden: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     products = _call(INT8_SUMS, torch.cat((high, low)).to(torch.int8), codes.t()).float()
     highs, lows = products.chunk(2)  # (tokens, out) each
     return ((highs + lows / LOW_STEPS) * step * scales.float()).to(hidden.dtype)
-
-
-def serves_int4(columns: int, group_size: int) -> bool:
-    """Whether our own library multiplies int4 weights as they are stored."""
-    return native_products.serves("int4", columns, group_size=group_size)
 
 
 def int4_row_scales(zeros: Tensor, scales: Tensor) -> Tensor:

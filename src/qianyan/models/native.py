@@ -64,7 +64,7 @@ def _as_c(given: Tensor | int | float | None) -> object:
 
 def attends(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether `attend` takes these (tokens, heads, head_dim); it has no gradient."""
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value)):
         return False
     head_dim = query.shape[-1]
     fits = head_dim % LANES == 0 and head_dim <= MAX_HEAD_DIM and len(query) > 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from qianyan.errors import CheckpointError, ConfigError
-from qianyan.models import kernels
+from qianyan.models import kernels, native_products
 
 BITS = (4, 8)
 # Weights of a layer that exist as floats at one time: on a CPU what its cache holds (one pass of a
@@ -142,7 +142,7 @@ class QuantizedLinear(nn.Module):
                 self.codes = self.codes.bitwise_xor_(kernels.INT8_ZERO).view(torch.int8)
                 self.layout = "signed"
             return
-        if kernels.serves_int4(self.in_features, self.group_size):
+        if native_products.serves("int4", self.in_features, group_size=self.group_size):
             self.layout = "native"
             if round_activations:
                 self.row_scales = kernels.int4_row_scales(self.zeros, self.scales)

@@ -104,7 +104,11 @@ def test_models_attention_takes_it_for_bfloat16_alone() -> None:
     assert native.attends(query, key, value)
     assert not native.attends(query.float(), key.float(), value.float())
     assert not native.attends(query[..., :24], key[..., :24], value[..., :24])
-    assert not native.attends(query.requires_grad_(), key, value)
+    for index in range(3):  # a gradient for any one of them, the value alone included
+        heads = [
+            each.clone().requires_grad_(index == at) for at, each in enumerate((query, key, value))
+        ]
+        assert not native.attends(*heads)
     with torch.no_grad():
         expected = by_hand(
             (query, key, value), [(0, 50, 0, 50, 0), (50, 40, 50, 40, 0)], causal=True
