@@ -55,7 +55,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "given": " (as --batch says)",
         "memory": ", as many as memory has room for",
         "requests": ", as many as the engine runs questions at once",
-        "cores": ", from where more would keep the cores no busier",
+        "cores": ", as many as these cores take: more would be no faster",
         "pictures": ": all that are to be inspected",
         "stopped": "Stopped with {n} pictures to go. Run the same command with --resume to go on.",
         "stopping": "Stopping after the pictures in hand; press again to stop at once.",
