@@ -83,9 +83,19 @@ def test_the_loop_goes_on_while_a_question_is_prepared_and_answered(engine: Engi
             longest = max(longest, time.monotonic() - before)
         return longest
 
-    names = [thread.name for thread in threading.enumerate()]
     assert at_work(engine, story) < 0.5
-    assert [thread.name for thread in threading.enumerate()] == names, "a thread is left over"
+
+
+def test_a_closed_worker_leaves_no_thread_behind(engine: Engine) -> None:
+    async def story(worker: Worker) -> list[threading.Thread]:
+        others = set(threading.enumerate())
+        await worker.ask(say("hello"), {"max_tokens": 2})
+        made = [one for one in threading.enumerate() if one not in others]
+        return [one for one in made if one.name.startswith(("model", "prepare"))]
+
+    made = at_work(engine, story)
+    assert made
+    assert not [thread.name for thread in made if thread.is_alive()]
 
 
 def test_leaving_returns_the_blocks_and_the_seat_at_once(engine: Engine) -> None:
