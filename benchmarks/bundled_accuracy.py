@@ -38,7 +38,7 @@ from qianyan.inspection.evaluate import (
 from qianyan.inspection.inspector import LookSettings, find_pair, open_look
 from qianyan.inspection.records import Hazard, Inspection, SubLabel
 from qianyan.inspection.service import LookAt
-from qianyan.train.scenes import UNSEEN_FROM, Scene, draw_scene
+from qianyan.train.bundled.scenes import UNSEEN_FROM, Scene, draw_scene
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FIRST_SEED = UNSEEN_FROM + 500_000_000  # away from the seeds of the example pictures

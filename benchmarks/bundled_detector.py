@@ -5,8 +5,8 @@
 Prints, and writes as JSON: per picture, how many with fire or smoke are found and how many
 without raise a false alarm, at several thresholds and at the calibrated one; box F1 at IoU 0.5;
 heads matched at IoU 0.3 and told apart; time per picture. FOLDER holds labelled photos (see
-qianyan.train.photos) whose `val` split nobody trained or chose thresholds on. Without it only
-drawn scenes with unseen seeds are measured.
+qianyan.train.bundled.photos) whose `val` split nobody trained or chose thresholds on. Without it
+only drawn scenes with unseen seeds are measured.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from qianyan.models.detector import KINDS, Detector, load_detector
-from qianyan.train.detector_scores import (
+from qianyan.train.bundled.detector_scores import (
     ALARM_BUDGET,
     Judged,
     alarm_rate,
@@ -31,7 +31,7 @@ from qianyan.train.detector_scores import (
     judge_photos,
     judge_scenes,
 )
-from qianyan.train.photos import read_photos
+from qianyan.train.bundled.photos import read_photos
 
 LADDER = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
 

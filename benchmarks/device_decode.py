@@ -42,7 +42,7 @@ from qianyan.engine.limits import measure_limits, synchronise
 from qianyan.engine.scheduler import EngineConfig
 from qianyan.models.attention import NoCache
 from qianyan.models.registry import read_config
-from qianyan.train.scenes import draw_scene
+from qianyan.train.bundled.scenes import draw_scene
 
 PICTURE_WH = (1008, 756)
 GRID = (1, 54, 72)

@@ -111,7 +111,7 @@ def name_ways(checkpoint: str, saved: list[str], ways: list[str]) -> dict[str, t
 
 def draw(folder: Path) -> Path:
     """Draw the picture, in a process that is not measured."""
-    from qianyan.train.scenes import draw_scene  # noqa: PLC0415  (not in the measured processes)
+    from qianyan.train.bundled.scenes import draw_scene  # noqa: PLC0415  (not in the measured processes)
 
     width, height = PICTURE_WH
     path = folder / "scene.jpg"

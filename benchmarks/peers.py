@@ -36,7 +36,7 @@ from typing import Any
 
 from PIL import Image
 
-from qianyan.train.scenes import draw_scene
+from qianyan.train.bundled.scenes import draw_scene
 
 HERE = Path(__file__).resolve().parent
 QUESTION = HERE / "peer_runs" / "question.txt"

@@ -26,7 +26,7 @@ from PIL import Image
 
 from qianyan.inputs.images import read_image
 from qianyan.inputs.patches import PatchConfig, make_patches, resize
-from qianyan.train.scenes import draw_scene
+from qianyan.train.bundled.scenes import draw_scene
 
 SIZES = ((4000, 3000), (1008, 756))
 MIN_PIXELS, MAX_PIXELS = 3136, 12_845_056

@@ -16,8 +16,8 @@ from qianyan.models.attention import NoCache
 from qianyan.models.registry import build_model, qwen2_5_vl_config
 from qianyan.models.vision_language import VisionLanguageModel
 from qianyan.models.weights import initialise, save_checkpoint
-from qianyan.train.judge_folder import judge_config
-from qianyan.train.vocabulary import train_vocabulary, write_vocabulary
+from qianyan.train.bundled.judge_folder import judge_config
+from qianyan.train.bundled.vocabulary import train_vocabulary, write_vocabulary
 
 PHOTO_WH = (448, 336)
 SEEN_WH = (224, 168)

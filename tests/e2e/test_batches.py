@@ -15,7 +15,7 @@ from qianyan.inspection.inspector import LookSettings, open_look
 from qianyan.inspection.line import PICTURES_AHEAD
 from qianyan.inspection.run import Run
 from qianyan.inspection.sources import list_sources
-from qianyan.train.scenes import draw_scene
+from qianyan.train.bundled.scenes import draw_scene
 
 SAME_SCORE = 2e-4
 """Scores have four digits; packed with others, a sum may end in another last bit."""

@@ -25,8 +25,8 @@ from qianyan.inspection.references import REFERENCES
 from qianyan.models.attention import NoCache
 from qianyan.models.registry import build_model, read_config
 from qianyan.models.weights import initialise, save_checkpoint
-from qianyan.train.judge_folder import judge_config
-from qianyan.train.vocabulary import train_vocabulary, write_vocabulary
+from qianyan.train.bundled.judge_folder import judge_config
+from qianyan.train.bundled.vocabulary import train_vocabulary, write_vocabulary
 
 BOX = [112, 84, 224, 168]  # of the fire, in photo pixels: a quarter to a half of either side
 LISTED = '[{{"bbox_2d": {box}, "label": "火灾", "sub_label": "严重"}}]'

@@ -25,7 +25,7 @@ from qianyan.models.weights import initialise, save_checkpoint
 from qianyan.reading.places import FoundBox, FoundPoint, View
 from qianyan.reading.prompts import json_prompt, reference_prompt
 from qianyan.reading.reader import Reader
-from qianyan.train.vocabulary import train_vocabulary, write_vocabulary
+from qianyan.train.bundled.vocabulary import train_vocabulary, write_vocabulary
 
 PHOTO_WH = (600, 400)
 FIRE = (150, 100, 450, 300)  # 250, 250, 750, 750 in thousandths

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from qianyan.train.scenes import draw_examples
+from qianyan.train.bundled.scenes import draw_examples
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NO_ANSWER = r"No answer: .+\."

@@ -10,8 +10,8 @@ from PIL import Image
 
 from qianyan.engine.engine import Engine
 from qianyan.inputs.crops import square_crop
-from qianyan.train.scenes import draw_scene
-from qianyan.train.sentences import load_questions
+from qianyan.train.bundled.scenes import draw_scene
+from qianyan.train.bundled.sentences import load_questions
 
 JUDGE = Path(str(files("qianyan").joinpath("assets/bundled/judge")))
 PROMPTS = [

@@ -22,10 +22,10 @@ from qianyan.engine.engine import Engine
 from qianyan.models.attention import NoCache
 from qianyan.models.quantize import QuantizedLinear, quantize_weight
 from qianyan.models.registry import load_model
-from qianyan.train.judge_folder import patch_config
-from qianyan.train.lessons import Lesson, Packer
-from qianyan.train.scenes import draw_scene
-from qianyan.train.sentences import load_questions
+from qianyan.train.bundled.judge_folder import patch_config
+from qianyan.train.bundled.lessons import Lesson, Packer
+from qianyan.train.bundled.scenes import draw_scene
+from qianyan.train.bundled.sentences import load_questions
 
 JUDGE = BUNDLED_FOLDER / "judge"
 SHAPES = {  # (out, in) of Qwen2-VL-2B, its tower, and Qwen2.5-VL-3B

@@ -42,7 +42,7 @@ from qianyan.models.weights import (
     quantized_layers,
     save_checkpoint,
 )
-from qianyan.train.scenes import draw_examples
+from qianyan.train.bundled.scenes import draw_examples
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 TOLERANCE = 1e-3  # logits, float32

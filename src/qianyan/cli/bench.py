@@ -150,7 +150,7 @@ def _questions(opened: "Bench") -> tuple[Iterator["Messages"], "ChatOptions"]:
     from qianyan.engine.options import ChatOptions
     from qianyan.inputs.grounding import Notation, find_notation
     from qianyan.inspection.prompts import listing_prompt
-    from qianyan.train.scenes import draw_scene
+    from qianyan.train.bundled.scenes import draw_scene
 
     engine = opened.engine
     sees = engine.processor.pictures is not None
@@ -196,7 +196,7 @@ def _pair_per_minute(settings: "LookSettings") -> float:
     from qianyan.engine.benchmark import REPEATS
     from qianyan.inputs.images import Photo
     from qianyan.inspection.inspector import open_look
-    from qianyan.train.scenes import draw_scene
+    from qianyan.train.bundled.scenes import draw_scene
 
     look = open_look(settings).look
     width, height = PICTURE_WH

@@ -221,7 +221,7 @@ def demo(
     Example: qianyan demo --lang en
     """
     from qianyan.inspection.sources import list_sources
-    from qianyan.train.scenes import draw_examples
+    from qianyan.train.bundled.scenes import draw_examples
 
     settings = look_settings(context)
     drawn = draw_examples(out / "drawn")

@@ -35,7 +35,7 @@ def train_the_detector(
 
     Example: qianyan train detector --photos data/dev --minutes 90
     """
-    from qianyan.train.detector import train_detector
+    from qianyan.train.bundled.detector import train_detector
 
     logging.basicConfig(level=logging.INFO)
     train_detector(photos, run, minutes=minutes, resume=resume, seed=seed, export_dir=out)
@@ -56,7 +56,7 @@ def train_the_judge(
 
     Example: qianyan train judge --photos data/dev --minutes 90
     """
-    from qianyan.train.judge import train_judge
+    from qianyan.train.bundled.judge import train_judge
 
     logging.basicConfig(level=logging.INFO)
     train_judge(photos, run, minutes=minutes, resume=resume, seed=seed, export_dir=out)
@@ -74,6 +74,6 @@ def mine_the_decoys(
 
     Example: qianyan train decoys --photos data/dev --detector trained/detector
     """
-    from qianyan.train.decoys import mine_decoys
+    from qianyan.train.bundled.decoys import mine_decoys
 
     print(mine_decoys(photos, detector, run))

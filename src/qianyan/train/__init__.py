@@ -1,1 +1,1 @@
-"""Training of the bundled models: drawn scenes, labelled photos, detector, judge."""
+"""Training: recipes, the loop, and the bundled models made with them."""

@@ -19,7 +19,7 @@ from qianyan.models.weights import initialise, save_checkpoint
 from qianyan.server.search import SearchTurns
 from qianyan.server.search_options import read_search_options
 from qianyan.server.search_providers import SearchProvider
-from qianyan.train.vocabulary import train_vocabulary, write_vocabulary
+from qianyan.train.bundled.vocabulary import train_vocabulary, write_vocabulary
 
 QUESTION = "Are hats worn everywhere?"
 CALL = '<tool_call>\n{"name": "web_search", "arguments": {"query": "hard hats"}}\n</tool_call>'

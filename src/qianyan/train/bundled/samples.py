@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qianyan.models.detector import KINDS, Kind, normalise
-from qianyan.train.augment import (
+from qianyan.train.bundled.augment import (
     MIN_PIXELS,
     Pixels,
     Sample,
@@ -25,9 +25,9 @@ from qianyan.train.augment import (
     shift_box,
     stretch,
 )
-from qianyan.train.detector_loss import Targets
-from qianyan.train.photos import LabelledBox, LabelledPhoto
-from qianyan.train.scene_store import StoredScenes, read_chunk, whole_chunks
+from qianyan.train.bundled.detector_loss import Targets
+from qianyan.train.bundled.photos import LabelledBox, LabelledPhoto
+from qianyan.train.bundled.scene_store import StoredScenes, read_chunk, whole_chunks
 
 PASTE_FIRE, PASTE_HEAD, MOSAIC, CROP = 0.15, 0.18, 0.2, 0.85
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from qianyan.inputs.crops import upper_body
 from qianyan.models.detector import KINDS, Kind
-from qianyan.train.photos import LabelledBox, LabelledPhoto
-from qianyan.train.scene_store import StoredScenes
-from qianyan.train.sentences import Contents
+from qianyan.train.bundled.photos import LabelledBox, LabelledPhoto
+from qianyan.train.bundled.scene_store import StoredScenes
+from qianyan.train.bundled.sentences import Contents
 
 Box = tuple[float, float, float, float]
 Region = tuple[int, int, int, int]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qianyan.train.scene_plan import SceneKind
-from qianyan.train.scene_store import draw_chunk, read_chunk, scene_boxes, whole_chunks
-from qianyan.train.scenes import (
+from qianyan.train.bundled.scene_plan import SceneKind
+from qianyan.train.bundled.scene_store import draw_chunk, read_chunk, scene_boxes, whole_chunks
+from qianyan.train.bundled.scenes import (
     EXAMPLES,
     UNSEEN_FROM,
     draw_examples,

@@ -13,7 +13,7 @@ from torch import nn
 
 from qianyan.inputs.patches import PatchConfig
 from qianyan.models.weights import save_checkpoint
-from qianyan.train.vocabulary import write_vocabulary
+from qianyan.train.bundled.vocabulary import write_vocabulary
 
 # The limits leave exactly one size for a square picture, 112 x 112, whatever its own size; they
 # keep a little room on both sides of 112² because smart_resize divides and floors.

@@ -16,7 +16,7 @@ from torch import Tensor
 from qianyan.inputs.patches import GridTHW, PatchConfig, make_patches
 from qianyan.models.attention import NoCache
 from qianyan.models.language_model import LanguageModel
-from qianyan.train.crops import Bytes
+from qianyan.train.bundled.crops import Bytes
 
 # What a wrong token costs: the letter decides, the end after it is nearly free, and a whole
 # sentence weighs as much as one letter.

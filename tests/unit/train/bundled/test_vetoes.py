@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from qianyan.models.detector import KINDS, Kind, Proposal
-from qianyan.train.labelled import LabelledPicture
-from qianyan.train.photos import LabelledBox
-from qianyan.train.sentences import load_questions
-from qianyan.train.vetoes import Judged, hazard_rates, head_rates, judge_proposals
+from qianyan.train.bundled.labelled import LabelledPicture
+from qianyan.train.bundled.photos import LabelledBox
+from qianyan.train.bundled.sentences import load_questions
+from qianyan.train.bundled.vetoes import Judged, hazard_rates, head_rates, judge_proposals
 
 
 def picture(

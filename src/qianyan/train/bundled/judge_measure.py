@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from qianyan.train.crops import Bytes, Crop, CropBook
-from qianyan.train.sentences import load_questions
+from qianyan.train.bundled.crops import Bytes, Crop, CropBook
+from qianyan.train.bundled.sentences import load_questions
 
 Probabilities = npt.NDArray[np.floating]
 Ask = Callable[[Sequence[Bytes], str], Probabilities]

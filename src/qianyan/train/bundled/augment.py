@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from qianyan.models.detector import Kind
-from qianyan.train.flames import Floats
-from qianyan.train.photos import LabelledBox
+from qianyan.train.bundled.flames import Floats
+from qianyan.train.bundled.photos import LabelledBox
 
 Pixels = NDArray[np.uint8]
 Edges = tuple[float, float, float, float]

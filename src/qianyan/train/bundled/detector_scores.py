@@ -11,9 +11,9 @@ import torch
 
 from qianyan.models.boxes import box_overlap
 from qianyan.models.detector import KINDS, Detector, Kind, Proposal
-from qianyan.train.photos import LabelledBox, LabelledPhoto
-from qianyan.train.scene_store import scene_boxes
-from qianyan.train.scenes import UNSEEN_FROM, draw_scene
+from qianyan.train.bundled.photos import LabelledBox, LabelledPhoto
+from qianyan.train.bundled.scene_store import scene_boxes
+from qianyan.train.bundled.scenes import UNSEEN_FROM, draw_scene
 
 LOWEST = 0.02  # proposals are collected from here on, thresholds chosen above
 MEASURED_FROM = UNSEEN_FROM + 500_000_000

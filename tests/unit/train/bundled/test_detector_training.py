@@ -8,10 +8,10 @@ import torch
 
 from qianyan.errors import CheckpointError
 from qianyan.models.detector import KINDS, Detector, DetectorConfig, cell_centres, normalise
-from qianyan.train.augment import Sample, crop, paste_fire, paste_head
-from qianyan.train.detector import DetectorRecipe, DetectorTraining, calibrate, propose_all
-from qianyan.train.detector_loss import Targets, assign_cells, complete_iou, detector_loss
-from qianyan.train.detector_scores import (
+from qianyan.train.bundled.augment import Sample, crop, paste_fire, paste_head
+from qianyan.train.bundled.detector import DetectorRecipe, DetectorTraining, calibrate, propose_all
+from qianyan.train.bundled.detector_loss import Targets, assign_cells, complete_iou, detector_loss
+from qianyan.train.bundled.detector_scores import (
     Judged,
     alarm_rate,
     box_score,
@@ -19,9 +19,9 @@ from qianyan.train.detector_scores import (
     head_score,
     threshold_for,
 )
-from qianyan.train.photos import LabelledBox
-from qianyan.train.samples import SampleSource, make_targets
-from qianyan.train.scene_store import draw_chunk
+from qianyan.train.bundled.photos import LabelledBox
+from qianyan.train.bundled.samples import SampleSource, make_targets
+from qianyan.train.bundled.scene_store import draw_chunk
 
 TINY = DetectorConfig(image_size=64, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), neck_width=24)
 RECIPE = DetectorRecipe(minutes=1, steps=6, batch=2, warm_up_steps=2, config=TINY)
@@ -254,7 +254,7 @@ def test_calibration_changes_thresholds_and_nothing_else():
 
 
 def test_proposals_come_with_their_photo(shared):
-    from qianyan.train.photos import read_photos
+    from qianyan.train.bundled.photos import read_photos
 
     photos = read_photos(shared / "data" / "dev", "val")[:2]
     torch.manual_seed(1)

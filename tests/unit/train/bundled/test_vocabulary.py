@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from qianyan.train.sentences import (
+from qianyan.train.bundled.sentences import (
     DECLINED,
     LANGUAGES,
     Contents,
@@ -18,7 +18,7 @@ from qianyan.train.sentences import (
     load_questions,
     other_question,
 )
-from qianyan.train.vocabulary import (
+from qianyan.train.bundled.vocabulary import (
     SPECIAL_TOKENS,
     VOCABULARY_SIZE,
     train_vocabulary,

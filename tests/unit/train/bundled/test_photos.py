@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from qianyan.errors import ConfigError, MediaError
-from qianyan.train.photos import LabelledPhoto, read_photos, split_held_out
+from qianyan.train.bundled.photos import LabelledPhoto, read_photos, split_held_out
 
 CATEGORIES = [{"id": 1, "name": "fire"}, {"id": 3, "name": "person"}, {"id": 5, "name": "head"},
               {"id": 9, "name": "dog"}]  # fmt: skip

@@ -6,8 +6,8 @@ from PIL import Image
 
 from qianyan.inputs.crops import crop_region, upper_body
 from qianyan.models.detector import KINDS, Kind
-from qianyan.train.crops import CROP_SIDE, CropBook, colour_jitter
-from qianyan.train.labelled import (
+from qianyan.train.bundled.crops import CROP_SIDE, CropBook, colour_jitter
+from qianyan.train.bundled.labelled import (
     Box,
     LabelledPicture,
     boxes_of,
@@ -17,8 +17,8 @@ from qianyan.train.labelled import (
     headgear_of,
     overlap,
 )
-from qianyan.train.photos import LabelledBox
-from qianyan.train.sentences import load_questions
+from qianyan.train.bundled.photos import LabelledBox
+from qianyan.train.bundled.sentences import load_questions
 
 COLOURS: dict[Kind, tuple[int, int, int]] = {
     "fire": (255, 0, 0),

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from qianyan.inputs.crops import CROP_MARGIN, crop_region, upper_body
 from qianyan.models.detector import KINDS, Kind
-from qianyan.train.labelled import (
+from qianyan.train.bundled.labelled import (
     Box,
     Floats,
     LabelledPicture,
@@ -25,7 +25,7 @@ from qianyan.train.labelled import (
     overlap,
     touches,
 )
-from qianyan.train.sentences import Contents
+from qianyan.train.bundled.sentences import Contents
 
 Asked = Literal["hazard", "head", "severity"]
 Bytes = npt.NDArray[np.uint8]

@@ -12,7 +12,7 @@ import numpy as np
 
 from qianyan.inputs.crops import upper_body
 from qianyan.models.detector import Kind, Proposal, load_detector
-from qianyan.train.labelled import (
+from qianyan.train.bundled.labelled import (
     Box,
     LabelledPicture,
     Region,
@@ -20,8 +20,8 @@ from qianyan.train.labelled import (
     scene_pictures,
     touches,
 )
-from qianyan.train.photos import read_photos, split_held_out
-from qianyan.train.scene_store import read_chunk, whole_chunks
+from qianyan.train.bundled.photos import read_photos, split_held_out
+from qianyan.train.bundled.scene_store import read_chunk, whole_chunks
 
 DECOYS_FILE = "decoys.json"
 MINING_THRESHOLD = 0.15

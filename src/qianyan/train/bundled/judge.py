@@ -25,16 +25,15 @@ from qianyan.models.detector import KINDS
 from qianyan.models.registry import qwen2_5_vl_config
 from qianyan.models.vision_language import VisionLanguageModel
 from qianyan.models.weights import initialise
-from qianyan.train.checkpoint import read_run_state, write_run_state
-from qianyan.train.crops import Bytes, Crop, CropBook, colour_jitter
-from qianyan.train.decoys import read_decoys, scene_name
-from qianyan.train.judge_folder import judge_config, patch_config, write_judge
-from qianyan.train.judge_measure import measure_judge, measuring_crops
-from qianyan.train.labelled import CELLS, photo_pictures, scene_pictures
-from qianyan.train.lessons import Lesson, Packer, letter_probabilities
-from qianyan.train.photos import read_photos, split_held_out
-from qianyan.train.scene_store import draw_chunk, read_chunk
-from qianyan.train.sentences import (
+from qianyan.train.bundled.crops import Bytes, Crop, CropBook, colour_jitter
+from qianyan.train.bundled.decoys import read_decoys, scene_name
+from qianyan.train.bundled.judge_folder import judge_config, patch_config, write_judge
+from qianyan.train.bundled.judge_measure import measure_judge, measuring_crops
+from qianyan.train.bundled.labelled import CELLS, photo_pictures, scene_pictures
+from qianyan.train.bundled.lessons import Lesson, Packer, letter_probabilities
+from qianyan.train.bundled.photos import read_photos, split_held_out
+from qianyan.train.bundled.scene_store import draw_chunk, read_chunk
+from qianyan.train.bundled.sentences import (
     DECLINED,
     LANGUAGES,
     corpus,
@@ -42,7 +41,8 @@ from qianyan.train.sentences import (
     load_questions,
     other_question,
 )
-from qianyan.train.vocabulary import train_vocabulary
+from qianyan.train.bundled.vocabulary import train_vocabulary
+from qianyan.train.checkpoint import read_run_state, write_run_state
 
 logger = logging.getLogger(__name__)
 

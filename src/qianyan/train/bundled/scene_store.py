@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from qianyan.errors import CheckpointError
 from qianyan.models.detector import Kind
-from qianyan.train.photos import LabelledBox
-from qianyan.train.scenes import Scene, draw_scene, training_seed
+from qianyan.train.bundled.photos import LabelledBox
+from qianyan.train.bundled.scenes import Scene, draw_scene, training_seed
 
 CHUNK = 100
 SHAPES = ((288, 384), (352, 352), (288, 384), (400, 300))  # height, width; chunk by chunk in turn

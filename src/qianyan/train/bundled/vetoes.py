@@ -16,12 +16,19 @@ from tokenizers import Tokenizer
 from qianyan.inputs.crops import square_crop
 from qianyan.models.detector import KINDS, Kind, Proposal, load_detector
 from qianyan.models.registry import load_model
-from qianyan.train.crops import CROP_SIDE, Bytes
-from qianyan.train.judge_folder import patch_config
-from qianyan.train.labelled import Box, LabelledPicture, area, boxes_of, overlap, photo_pictures
-from qianyan.train.lessons import Packer, letter_probabilities
-from qianyan.train.photos import LabelledPhoto, read_photos, split_held_out
-from qianyan.train.sentences import Language, load_questions
+from qianyan.train.bundled.crops import CROP_SIDE, Bytes
+from qianyan.train.bundled.judge_folder import patch_config
+from qianyan.train.bundled.labelled import (
+    Box,
+    LabelledPicture,
+    area,
+    boxes_of,
+    overlap,
+    photo_pictures,
+)
+from qianyan.train.bundled.lessons import Packer, letter_probabilities
+from qianyan.train.bundled.photos import LabelledPhoto, read_photos, split_held_out
+from qianyan.train.bundled.sentences import Language, load_questions
 
 VETO_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 MATCH_OVERLAP = 0.3  # of the union, for heads: hats and heads are boxed differently

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from qianyan.train.flames import Floats, noise
+from qianyan.train.bundled.flames import Floats, noise
 
 Colour = tuple[int, int, int]
 

@@ -11,15 +11,15 @@ import torch
 from qianyan.errors import CheckpointError
 from qianyan.inputs.processor import Processor
 from qianyan.models.registry import load_model
-from qianyan.train.crops import CROP_SIDE, CropBook
-from qianyan.train.judge import ANSWER_FROM, JOIN_FROM, JudgeTrainer
-from qianyan.train.judge_folder import write_judge
-from qianyan.train.judge_measure import measure_judge, measuring_crops
-from qianyan.train.labelled import LabelledPicture, scene_pictures
-from qianyan.train.lessons import Lesson, letter_probabilities
-from qianyan.train.scene_store import StoredScenes, scene_boxes
-from qianyan.train.scenes import draw_scene
-from qianyan.train.sentences import DECLINED, load_questions
+from qianyan.train.bundled.crops import CROP_SIDE, CropBook
+from qianyan.train.bundled.judge import ANSWER_FROM, JOIN_FROM, JudgeTrainer
+from qianyan.train.bundled.judge_folder import write_judge
+from qianyan.train.bundled.judge_measure import measure_judge, measuring_crops
+from qianyan.train.bundled.labelled import LabelledPicture, scene_pictures
+from qianyan.train.bundled.lessons import Lesson, letter_probabilities
+from qianyan.train.bundled.scene_store import StoredScenes, scene_boxes
+from qianyan.train.bundled.scenes import draw_scene
+from qianyan.train.bundled.sentences import DECLINED, load_questions
 
 
 @pytest.fixture(scope="module")

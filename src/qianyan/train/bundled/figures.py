@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from qianyan.train.flames import Floats
+from qianyan.train.bundled.flames import Floats
 
 Headgear = Literal["helmet", "hair", "bald", "cap", "hood", "long_hair"]
 Facing = Literal["front", "back", "left", "right"]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qianyan.train.brush import (
+from qianyan.train.bundled.brush import (
     WALLS,
     WARM,
     Backdrop,
@@ -19,8 +19,8 @@ from qianyan.train.brush import (
     roughen,
     tint,
 )
-from qianyan.train.flames import Floats, enlarge, noise
-from qianyan.train.interiors import paint_hall, paint_room
+from qianyan.train.bundled.flames import Floats, enlarge, noise
+from qianyan.train.bundled.interiors import paint_hall, paint_room
 
 
 def paint_sky(rng: np.random.Generator, height: int, width: int) -> Floats:

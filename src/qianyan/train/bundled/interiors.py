@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from qianyan.train.brush import WARM, Backdrop, Brush, fade, fill_ground, roughen, tint
+from qianyan.train.bundled.brush import WARM, Backdrop, Brush, fade, fill_ground, roughen, tint
 
 
 def paint_hall(rng: np.random.Generator, height: int, width: int) -> Backdrop:

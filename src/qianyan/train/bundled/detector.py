@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from qianyan.models.detector import Detector, DetectorConfig, Proposal, save_detector
-from qianyan.train.checkpoint import read_run_state, write_run_state
-from qianyan.train.detector_loss import Targets, detector_loss
-from qianyan.train.detector_scores import (
+from qianyan.train.bundled.detector_loss import Targets, detector_loss
+from qianyan.train.bundled.detector_scores import (
     CALIBRATED_FROM,
     choose_thresholds,
     judge_photos,
@@ -30,9 +29,10 @@ from qianyan.train.detector_scores import (
     score_photos,
     score_scenes,
 )
-from qianyan.train.photos import LabelledPhoto, read_photos, split_held_out
-from qianyan.train.samples import SampleSource
-from qianyan.train.scene_store import CHUNK, draw_chunk
+from qianyan.train.bundled.photos import LabelledPhoto, read_photos, split_held_out
+from qianyan.train.bundled.samples import SampleSource
+from qianyan.train.bundled.scene_store import CHUNK, draw_chunk
+from qianyan.train.checkpoint import read_run_state, write_run_state
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qianyan.train.backdrops import BACKDROPS
-from qianyan.train.figures import BARE, Box, Headgear, paint_figure
-from qianyan.train.flames import Floats, noise, paint_flame, paint_plume
-from qianyan.train.lookalikes import add_glow, paint_lookalikes
-from qianyan.train.scene_plan import SceneKind, ScenePlan, plan_scene
+from qianyan.train.bundled.backdrops import BACKDROPS
+from qianyan.train.bundled.figures import BARE, Box, Headgear, paint_figure
+from qianyan.train.bundled.flames import Floats, noise, paint_flame, paint_plume
+from qianyan.train.bundled.lookalikes import add_glow, paint_lookalikes
+from qianyan.train.bundled.scene_plan import SceneKind, ScenePlan, plan_scene
 
 ObjectKind = Literal["fire", "smoke", "person"]
 Place = Literal["any", "site", "street", "hall", "field", "room", "mottle"]

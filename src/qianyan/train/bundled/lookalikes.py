@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from qianyan.train.flames import Floats, noise, paint_glow, paint_plume
+from qianyan.train.bundled.flames import Floats, noise, paint_glow, paint_plume
 
 Colour = tuple[int, int, int]
 RED_TO_YELLOW: tuple[Colour, ...] = ((214, 40, 30), (238, 98, 28), (250, 150, 36), (252, 206, 60))
