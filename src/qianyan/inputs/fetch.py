@@ -98,7 +98,8 @@ def fetch(
 ) -> Fetched:
     """Bring the bytes of a URL, a data: URI or, where allowed, a local file.
 
-    `noun` is what is looked for; only a document may be a web page.
+    `noun` is what is looked for; only a document may be a web page. A local file is allowed where
+    its name is text from outside; a Path, which only the program itself can make, always is.
 
     Raises:
         MediaError: code bad_url, private_address, name_not_resolved, connection_failed, timeout,
@@ -115,7 +116,7 @@ def fetch(
         if "://" in source:
             instead = "http, https or a plain path" if allow_files else "http or https"
             raise _bad_url(f"has the scheme {quote(name)}; expected {instead}", source)
-    if not allow_files:
+    if not (allow_files or isinstance(source, Path)):
         raise MediaError(
             f"The {noun} is neither an http(s) URL nor a data: URI; local paths are not "
             "accepted here.",

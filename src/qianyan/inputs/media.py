@@ -214,7 +214,8 @@ class Media:
             frames = _Frames(source, self._open_image)
             sampled = read_frames(frames, request, self._videos, self._limits.video)
         else:
-            path = find_file(source) if self._allow_files else None
+            is_allowed = self._allow_files or isinstance(source, Path)
+            path = find_file(source) if is_allowed else None
             data = path or self._fetch(source, "video", self._limits.fetch_video).data
             sampled = read_video(data, request, self._videos, self._limits.video)
         patches = self._videos.patches

@@ -176,7 +176,8 @@ class Processor:
             tools: OpenAI function tools, shown to the model by its template.
             add_generation_prompt: end with the opening of the assistant's turn.
             enable_thinking: passed to templates that know it; None leaves their default.
-            allow_files: whether pictures, videos and documents may be named by a local path.
+            allow_files: whether texts may name pictures, videos and documents by a local path;
+                a Path always may.
             max_prompt_tokens: where a prompt is longer, its documents are shortened to the
                 passages that matter for the question, and the notes say so; None leaves them whole.
 

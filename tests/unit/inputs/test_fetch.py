@@ -654,7 +654,8 @@ def test_files_are_read_where_they_are_allowed(tmp_path: Path) -> None:
     for source in (path, str(path)):
         fetched = fetch(source, allow_files=True)
         assert (fetched.data, fetched.media_type, fetched.name) == (png(), "image/png", path.name)
-        assert refusal(source).code == "bad_url"
+    assert refusal(str(path)).code == "bad_url"
+    assert fetch(path).data == png()  # what comes from outside is text and never a Path
 
 
 def test_files_that_are_refused(tmp_path: Path) -> None:

@@ -168,6 +168,8 @@ def test_local_videos_are_only_for_those_who_may_name_files(
     with pytest.raises(MediaError, match="The video is neither an http") as caught:
         process(user(part), allow_files=False)
     assert caught.value.code == "bad_url"
+    own = {"type": "video_url", "video_url": {"url": clip(tmp_path / "own.mp4")}}
+    assert process(user(own), allow_files=False).seen.videos
     with pytest.raises(MediaError, match=r"no file 'gone\.mp4'"):
         process(user({"type": "video", "video": tmp_path / "gone.mp4"}))
 

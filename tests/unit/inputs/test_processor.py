@@ -265,7 +265,7 @@ def test_pictures_that_cannot_be_read_carry_their_code(process: Processor, tmp_p
     fake.write_text("only words")
     assert code({"type": "image_url", "image_url": str(fake)}) == "not_a_picture"
     assert code({"type": "image_url", "image_url": str(fake)}, allow_files=False) == "bad_url"
-    assert code({"type": "image", "image": fake}, allow_files=False) == "bad_url"
+    assert code({"type": "image", "image": fake}, allow_files=False) == "not_a_picture"
     assert code({"type": "image_url", "image_url": "http://127.0.0.1/a.jpg"}) == "private_address"
     assert code({"type": "image_url", "image_url": "data:image/png;base64,"}) == "empty_file"
     assert code({"type": "image", "image": Image.new("RGB", (3, 900))}) == "too_narrow"
