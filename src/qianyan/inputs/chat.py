@@ -7,6 +7,7 @@ without ASCII or HTML escapes, `raise_exception`, `strftime_now`).
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -121,6 +122,11 @@ class ChatTemplate:
         except (InputError, ConfigError):
             return False
         return plain == parts
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template speaks of functions or calls, to show or to refuse them."""
+        return re.search(r"\btool(s|_calls)\b", self.source) is not None
 
     @property
     def takes_thinking(self) -> bool:

@@ -32,6 +32,7 @@ from qianyan.inputs.patches import GridTHW, PatchConfig
 from qianyan.inputs.shortening import fit_documents
 from qianyan.inputs.squares import SquareConfig
 from qianyan.inputs.tokenizer import Tokenizer, read_json
+from qianyan.inputs.tool_words import write_tools
 
 IMAGE_PAD = "<|image_pad|>"
 VIDEO_PAD = "<|video_pad|>"
@@ -173,7 +174,8 @@ class Processor:
         Args:
             messages: OpenAI chat messages; where the last is an assistant's and `partial`, its text
                 is the beginning of the answer, which goes on without thinking.
-            tools: OpenAI function tools, shown to the model by its template.
+            tools: OpenAI function tools, shown to the model by its template, or where that knows
+                of none, in the words of Qwen2.5's.
             add_generation_prompt: end with the opening of the assistant's turn.
             enable_thinking: passed to templates that know it; None leaves their default.
             allow_files: whether texts may name pictures, videos and documents by a local path;
@@ -202,6 +204,8 @@ class Processor:
         variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
 
         def render(plain: list[dict[str, Any]]) -> str:
+            if not self.template.takes_tools:
+                plain = write_tools(plain, tools, self.template)
             prompt = self.template.render(
                 reader.for_template(plain),
                 tools=list(tools) if tools else None,

@@ -34,7 +34,7 @@ from qianyan.reading.places import (
     parse_words,
 )
 from qianyan.reading.prompts import NOTHING, Lang, to_response_format
-from qianyan.reading.screen import ScreenAction, parse_action, screen_prompt, to_messages
+from qianyan.reading.screen import ScreenAction, parse_action, screen_prompt
 
 MAX_OBJECTS = 50
 MAX_WHAT_CHARS = 500
@@ -181,10 +181,9 @@ class Reader:
             raise InputError(f"device is {quote(device)}; expected {' or '.join(FUNCTIONS)}.")
         prompt = screen_prompt(task, history, lang=self._lang)
         photo, view = self._open(screen)
-        tool = to_tool(device, view)
         done = self._ask(
-            to_messages(photo, prompt, None if self._shows_tools(tool) else tool),
-            tools=[tool],
+            _messages(photo, prompt),
+            tools=[to_tool(device, view)],
             response_format={"type": "regex", "pattern": call_pattern(device)},
         )
         with _raw(done.text):
@@ -224,13 +223,6 @@ class Reader:
             photo = read_image(fetch(image, allow_files=True).data).rgb
         seen_wh = self._engine.processor.seen_wh(photo.size)
         return photo, View(notation=self._notation, seen_wh=seen_wh, photo_wh=photo.size)
-
-    def _shows_tools(self, tool: Mapping[str, Any]) -> bool:
-        """Tell whether the chat template shows tools to the model; Qwen2.5-VL's own does not."""
-        shown = self._engine.processor.template.render(
-            [{"role": "user", "content": "?"}], tools=[tool]
-        )
-        return tool["function"]["name"] in shown
 
 
 @contextmanager

@@ -6,7 +6,7 @@ never carried out: whoever does that decides whether it may be done.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -202,19 +202,3 @@ def _word(value: object, key: str, known: Sequence[str]) -> str:
 def _is_number(value: object) -> bool:
     is_plain = isinstance(value, int | float) and not isinstance(value, bool)
     return is_plain and -MAX_PIXELS <= cast("float", value) <= MAX_PIXELS
-
-
-def to_messages(screen: Any, prompt: str, tool: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Show the screen and the task; with `tool`, describe the function in a system message."""
-    parts = [{"type": "image", "image": screen}, {"type": "text", "text": prompt}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
-    if tool is None:
-        return messages
-    described = (
-        "You are a helpful assistant.\n\n# Tools\n\nOne function is at your disposal, with its "
-        "signature in JSON:\n<tools>\n"
-        f"{json.dumps(tool, ensure_ascii=False)}\n</tools>\n\nCall it with a JSON object of its "
-        "name and arguments between tags:\n<tool_call>\n"
-        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-    )
-    return [{"role": "system", "content": described}, *messages]

@@ -1,7 +1,6 @@
 """The reader with real models for the form of answers, and with prepared ones for their content."""
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,17 +114,8 @@ class Tokens:
 
 
 @dataclass
-class Template:
-    shows_tools: bool = False
-
-    def render(self, messages: Any, *, tools: Any) -> str:
-        return json.dumps([messages, tools if self.shows_tools else None])
-
-
-@dataclass
 class ScriptProcessor:
     tokenizer: Tokens
-    template: Template = field(default_factory=Template)
 
     def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
         return (320, 240)
@@ -234,18 +224,14 @@ def test_moments_end_with_the_video() -> None:
     assert script.messages[0]["content"][0] == {"type": "video", "video": "clip.mp4"}
 
 
-@pytest.mark.parametrize("shows_tools", [True, False])
-def test_a_step_on_a_screen_comes_in_real_pixels(photo: Image.Image, shows_tools: bool) -> None:
+def test_a_step_on_a_screen_comes_in_real_pixels(photo: Image.Image) -> None:
     call = ToolCall(
         name="computer_use", arguments='{"action": "left_click", "coordinate": [160, 120]}'
     )
     script = Script(QWEN2_5_VL, "", call)
-    script.processor.template.shows_tools = shows_tools
     action = reader_of(script).act(photo, "open the menu", history=["looked"])
     assert action == ScreenAction(device="computer", action="left_click", at=(320, 240))
-    assert [message["role"] for message in script.messages] == (
-        ["user"] if shows_tools else ["system", "user"]
-    )
+    assert [message["role"] for message in script.messages] == ["user"]
     (tool,) = script.options["tools"]
     assert tool["function"]["name"] == "computer_use"
     assert "320 wide and 240 high" in tool["function"]["description"]

@@ -11,7 +11,7 @@ from qianyan.errors import InputError, ReplyError
 from qianyan.inputs.grounding import Notation
 from qianyan.reading.functions import FUNCTIONS, call_pattern, to_tool
 from qianyan.reading.places import View
-from qianyan.reading.screen import ScreenAction, parse_action, screen_prompt, to_messages
+from qianyan.reading.screen import ScreenAction, parse_action, screen_prompt
 
 VIEW = View(notation=Notation.RESIZED_PIXELS, seen_wh=(1288, 728), photo_wh=(2560, 1440))
 NAMES = {"computer": "computer_use", "phone": "mobile_use"}
@@ -203,11 +203,3 @@ def test_the_task_and_what_was_done_are_told() -> None:
     for task, history in (("", []), (" ", []), ("x", "y"), ("x", ["y"] * 51)):
         with pytest.raises(InputError):
             screen_prompt(task, history, lang="en")
-
-
-def test_the_signature_is_put_before_models_whose_template_does_not_show_it() -> None:
-    tool = to_tool("computer", VIEW)
-    system, user = to_messages("picture", "go", tool)
-    assert f"<tools>\n{json.dumps(tool, ensure_ascii=False)}\n</tools>" in system["content"]
-    assert [part["type"] for part in user["content"]] == ["image", "text"]
-    assert len(to_messages("picture", "go", None)) == 1
