@@ -15,6 +15,7 @@ from qianyan import __version__
 from qianyan.engine.engine import Engine
 from qianyan.server import (
     dashscope_generation,
+    dashscope_tasks,
     health,
     openai_batches,
     openai_chat,
@@ -27,6 +28,7 @@ from qianyan.server.errors import ENVELOPES, add_handlers
 from qianyan.server.serving import Serving
 from qianyan.server.settings import ServerSettings
 from qianyan.server.worker import Worker
+from qianyan.server.works import keep_and_work
 
 OPENAI_PREFIXES = ("/v1", "/compatible-mode/v1")
 OPENAI_ROUTERS: tuple[APIRouter, ...] = (
@@ -35,10 +37,14 @@ OPENAI_ROUTERS: tuple[APIRouter, ...] = (
     openai_files.router,
     openai_batches.router,
 )
-ROUTERS: tuple[APIRouter, ...] = (health.router, dashscope_generation.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    health.router,
+    dashscope_generation.router,
+    dashscope_tasks.router,
+)
 ENVELOPES[PREFIX] = dashscope_body
 LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = (
-    openai_batches.keep_batches,
+    keep_and_work,
 )
 """Entered after the worker is there (`app.state.serving`), left before it is closed."""
 

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, Index, String, and_, delete, func, insert, or_, select, update
+from sqlalchemy import JSON, Index, String, delete, func, insert, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from qianyan.errors import InputError, quote
@@ -26,24 +26,26 @@ from qianyan.server.batch_lines import (
     read_body,
     read_lines,
 )
-from qianyan.server.database import (
-    ConflictError,
-    Database,
-    NotFoundError,
-    QuotaError,
-    Rows,
-    UtcTime,
-    utc_now,
-)
+from qianyan.server.database import ConflictError, Database, QuotaError, UtcTime, utc_now
 from qianyan.server.files import FilePurpose, Files, WrittenFile
+from qianyan.server.owned import (
+    OwnedRow,
+    Page,
+    PageQuery,
+    created_within,
+    find_owned,
+    list_owned,
+)
 from qianyan.server.tasks import LATER, Task, TaskRow, TaskState, new_row
 
 LINE_KIND = "batch_line"
+NAME = "ds_name"
+"""The entry of metadata that Bailian's lists choose by."""
 WINDOW = re.compile(r"(\d{1,4})([hd])")
 SECONDS = {"h": 3600, "d": 86_400}
 
-Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-"""Answers one request: from its body to the response's body."""
+Answer = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Answers one request of an owner: from its body to the response's body."""
 
 
 class BatchState(StrEnum):
@@ -74,7 +76,7 @@ LEFT_OUT = {
 }
 
 
-class BatchRow(Rows):
+class BatchRow(OwnedRow):
     """A batch's row."""
 
     __tablename__ = "batches"
@@ -83,8 +85,6 @@ class BatchRow(Rows):
         Index("batches_by_state", "state"),
     )
 
-    id: Mapped[str] = mapped_column(String(80), primary_key=True)
-    owner_id: Mapped[str] = mapped_column(String(80))
     endpoint: Mapped[str] = mapped_column(String(80))
     input_file_id: Mapped[str] = mapped_column(String(80))
     completion_window: Mapped[str] = mapped_column(String(10))
@@ -97,7 +97,6 @@ class BatchRow(Rows):
     errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     output_file_id: Mapped[str | None] = mapped_column(String(80))
     error_file_id: Mapped[str | None] = mapped_column(String(80))
-    created_at: Mapped[datetime] = mapped_column(UtcTime)
     expires_at: Mapped[datetime] = mapped_column(UtcTime)
     in_progress_at: Mapped[datetime | None] = mapped_column(UtcTime)
     finalizing_at: Mapped[datetime | None] = mapped_column(UtcTime)
@@ -108,12 +107,15 @@ class BatchRow(Rows):
     cancelled_at: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
-@dataclass(frozen=True)
-class BatchPage:
-    """Some of an owner's batches, newest first; the rows are detached and only to be read."""
+@dataclass(frozen=True, kw_only=True)
+class BatchQuery:
+    """Which of an owner's batches are listed; an empty tuple chooses all."""
 
-    batches: tuple[BatchRow, ...]
-    has_more: bool
+    states: tuple[BatchState, ...] = ()
+    input_file_ids: tuple[str, ...] = ()
+    name: str | None = None
+    created_from: datetime | None = None
+    created_until: datetime | None = None
 
 
 class Batches:
@@ -180,21 +182,24 @@ class Batches:
             _count(session, row)
         return row
 
-    def list_page(self, owner_id: str, *, after: str | None = None, limit: int = 20) -> BatchPage:
-        """List an owner's batches; NotFoundError when `after` is none of them."""
-        time, batch_id = BatchRow.created_at, BatchRow.id
-        chosen = select(BatchRow).where(BatchRow.owner_id == owner_id)
+    def list_page(self, owner_id: str, query: BatchQuery, page: PageQuery) -> Page[BatchRow]:
+        """List an owner's batches, their counts as they are now; the rows are only to be read.
+
+        Raises NotFoundError when the page's `after` is none of them.
+        """
+        chosen = created_within(BatchRow, query.created_from, query.created_until)
+        if query.states:
+            chosen.append(BatchRow.state.in_([one.value for one in query.states]))
+        if query.input_file_ids:
+            chosen.append(BatchRow.input_file_id.in_(query.input_file_ids))
+        if query.name:
+            chosen.append(BatchRow.note[NAME].as_string() == query.name)
         with self._database.reading() as session:
-            if after:
-                last = _find_row(session, owner_id, after)
-                beside = and_(time == last.created_at, batch_id < last.id)
-                chosen = chosen.where(or_(time < last.created_at, beside))
-            ordered = chosen.order_by(time.desc(), batch_id.desc()).limit(limit + 1)
-            rows = session.scalars(ordered).all()
-            for row in rows[:limit]:
+            listed = list_owned(session, BatchRow, owner_id, chosen, page)
+            for row in listed.items:
                 session.expunge(row)
                 _count(session, row)
-        return BatchPage(tuple(rows[:limit]), len(rows) > limit)
+        return listed
 
     def cancel(self, owner_id: str, batch_id: str) -> BatchRow:
         """Ask for no more lines; what is done is kept and comes as of a batch that is over.
@@ -221,7 +226,7 @@ class Batches:
             asked = task.request
             with self._files.store.open(asked["batch_id"]) as file:
                 body = read_body(file, asked["offset_bytes"], asked["size_bytes"])
-            return await answer(body)
+            return await answer(task.owner_id, body)
 
         return answer_line
 
@@ -457,8 +462,4 @@ def _count(session: Session, row: BatchRow) -> None:
 
 
 def _find_row(session: Session, owner_id: str, batch_id: str) -> BatchRow:
-    chosen = select(BatchRow).where(BatchRow.id == batch_id, BatchRow.owner_id == owner_id)
-    row = session.scalar(chosen)
-    if row is None:
-        raise NotFoundError(f"There is no batch {quote(batch_id)}; expected the id of a batch.")
-    return row
+    return find_owned(session, BatchRow, owner_id, batch_id, noun="batch")

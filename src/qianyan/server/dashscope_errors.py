@@ -7,6 +7,7 @@ the one from whose first word clients tell the cause.
 from typing import Any
 
 from qianyan.server.errors import Failure
+from qianyan.server.tasks import TOO_LONG
 
 PREFIX = "/api/v1/"
 """The beginning of all paths of this dialect."""
@@ -16,6 +17,7 @@ _BY_CODE = {
     "model_not_found": "ModelNotFound",
     "server_busy": "ModelServingError",
     "client_closed_request": "ClientDisconnect",
+    "wrong_state": "UnsupportedOperation",
     "bad_url": "InvalidURL",
     "connection_failed": "InvalidURL.ConnectionRefused",
     "http_status": "InvalidURL",
@@ -36,6 +38,12 @@ _BY_STATUS = {
 }
 
 
+_OF_SERVER = frozenset(
+    {"failed", "interrupted", "internal_error", "model_failed", "storage_failed"}
+)
+"""Codes of tasks that failed by no fault of their request."""
+
+
 def dashscope_body(failure: Failure, request_id: str) -> dict[str, Any]:
     """Write a failure as DashScope does."""
     return {"code": _code(failure), "message": failure.message, "request_id": request_id}
@@ -44,3 +52,11 @@ def dashscope_body(failure: Failure, request_id: str) -> dict[str, Any]:
 def _code(failure: Failure) -> str:
     known = _BY_CODE.get(failure.code) or _BY_STATUS.get(failure.status)
     return known or ("InternalError" if failure.status >= 500 else "InvalidParameter")
+
+
+def task_error_code(code: str | None) -> str:
+    """Say why a task failed; what is kept of an error is its code alone."""
+    if code == TOO_LONG:
+        return "InternalError.Timeout"
+    status = 500 if code is None or code in _OF_SERVER else 400
+    return _code(Failure(status=status, code=code or "", message=""))

@@ -2,10 +2,12 @@
 
 Both paths take whatever the model reads; they differ in how the answer is written. A stream is
 asked for by a header and has DashScope's own framing: numbered events, each with a status in a
-comment, and no mark at the end.
+comment, and no mark at the end. Another header asks for a task instead: an answer that is fetched
+later, always whole.
 """
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,12 +20,14 @@ from qianyan.inputs.processor import Processor
 from qianyan.server.dashscope_errors import PREFIX, dashscope_body
 from qianyan.server.dashscope_reply import Choice, DashScopeReply, ReplyFormat
 from qianyan.server.dashscope_request import GenerationRequest
+from qianyan.server.dashscope_tasks import submit_task
 from qianyan.server.errors import Failure, RefusedError, to_failure
-from qianyan.server.generate import begin, collect, follow, leave_all
+from qianyan.server.generate import Question, begin, collect, follow, leave_all
 from qianyan.server.openai_reply import TokenWords
 from qianyan.server.openai_request import ChatRequest
 from qianyan.server.serving import Served, Serving
 from qianyan.server.stream import EventStream, to_json, unless_gone
+from qianyan.server.tasks import Task
 from qianyan.server.worker import Answer
 
 router = APIRouter(prefix=f"{PREFIX}services/aigc", tags=["dashscope"])
@@ -44,31 +48,60 @@ async def generate_parts(request: Request, body: GenerationRequest, serving: Ser
 async def _generate(
     request: Request, body: GenerationRequest, serving: Serving, *, has_parts: bool
 ) -> Response:
-    _refuse_tasks(request)
+    request_id = request.state.request_id
+    asked = _read(body, serving, request_id=request_id, has_parts=has_parts)
+    headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
+    if _wants_task(request):
+        kept = {"body": body.model_dump(exclude_none=True), "has_parts": has_parts}
+        given = await submit_task(request, asked.model, kept)
+        return Response(to_json(given), headers=headers, media_type="application/json")
+    if not _wants_stream(request):
+        whole = await unless_gone(request, _answer_whole(asked, serving))
+        return Response(to_json(whole), headers=headers, media_type="application/json")
+    answers = await unless_gone(request, begin(serving.worker, asked.question))
+    return EventStream(
+        write_events(answers, asked.reply, request_id=request_id),
+        leave=partial(leave_all, answers),
+        headers=headers,
+    )
+
+
+async def answer_task(serving: Serving, task: Task) -> dict[str, Any]:
+    """Answer what a task asks for: what the reply to the same request at once would hold."""
+    body = GenerationRequest.model_validate(task.request["body"])
+    has_parts = task.request["has_parts"]
+    asked = _read(body, serving, request_id=task.id, has_parts=has_parts)
+    return await _answer_whole(asked, serving)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A request, read: what is asked of the engine, and who writes the answer."""
+
+    model: str
+    question: Question
+    reply: DashScopeReply
+    ignored: list[str]
+
+
+def _read(body: GenerationRequest, serving: Serving, *, request_id: str, has_parts: bool) -> _Asked:
     chat = body.to_chat()
     serving.check_model(chat.model)
-    worker = serving.worker
-    processor = worker.engine.processor
+    processor = serving.worker.engine.processor
     question = chat.to_question(processor.pictures, serving.settings.limits)
     reply = DashScopeReply(
-        request.state.request_id,
+        request_id,
         _choose_format(body, chat, processor, has_parts=has_parts),
         processor,
         words=None
         if chat.num_logprobs is None
         else TokenWords(tokenizer=processor.tokenizer, num_top=chat.num_logprobs),
     )
-    ignored = chat.ignored_fields()
-    headers = {"x-ignored-fields": ", ".join(ignored)} if ignored else {}
-    if not _wants_stream(request):
-        whole = reply.whole(*await unless_gone(request, collect(worker, question)))
-        return Response(to_json(whole), headers=headers, media_type="application/json")
-    answers = await unless_gone(request, begin(worker, question))
-    return EventStream(
-        write_events(answers, reply, request_id=request.state.request_id),
-        leave=partial(leave_all, answers),
-        headers=headers,
-    )
+    return _Asked(model=chat.model, question=question, reply=reply, ignored=chat.ignored_fields())
+
+
+async def _answer_whole(asked: _Asked, serving: Serving) -> dict[str, Any]:
+    return asked.reply.whole(*await collect(serving.worker, asked.question))
 
 
 async def write_events(
@@ -108,14 +141,8 @@ def _wants_stream(request: Request) -> bool:
     return "text/event-stream" in request.headers.get("accept", "").lower()
 
 
-def _refuse_tasks(request: Request) -> None:
-    """Refuse to answer at once where the client expects to be given a task."""
-    if request.headers.get("x-dashscope-async", "").lower() == "enable":
-        raise RefusedError(
-            "current user api does not support asynchronous calls.",
-            status=403,
-            code="access_denied",
-        )
+def _wants_task(request: Request) -> bool:
+    return request.headers.get("x-dashscope-async", "").lower() == "enable"
 
 
 def _choose_format(

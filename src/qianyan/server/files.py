@@ -2,7 +2,8 @@
 
 Names from outside are kept to be shown and never used as paths; ids cannot be guessed. Purposes are
 OpenAI's and Bailian's (`file-extract`: a document to be read, `batch`: requests, a line each,
-`vision`: a picture); `batch_output` is what a batch wrote.
+`vision`: a picture); `batch_output` is what a batch wrote, and `request` what a client sent up to
+be named in requests of the next two days.
 """
 
 import re
@@ -13,11 +14,19 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import BinaryIO
 
-from sqlalchemy import BigInteger, ColumnElement, Index, String, and_, delete, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Index, String, Text, delete, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from qianyan.errors import InputError, quote
-from qianyan.server.database import Database, NotFoundError, QuotaError, Rows, UtcTime, utc_now
+from qianyan.server.database import Database, QuotaError, UtcTime, utc_now
+from qianyan.server.owned import (
+    OwnedRow,
+    Page,
+    PageQuery,
+    created_within,
+    find_owned,
+    list_owned,
+)
 from qianyan.server.store import Content, ContentStore
 
 LONGEST_NAME = 255
@@ -30,6 +39,7 @@ class FilePurpose(StrEnum):
     BATCH = "batch"
     VISION = "vision"
     BATCH_OUTPUT = "batch_output"
+    REQUEST = "request"
 
 
 UPLOADED = (FilePurpose.FILE_EXTRACT, FilePurpose.BATCH, FilePurpose.VISION)
@@ -38,6 +48,7 @@ ID_PREFIX = {
     FilePurpose.BATCH: "file-batch-",
     FilePurpose.VISION: "file-vision-",
     FilePurpose.BATCH_OUTPUT: "file-batch_output-",
+    FilePurpose.REQUEST: "file-request-",
 }
 
 
@@ -51,7 +62,9 @@ class FileLimits:
         max_picture_bytes: largest file of purpose vision.
         max_files: files that a key may keep.
         max_total_bytes: bytes that a key's files may take together.
+        max_request_bytes: largest file that is sent up to be named in a request.
         batch_keep_s: how long files of batches, in and out, are kept; others until deleted.
+        request_keep_s: how long files are kept that were sent up to be named in a request.
         min_keep_s: shortest life that an upload may ask for.
         max_keep_s: longest life that an upload may ask for.
     """
@@ -59,9 +72,11 @@ class FileLimits:
     max_document_bytes: int = 150_000_000
     max_batch_bytes: int = 500_000_000
     max_picture_bytes: int = 20_000_000
+    max_request_bytes: int = 100_000_000
     max_files: int = 10_000
     max_total_bytes: int = 100_000_000_000
     batch_keep_s: int = 30 * 86_400
+    request_keep_s: int = 48 * 3_600
     min_keep_s: int = 3_600
     max_keep_s: int = 30 * 86_400
 
@@ -72,10 +87,18 @@ class FileLimits:
             FilePurpose.BATCH: self.max_batch_bytes,
             FilePurpose.VISION: self.max_picture_bytes,
             FilePurpose.BATCH_OUTPUT: self.max_total_bytes,
+            FilePurpose.REQUEST: self.max_request_bytes,
         }[purpose]
 
+    def keep_s(self, purpose: FilePurpose) -> int | None:
+        """How long a file of a purpose is kept; None: until it is deleted."""
+        if purpose == FilePurpose.REQUEST:
+            return self.request_keep_s
+        is_of_batch = purpose in (FilePurpose.BATCH, FilePurpose.BATCH_OUTPUT)
+        return self.batch_keep_s if is_of_batch else None
 
-class FileRow(Rows):
+
+class FileRow(OwnedRow):
     """A file's row."""
 
     __tablename__ = "files"
@@ -84,19 +107,21 @@ class FileRow(Rows):
         Index("files_by_expiry", "expires_at"),
     )
 
-    id: Mapped[str] = mapped_column(String(80), primary_key=True)
-    owner_id: Mapped[str] = mapped_column(String(80))
     purpose: Mapped[str] = mapped_column(String(20))
     filename: Mapped[str] = mapped_column(String(LONGEST_NAME))
+    description: Mapped[str | None] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    created_at: Mapped[datetime] = mapped_column(UtcTime)
+    md5: Mapped[str | None] = mapped_column(String(32))
     expires_at: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """A file that is kept; `expires_at` None: until it is deleted."""
+    """A file that is kept; `expires_at` None: until it is deleted.
+
+    Older files have no `md5`.
+    """
 
     id: str
     purpose: FilePurpose
@@ -105,26 +130,17 @@ class StoredFile:
     sha256: str
     created_at: datetime
     expires_at: datetime | None
+    description: str | None = None
+    md5: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileQuery:
-    """Which of a key's files are listed: at most `limit` after the file `after`, newest first."""
+    """Which of a key's files are listed; uploads for a request are none of them."""
 
     purpose: FilePurpose | None = None
-    after: str | None = None
-    limit: int = 100
-    is_oldest_first: bool = False
     created_from: datetime | None = None
     created_until: datetime | None = None
-
-
-@dataclass(frozen=True)
-class FilePage:
-    """Some of a key's files, in order."""
-
-    files: tuple[StoredFile, ...]
-    has_more: bool
 
 
 class Files:
@@ -175,7 +191,13 @@ class Files:
         return WrittenFile(file_id, purpose, content)
 
     def add(
-        self, written: "WrittenFile", owner_id: str, filename: str, *, keep_s: int | None = None
+        self,
+        written: "WrittenFile",
+        owner_id: str,
+        filename: str,
+        *,
+        keep_s: int | None = None,
+        description: str | None = None,
     ) -> StoredFile:
         """Give a written content its row; without room or for an empty one it is deleted."""
         is_kept = False
@@ -185,6 +207,7 @@ class Files:
             with self._database.writing() as session:
                 self._check_room(session, owner_id, written.content.size_bytes)
                 row = self.add_row(session, written, owner_id, filename, keep_s=keep_s)
+                row.description = description
             is_kept = True
             return _value(row)
         finally:
@@ -202,8 +225,8 @@ class Files:
     ) -> FileRow:
         """Add a content's row to a transaction that another noun has begun, whatever the room."""
         now = utc_now()
-        if keep_s is None and written.purpose in (FilePurpose.BATCH, FilePurpose.BATCH_OUTPUT):
-            keep_s = self.limits.batch_keep_s
+        if keep_s is None:
+            keep_s = self.limits.keep_s(written.purpose)
         row = FileRow(
             id=written.id,
             owner_id=owner_id,
@@ -211,6 +234,7 @@ class Files:
             filename=shown_name(filename),
             size_bytes=written.content.size_bytes,
             sha256=written.content.sha256,
+            md5=written.content.md5,
             created_at=now,
             expires_at=None if keep_s is None else now + timedelta(seconds=keep_s),
         )
@@ -226,25 +250,14 @@ class Files:
         """Open a key's file to read it; the caller closes it. NotFoundError as `find`."""
         return self.store.open(self.find(owner_id, file_id).id)
 
-    def list_page(self, owner_id: str, query: FileQuery) -> FilePage:
-        """List a key's files; NotFoundError when `after` is none of them."""
-        chosen = select(FileRow).where(FileRow.owner_id == owner_id, _is_alive())
+    def list_page(self, owner_id: str, query: FileQuery, page: PageQuery) -> Page[StoredFile]:
+        """List a key's files; NotFoundError when the page's `after` is none of them."""
+        chosen = [_is_alive(), FileRow.purpose != FilePurpose.REQUEST.value]
         if query.purpose:
-            chosen = chosen.where(FileRow.purpose == query.purpose.value)
-        if query.created_from:
-            chosen = chosen.where(FileRow.created_at >= query.created_from)
-        if query.created_until:
-            chosen = chosen.where(FileRow.created_at <= query.created_until)
-        order = (FileRow.created_at, FileRow.id)
+            chosen.append(FileRow.purpose == query.purpose.value)
+        chosen += created_within(FileRow, query.created_from, query.created_until)
         with self._database.reading() as session:
-            if query.after:
-                last = _find_row(session, owner_id, query.after)
-                chosen = chosen.where(_beyond(last, is_later=query.is_oldest_first))
-            chosen = chosen.order_by(
-                *(order if query.is_oldest_first else (part.desc() for part in order))
-            )
-            rows = session.scalars(chosen.limit(query.limit + 1)).all()
-        return FilePage(tuple(map(_value, rows[: query.limit])), len(rows) > query.limit)
+            return list_owned(session, FileRow, owner_id, chosen, page).map(_value)
 
     def delete(self, owner_id: str, file_id: str) -> None:
         """Delete a key's file; NotFoundError as `find`."""
@@ -312,20 +325,8 @@ def _is_alive() -> ColumnElement[bool]:
     return FileRow.expires_at.is_(None) | (FileRow.expires_at > utc_now())
 
 
-def _beyond(last: FileRow, *, is_later: bool) -> ColumnElement[bool]:
-    """Choose the rows that a listing shows after `last`; ids part those of one time."""
-    time, file_id = FileRow.created_at, FileRow.id
-    beside = file_id > last.id if is_later else file_id < last.id
-    beyond = time > last.created_at if is_later else time < last.created_at
-    return or_(beyond, and_(time == last.created_at, beside))
-
-
 def _find_row(session: Session, owner_id: str, file_id: str) -> FileRow:
-    chosen = select(FileRow).where(FileRow.id == file_id, FileRow.owner_id == owner_id, _is_alive())
-    row = session.scalar(chosen)
-    if row is None:
-        raise NotFoundError(f"There is no file {quote(file_id)}; expected the id of an upload.")
-    return row
+    return find_owned(session, FileRow, owner_id, file_id, _is_alive(), noun="file")
 
 
 def _value(row: FileRow) -> StoredFile:
@@ -337,4 +338,6 @@ def _value(row: FileRow) -> StoredFile:
         sha256=row.sha256,
         created_at=row.created_at,
         expires_at=row.expires_at,
+        description=row.description,
+        md5=row.md5,
     )

@@ -7,9 +7,9 @@ round that takes batches on and deletes what has expired.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,28 +17,29 @@ from fastapi import Depends, Request
 from filelock import FileLock, Timeout
 
 from qianyan.errors import ConfigError, QianyanError, quote
-from qianyan.server.batches import LINE_KIND, Answer, Batches
+from qianyan.server.batches import Batches
 from qianyan.server.database import Database, make_state_folder, open_database
 from qianyan.server.errors import RefusedError
 from qianyan.server.files import Files
 from qianyan.server.store import ContentStore
-from qianyan.server.task_runner import TaskRunner
+from qianyan.server.task_runner import TaskRunner, Work
 from qianyan.server.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 ROUND_S = 0.5
 SWEEP_S = 600
-LINES_AT_A_TIME = 4
+TASKS_AT_A_TIME = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
-    """What is kept under one state folder."""
+    """What is kept under one state folder; `wake` tells the runner of a new task."""
 
     database: Database
     files: Files
     tasks: Tasks
     batches: Batches
+    wake: Callable[[], None] = lambda: None
 
     def sweep(self) -> None:
         """Delete files and tasks that have expired, and what killed processes left."""
@@ -61,12 +62,13 @@ def open_keeping(state_folder: Path) -> Keeping:
 
 
 @contextmanager
-def claim(state_folder: Path) -> Iterator[None]:
-    """Hold a state folder: a second server would take lines for models that it does not have.
+def claim(state_folder: Path) -> Iterator[Path]:
+    """Hold a state folder and give its path.
 
-    Raises ConfigError when another server holds it.
+    A second server would take lines for models that it does not have. Raises ConfigError when another server holds it.
     """
-    lock = FileLock(make_state_folder(state_folder) / "server.lock", timeout=0)
+    folder = make_state_folder(state_folder)
+    lock = FileLock(folder / "server.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -75,17 +77,21 @@ def claim(state_folder: Path) -> Iterator[None]:
             "Name another one with --state-dir."
         ) from error
     try:
-        yield
+        yield folder
     finally:
         lock.release()
 
 
+MakeWorks = Callable[[Keeping], Mapping[str, Work]]
+"""Gives the work of each kind of task."""
+
+
 @asynccontextmanager
-async def keep(state_folder: Path, answer: Answer) -> AsyncIterator[Keeping]:
+async def keep(state_folder: Path, make_works: MakeWorks) -> AsyncIterator[Keeping]:
     """Open what is kept and have its work done until the context is left."""
     keeping = await asyncio.to_thread(open_keeping, state_folder)
-    works = {LINE_KIND: keeping.batches.work(answer)}
-    runner = TaskRunner(keeping.tasks, works, concurrency=LINES_AT_A_TIME)
+    runner = TaskRunner(keeping.tasks, make_works(keeping), concurrency=TASKS_AT_A_TIME)
+    keeping = replace(keeping, wake=runner.wake)
     running = [
         asyncio.create_task(runner.run()),
         asyncio.create_task(_go_round(keeping, runner)),

@@ -1,22 +1,21 @@
 """/batches in OpenAI's words: create, list, retrieve, cancel; and how a line is answered."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qianyan.errors import InputError
+from qianyan.errors import InputError, quote
 from qianyan.server.auth import owner_of
-from qianyan.server.batches import BatchRow
+from qianyan.server.batches import BatchQuery, BatchRow, BatchState
+from qianyan.server.dashscope_times import parse_time
 from qianyan.server.generate import collect
-from qianyan.server.keeping import Kept, keep
+from qianyan.server.keeping import Kept
 from qianyan.server.openai_reply import OpenAIReply, TokenWords
 from qianyan.server.openai_request import ChatRequest
+from qianyan.server.owned import PageQuery
 from qianyan.server.serving import Serving
 
 router = APIRouter(tags=["batches"])
@@ -40,6 +39,34 @@ class BatchRequest(BaseModel):
     endpoint: Annotated[str, Field(max_length=200)]
     completion_window: Annotated[str, Field(max_length=20)] = "24h"
     metadata: dict[str, str] | None = None
+
+
+class BatchParams(BaseModel):
+    """The query of a list: OpenAI's, and Bailian's choice of batches."""
+
+    after: Annotated[str | None, Field(max_length=200)] = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    ds_name: Annotated[str | None, Field(max_length=100)] = None
+    input_file_ids: Annotated[str | None, Field(max_length=2_000)] = None
+    status: Annotated[str | None, Field(max_length=200)] = None
+    create_after: str | None = None
+    create_before: str | None = None
+
+    @property
+    def page(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(limit=self.limit, after=self.after or None)
+
+    @property
+    def query(self) -> BatchQuery:
+        """Which batches are asked for; InputError for a state or a time that is none."""
+        return BatchQuery(
+            states=tuple(map(_parse_state, _split(self.status))),
+            input_file_ids=_split(self.input_file_ids),
+            name=self.ds_name or None,
+            created_from=parse_time(self.create_after, "create_after"),
+            created_until=parse_time(self.create_before, "create_before"),
+        )
 
 
 class BatchObject(BaseModel):
@@ -76,6 +103,18 @@ class BatchList(BaseModel):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in (text or "").split(","))))
+
+
+def _parse_state(text: str) -> BatchState:
+    try:
+        return BatchState(text)
+    except ValueError as error:
+        known = ", ".join(BatchState)
+        raise InputError(f"status is {quote(text)}; expected some of {known}.") from error
 
 
 def to_object(row: BatchRow) -> BatchObject:
@@ -118,16 +157,13 @@ async def create_batch(request: Request, body: BatchRequest, kept: Kept) -> Batc
 
 @router.get("/batches")
 async def list_batches(
-    request: Request,
-    kept: Kept,
-    after: Annotated[str | None, Query(max_length=200)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    request: Request, kept: Kept, asked: Annotated[BatchParams, Query()]
 ) -> BatchList:
     """List an owner's batches."""
     page = await asyncio.to_thread(
-        kept.batches.list_page, owner_of(request), after=after or None, limit=limit
+        kept.batches.list_page, owner_of(request), asked.query, asked.page
     )
-    data = [to_object(row) for row in page.batches]
+    data = [to_object(row) for row in page.items]
     return BatchList(
         data=data,
         first_id=data[0].id if data else None,
@@ -146,18 +182,6 @@ async def retrieve_batch(request: Request, kept: Kept, batch_id: str) -> BatchOb
 async def cancel_batch(request: Request, kept: Kept, batch_id: str) -> BatchObject:
     """Ask for no more of a batch's lines."""
     return to_object(await asyncio.to_thread(kept.batches.cancel, owner_of(request), batch_id))
-
-
-@asynccontextmanager
-async def keep_batches(app: FastAPI) -> AsyncIterator[None]:
-    """Keep files and batches under the state folder, where there is one, and work on them."""
-    serving: Serving = app.state.serving
-    if serving.settings.state_folder is None:
-        yield
-        return
-    async with keep(serving.settings.state_folder, partial(answer_chat, serving)) as keeping:
-        app.state.keeping = keeping
-        yield
 
 
 async def answer_chat(serving: Serving, body: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from qianyan.errors import InputError, quote
 from qianyan.server.auth import owner_of
 from qianyan.server.files import FileLimits, FilePurpose, FileQuery, StoredFile
 from qianyan.server.keeping import Kept
+from qianyan.server.owned import PageQuery
 from qianyan.server.store import read_chunks
 
 router = APIRouter(tags=["files"])
@@ -121,11 +122,10 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> FileList:
     """List an owner's files."""
-    query = FileQuery(
-        purpose=purpose, after=after or None, limit=limit, is_oldest_first=order == "asc"
-    )
-    page = await asyncio.to_thread(kept.files.list_page, owner_of(request), query)
-    data = [to_object(file) for file in page.files]
+    part = PageQuery(limit=limit, after=after or None, is_oldest_first=order == "asc")
+    query = FileQuery(purpose=purpose)
+    page = await asyncio.to_thread(kept.files.list_page, owner_of(request), query, part)
+    data = [to_object(file) for file in page.items]
     return FileList(
         data=data,
         first_id=data[0].id if data else None,

@@ -30,6 +30,7 @@ class Content:
 
     size_bytes: int
     sha256: str
+    md5: str
 
 
 class ContentStore:
@@ -47,7 +48,8 @@ class ContentStore:
         StorageError when the disk is full or fails.
         """
         incoming, place = self._incoming / self._name(content_id), self.path(content_id)
-        digest, size = hashlib.sha256(), 0
+        sha256, size = hashlib.sha256(), 0
+        md5 = hashlib.md5(usedforsecurity=False)  # which Bailian's clients compare
         try:
             with _told():
                 file = incoming.open("xb", buffering=0)
@@ -60,7 +62,8 @@ class ContentStore:
                             "Split it.",
                             code="file_too_large",
                         )
-                    digest.update(chunk)
+                    sha256.update(chunk)
+                    md5.update(chunk)
                     with _told():
                         _write_all(file, chunk)
                 with _told():
@@ -69,7 +72,7 @@ class ContentStore:
                 incoming.replace(place)
         finally:
             incoming.unlink(missing_ok=True)
-        return Content(size, digest.hexdigest())
+        return Content(size, sha256.hexdigest(), md5.hexdigest())
 
     def path(self, content_id: str) -> Path:
         """Name the file of a content, to read only; it need not exist."""

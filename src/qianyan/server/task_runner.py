@@ -1,9 +1,10 @@
 """The runner: takes tasks out of the line and has their work done, several at a time.
 
 The work of each kind is a coroutine function given from outside. What it raises decides: a request
-that cannot be used fails at once; anything else is tried again, as often as the limits allow, and
-what nobody foresaw goes to the log with its traceback. A runner that is cancelled puts its tasks
-back in line.
+that cannot be used fails at once; where the server has no room now, or the model is broken until
+the server is started again, the task waits and no attempt is used up; anything else is tried
+again, as often as the limits allow, and what nobody foresaw goes to the log with its traceback. A
+runner that is cancelled puts its tasks back in line.
 """
 
 import asyncio
@@ -12,16 +13,19 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from qianyan.errors import CapacityError, InputError, QianyanError
+from qianyan.errors import CapacityError, InputError, NoMemoryError, QianyanError
+from qianyan.server.asking import Asked, asking
 from qianyan.server.database import StorageError
 from qianyan.server.errors import RefusedError
-from qianyan.server.tasks import Task, Tasks
+from qianyan.server.tasks import TOO_LONG, Task, Tasks
 
 logger = logging.getLogger(__name__)
 
 Work = Callable[[Task], Awaitable[dict[str, Any]]]
 """Does a task's work and gives its result, which must be JSON."""
 
+BUSY = (429, 503)
+"""Statuses that speak of the server at this moment, never of the request."""
 POLL_S = 0.5  # other processes put tasks in line too
 RENEWALS_PER_LEASE = 3
 
@@ -80,7 +84,8 @@ class TaskRunner:
 
     async def _do(self, task: Task) -> None:
         """Do one task; whatever happens to its work, the task has its next state afterwards."""
-        work = asyncio.ensure_future(self._works[task.kind](task))
+        with asking(Asked(request_id=task.id, owner_id=task.owner_id)):
+            work = asyncio.ensure_future(self._works[task.kind](task))
         renewing = asyncio.create_task(self._renew(task, work))
         try:
             await asyncio.wait({work}, timeout=self._tasks.limits.max_run_s)
@@ -94,7 +99,7 @@ class TaskRunner:
         if not work.done():
             work.cancel()
             await asyncio.wait({work})
-            await self._fail(task, "timeout", "The task took longer than a task may take.")
+            await self._fail(task, TOO_LONG, "The task took longer than a task may take.")
         elif not work.cancelled():  # else its lease was lost, and the task is another runner's
             await self._finish(task, work)
 
@@ -102,6 +107,9 @@ class TaskRunner:
         error = work.exception()
         if error is None:
             await self._settle(self._tasks.succeed, task, work.result())
+        elif isinstance(error, RefusedError) and error.status in BUSY:
+            wait_s = error.retry_after_s or self._tasks.limits.retry_s
+            await self._settle(self._tasks.put_back, task, is_failed=False, wait_s=wait_s)
         elif _is_of_request(error):
             await self._fail(task, _code(error), str(error))
         elif task.attempts < self._tasks.limits.max_attempts:
@@ -145,7 +153,9 @@ UNFORESEEN = "The server failed at this task; its log says why, under the task's
 def _is_of_request(error: BaseException) -> bool:
     """Tell whether the same request would fail again."""
     if isinstance(error, RefusedError):
-        return error.status < 500 and error.status != 429
+        return error.status < 500
+    if isinstance(error, NoMemoryError):
+        return False
     return isinstance(error, InputError | CapacityError)
 
 

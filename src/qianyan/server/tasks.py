@@ -6,8 +6,9 @@ most. Owners take turns, and tasks of a lower priority wait for all others. Stat
 """
 
 import json
+import math
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    ColumnElement,
     ForeignKey,
     Index,
     Select,
@@ -25,18 +27,23 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Mapped, Session, defer, mapped_column
 
-from qianyan.errors import quote
-from qianyan.server.database import (
-    ConflictError,
-    Database,
-    NotFoundError,
-    QuotaError,
-    Rows,
-    UtcTime,
-    utc_now,
+from qianyan.server.database import ConflictError, Database, QuotaError, UtcTime, utc_now
+from qianyan.server.errors import RefusedError
+from qianyan.server.owned import (
+    OwnedRow,
+    Page,
+    PageQuery,
+    created_within,
+    find_owned,
+    list_owned,
 )
+
+NOT_PENDING = "Failed to cancel the task, please confirm if the task is in PENDING status."
+"""Bailian's sentence, for which clients look."""
+TOO_LONG = "task_timed_out"
+"""The code of a task that took or waited longer than one may."""
 
 
 class TaskState(StrEnum):
@@ -67,6 +74,7 @@ class TaskLimits:
             doubled each time.
         lease_s: seconds until a task of a process that has died is taken up again.
         max_run_s: longest time that one attempt may take.
+        max_wait_s: longest time in line, lines of batches apart, which have a window of their own.
         keep_s: how long a finished task and its result are kept.
     """
 
@@ -77,10 +85,11 @@ class TaskLimits:
     retry_s: float = 2
     lease_s: float = 30
     max_run_s: float = 10_800
+    max_wait_s: float = 86_400
     keep_s: float = 86_400
 
 
-class TaskRow(Rows):
+class TaskRow(OwnedRow):
     """A task's row."""
 
     __tablename__ = "tasks"
@@ -92,14 +101,13 @@ class TaskRow(Rows):
         Index("tasks_of_batch", "batch_id", "line"),
     )
 
-    id: Mapped[str] = mapped_column(String(80), primary_key=True)
-    owner_id: Mapped[str] = mapped_column(String(80))
     kind: Mapped[str] = mapped_column(String(40))
     model: Mapped[str] = mapped_column(String(255))
     state: Mapped[str] = mapped_column(String(10))
     priority: Mapped[int] = mapped_column()
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
     request_bytes: Mapped[int] = mapped_column(BigInteger)
+    request_id: Mapped[str | None] = mapped_column(String(64))
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     error_code: Mapped[str | None] = mapped_column(String(80))
     error_message: Mapped[str | None] = mapped_column(Text)
@@ -107,7 +115,6 @@ class TaskRow(Rows):
     runner_id: Mapped[str | None] = mapped_column(String(80))
     leased_until_at: Mapped[datetime | None] = mapped_column(UtcTime)
     due_at: Mapped[datetime] = mapped_column(UtcTime)
-    created_at: Mapped[datetime] = mapped_column(UtcTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcTime)
     batch_id: Mapped[str | None] = mapped_column(
@@ -118,16 +125,21 @@ class TaskRow(Rows):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task as it stands; `result` once it has succeeded, the error's words once it has failed."""
+    """A task as it stands; `result` once it has succeeded, the error's words once it has failed.
+
+    Requests and results may be large: of a task that is claimed the request is read, of one that
+    is found the result, of those that are listed neither.
+    """
 
     id: str
     owner_id: str
     kind: str
     model: str
     state: TaskState
-    request: dict[str, Any]
     attempts: int
     created_at: datetime
+    request: dict[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
     result: dict[str, Any] | None = None
     error_code: str | None = None
     error_message: str | None = None
@@ -137,22 +149,12 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskQuery:
-    """Which of an owner's tasks are listed, newest first; pages are counted from 1."""
+    """Which of an owner's tasks are listed."""
 
-    page: int = 1
-    page_size: int = 10
     state: TaskState | None = None
     model: str | None = None
     created_from: datetime | None = None
     created_until: datetime | None = None
-
-
-@dataclass(frozen=True)
-class TaskPage:
-    """Some of an owner's tasks; `total` counts all that the query chooses."""
-
-    tasks: tuple[Task, ...]
-    total: int
 
 
 class Tasks:
@@ -164,11 +166,20 @@ class Tasks:
         self._turns: dict[str, int] = {}  # by owner, when its last turn was
         self._turn = 0
 
-    def submit(self, owner_id: str, kind: str, model: str, request: dict[str, Any]) -> Task:
+    def submit(
+        self,
+        owner_id: str,
+        kind: str,
+        model: str,
+        request: dict[str, Any],
+        *,
+        request_id: str | None = None,
+    ) -> Task:
         """Put a task in line; `kind` names the work that runners do for it.
 
         Raises:
-            QuotaError: the request is too large, or the owner has too much in line.
+            QuotaError: the request is too large.
+            RefusedError: 429, the owner has too much in line.
         """
         size_bytes = len(json.dumps(request))
         if size_bytes > self.limits.max_request_bytes:
@@ -178,35 +189,32 @@ class Tasks:
                 code="request_too_large",
             )
         row = new_row(owner_id, kind, model, request, size_bytes=size_bytes)
+        row.request_id = request_id
         with self._database.writing() as session:
             self._check_room(session, owner_id, size_bytes)
             session.add(row)
         return _value(row)
 
-    def find(self, owner_id: str, task_id: str) -> Task:
-        """Find an owner's task; NotFoundError when it has none of this id, or none any more."""
+    def find(self, owner_id: str, task_id: str, *, kind: str) -> Task:
+        """Find an owner's task of a kind; NotFoundError when there is none, or none any more."""
         with self._database.reading() as session:
-            return _value(_find_row(session, owner_id, task_id))
+            row = self._find(session, owner_id, task_id, kind)
+            return _value(row, result=row.result)
 
-    def list_page(self, owner_id: str, query: TaskQuery, *, kind: str) -> TaskPage:
+    def list_page(
+        self, owner_id: str, query: TaskQuery, page: PageQuery, *, kind: str
+    ) -> Page[Task]:
         """List an owner's tasks of a kind."""
-        chosen = select(TaskRow).where(TaskRow.owner_id == owner_id, TaskRow.kind == kind)
+        chosen = [TaskRow.kind == kind, self._is_kept()]
         if query.state:
-            chosen = chosen.where(TaskRow.state == query.state.value)
+            chosen.append(TaskRow.state == query.state.value)
         if query.model:
-            chosen = chosen.where(TaskRow.model == query.model)
-        if query.created_from:
-            chosen = chosen.where(TaskRow.created_at >= query.created_from)
-        if query.created_until:
-            chosen = chosen.where(TaskRow.created_at <= query.created_until)
-        ordered = chosen.order_by(TaskRow.created_at.desc(), TaskRow.id.desc())
-        skipped = (query.page - 1) * query.page_size
+            chosen.append(TaskRow.model == query.model)
+        chosen += created_within(TaskRow, query.created_from, query.created_until)
         with self._database.reading() as session:
-            total = session.scalar(select(func.count()).select_from(chosen.subquery())) or 0
-            rows = session.scalars(ordered.offset(skipped).limit(query.page_size)).all()
-        return TaskPage(tuple(map(_value, rows)), total)
+            return list_owned(session, TaskRow, owner_id, chosen, page, *WITHOUT_BODIES).map(_value)
 
-    def cancel(self, owner_id: str, task_id: str) -> Task:
+    def cancel(self, owner_id: str, task_id: str, *, kind: str) -> Task:
         """Take an owner's task out of the line.
 
         Raises:
@@ -214,11 +222,9 @@ class Tasks:
             ConflictError: the task has begun or is over.
         """
         with self._database.writing() as session:
-            row = _find_row(session, owner_id, task_id)
+            row = self._find(session, owner_id, task_id, kind)
             if row.state != TaskState.PENDING:
-                raise ConflictError(
-                    "Failed to cancel the task, please confirm if the task is in PENDING status."
-                )
+                raise ConflictError(NOT_PENDING)
             row.state, row.finished_at = TaskState.CANCELED.value, utc_now()
         return _value(row)
 
@@ -237,7 +243,7 @@ class Tasks:
             row.attempts += 1
             row.started_at = row.started_at or now
             row.leased_until_at = now + timedelta(seconds=self.limits.lease_s)
-        return _value(row)
+        return _value(row, request=row.request)
 
     def renew(self, task: Task, runner_id: str) -> bool:
         """Hold a task for another lease; False when it is no longer this runner's."""
@@ -267,9 +273,15 @@ class Tasks:
             leased_until_at=None,
         )
 
-    def put_back(self, task: Task, runner_id: str, *, is_failed: bool) -> bool:
-        """Put a task in line again: later when it failed; without counting when it was stopped."""
-        wait_s = self.limits.retry_s * 2 ** (task.attempts - 1) if is_failed else 0
+    def put_back(
+        self, task: Task, runner_id: str, *, is_failed: bool, wait_s: float | None = None
+    ) -> bool:
+        """Put a task in line again; the attempt counts only when it failed.
+
+        `wait_s` None: at once, or after a failure later and later.
+        """
+        if wait_s is None:
+            wait_s = self.limits.retry_s * 2 ** (task.attempts - 1) if is_failed else 0
         return self._settle(
             task,
             runner_id,
@@ -280,11 +292,41 @@ class Tasks:
         )
 
     def sweep(self) -> int:
-        """Delete the tasks that finished `keep_s` ago, those of batches apart; return how many."""
-        oldest = utc_now() - timedelta(seconds=self.limits.keep_s)
+        """Delete tasks whose time is over, those of batches apart; return how many.
+
+        What has waited in line too long has failed, and is kept as long as other results.
+        """
+        now = utc_now()
+        alone = TaskRow.batch_id.is_(None)
         with self._database.writing() as session:
-            old = delete(TaskRow).where(TaskRow.finished_at <= oldest, TaskRow.batch_id.is_(None))
-            return len(session.scalars(old.returning(TaskRow.id)).all())
+            old = delete(TaskRow).where(alone, ~self._is_kept())
+            gone = session.scalars(old.returning(TaskRow.id)).all()
+            session.execute(
+                update(TaskRow)
+                .where(
+                    alone,
+                    TaskRow.state == TaskState.PENDING.value,
+                    TaskRow.created_at <= now - timedelta(seconds=self.limits.max_wait_s),
+                )
+                .values(
+                    state=TaskState.FAILED.value,
+                    error_code=TOO_LONG,
+                    error_message="The task waited in line longer than one may.",
+                    finished_at=now,
+                )
+            )
+        return len(gone)
+
+    def _is_kept(self) -> ColumnElement[bool]:
+        """Choose tasks that are not over, and those that were over a short time ago only."""
+        oldest = utc_now() - timedelta(seconds=self.limits.keep_s)
+        return TaskRow.finished_at.is_(None) | (TaskRow.finished_at > oldest)
+
+    def _find(self, session: Session, owner_id: str, task_id: str, kind: str) -> TaskRow:
+        chosen = (TaskRow.kind == kind, self._is_kept())
+        return find_owned(
+            session, TaskRow, owner_id, task_id, *chosen, noun="task", options=WITHOUT_BODIES
+        )
 
     def _settle(self, task: Task, runner_id: str, **values: Any) -> bool:
         mine = (
@@ -355,10 +397,13 @@ class Tasks:
         )
         number, total = session.execute(line).one()
         if number >= self.limits.max_waiting or total + size_bytes > self.limits.max_waiting_bytes:
-            raise QuotaError(
+            raise RefusedError(
                 f"This key has {number} tasks in line; expected at most "
                 f"{self.limits.max_waiting} with {self.limits.max_waiting_bytes} bytes together. "
-                "Wait for some to finish or cancel them."
+                "Wait for some to finish or cancel them.",
+                status=429,
+                code="limit_tasks",
+                retry_after_s=math.ceil(self.limits.retry_s),
             )
 
 
@@ -382,25 +427,26 @@ def new_row(
     )
 
 
-def _find_row(session: Session, owner_id: str, task_id: str) -> TaskRow:
-    chosen = select(TaskRow).where(TaskRow.id == task_id, TaskRow.owner_id == owner_id)
-    row = session.scalar(chosen)
-    if row is None:
-        raise NotFoundError(f"There is no task {quote(task_id)}; results are kept for a time only.")
-    return row
+WITHOUT_BODIES = (defer(TaskRow.request), defer(TaskRow.result))
 
 
-def _value(row: TaskRow) -> Task:
+def _value(
+    row: TaskRow,
+    *,
+    request: dict[str, Any] | None = None,
+    result: dict[str, Any] | None = None,
+) -> Task:
     return Task(
         id=row.id,
         owner_id=row.owner_id,
         kind=row.kind,
         model=row.model,
         state=TaskState(row.state),
-        request=row.request,
         attempts=row.attempts,
         created_at=row.created_at,
-        result=row.result,
+        request=request or {},
+        request_id=row.request_id,
+        result=result,
         error_code=row.error_code,
         error_message=row.error_message,
         started_at=row.started_at,

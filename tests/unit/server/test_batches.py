@@ -17,9 +17,10 @@ import pytest
 
 from qianyan.errors import InputError
 from qianyan.server.batch_lines import BatchLimits, read_body, read_lines
-from qianyan.server.batches import LINE_KIND, Batches, BatchRow
+from qianyan.server.batches import LINE_KIND, Batches, BatchQuery, BatchRow, BatchState
 from qianyan.server.database import ConflictError, NotFoundError, QuotaError, open_database
 from qianyan.server.files import Files
+from qianyan.server.owned import PageQuery
 from qianyan.server.store import ContentStore
 from qianyan.server.tasks import TaskLimits, Tasks
 
@@ -62,7 +63,7 @@ class Kept:
         return self.batches.find(ALICE, batch.id)
 
 
-async def answer(body: dict[str, Any]) -> dict[str, Any]:
+async def answer(_owner_id: str, body: dict[str, Any]) -> dict[str, Any]:
     if body.get("temperature") == 9:
         raise InputError("temperature is 9; expected at most 2.")
     return {"echo": body["messages"][0]["content"]}
@@ -261,15 +262,35 @@ def test_another_owner_neither_sees_nor_uses_nor_cancels(kept: Kept) -> None:
             call(BOB, batch.id)
     with pytest.raises(NotFoundError):
         kept.batches.create(BOB, batch.input_file_id, CHAT)
-    assert kept.batches.list_page(BOB).batches == ()
+    assert kept.batches.list_page(BOB, BatchQuery(), PageQuery()).items == ()
 
 
 def test_listing_goes_through_all_batches_newest_first(kept: Kept) -> None:
     made = [kept.create([request("a")]).id for _ in range(3)]
-    first = kept.batches.list_page(ALICE, limit=2)
-    assert ([one.id for one in first.batches], first.has_more) == ([made[2], made[1]], True)
-    rest = kept.batches.list_page(ALICE, after=made[1], limit=2)
-    assert ([one.id for one in rest.batches], rest.has_more) == ([made[0]], False)
+    first = kept.batches.list_page(ALICE, BatchQuery(), PageQuery(limit=2))
+    assert ([one.id for one in first.items], first.has_more) == ([made[2], made[1]], True)
+    rest = kept.batches.list_page(ALICE, BatchQuery(), PageQuery(after=made[1], limit=2))
+    assert ([one.id for one in rest.items], rest.has_more) == ([made[0]], False)
+
+
+def test_a_list_chooses_by_name_state_file_and_time(kept: Kept) -> None:
+    one, other = (
+        kept.create([request(name)], metadata={"ds_name": name}) for name in ("night", "day")
+    )
+    kept.batches.cancel(ALICE, other.id)
+    plain = kept.create([request("a")])
+    cases = [
+        (BatchQuery(), [plain, other, one]),
+        (BatchQuery(name="night"), [one]),
+        (BatchQuery(states=(BatchState.CANCELLING, BatchState.FAILED)), [other]),
+        (BatchQuery(input_file_ids=(one.input_file_id, plain.input_file_id)), [plain, one]),
+        (BatchQuery(created_from=other.created_at), [plain, other]),
+        (BatchQuery(created_until=one.created_at), [one]),
+    ]
+    for query, batches in cases:
+        page = kept.batches.list_page(ALICE, query, PageQuery())
+        assert [row.id for row in page.items] == [row.id for row in batches], query
+        assert page.total == len(batches)
 
 
 def test_tasks_that_somebody_waits_for_go_before_lines(kept: Kept) -> None:
@@ -296,7 +317,7 @@ database = open_database(folder)
 tasks = Tasks(database, TaskLimits(lease_s=1, max_attempts=9))
 batches = Batches(database, Files(database, ContentStore(folder / "files")))
 
-async def answer(body):
+async def answer(owner_id, body):
     print(body["messages"][0]["content"], flush=True)
     await asyncio.sleep(0.05)
     return {"echo": body["messages"][0]["content"]}

@@ -319,11 +319,6 @@ def test_sources_of_this_machine_and_broken_ones_are_refused(
     assert error_of(ask(client, PARTS, sent=sent), 400)["code"] == code
 
 
-def test_a_task_is_refused_rather_than_answered_at_once(client: httpx2.Client) -> None:
-    error = error_of(ask(client, headers={"x-dashscope-async": "enable"}), 403)
-    assert error["code"] == "AccessDenied"
-
-
 def test_refusals_of_the_edge_have_this_dialect_s_body(serve: Callable[..., Any]) -> None:
     with serve(max_body_bytes=1000) as client:
         wrong = ask(client, headers={"authorization": "Bearer sk-wrong-key"})

@@ -17,6 +17,7 @@ from qianyan.server.files import (
     Files,
     shown_name,
 )
+from qianyan.server.owned import PageQuery
 from qianyan.server.store import ContentStore, read_chunks
 
 ALICE, BOB = "owner-alice", "owner-bob"
@@ -61,9 +62,9 @@ def test_another_key_neither_sees_nor_deletes_a_file(files: Files) -> None:
     for call in (files.find, files.open, files.delete):
         with pytest.raises(NotFoundError, match="There is no file"):
             call(BOB, sent.id)
-    assert files.list_page(BOB, FileQuery()).files == ()
+    assert files.list_page(BOB, FileQuery(), PageQuery()).items == ()
     with pytest.raises(NotFoundError):
-        files.list_page(BOB, FileQuery(after=sent.id))
+        files.list_page(BOB, FileQuery(), PageQuery(after=sent.id))
     assert files.find(ALICE, sent.id) == sent
 
 
@@ -111,7 +112,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(files: Files, tmp_path: Path) 
     with pytest.raises(TimeoutError, match="went away"):
         files.upload(ALICE, "a.png", "vision", chunks())
     assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
-    assert files.list_page(ALICE, FileQuery()).files == ()
+    assert files.list_page(ALICE, FileQuery(), PageQuery()).items == ()
 
 
 def test_each_key_has_its_own_room(tmp_path: Path) -> None:
@@ -133,20 +134,21 @@ def test_listing_goes_through_all_files_in_order(files: Files) -> None:
     other = files.upload(ALICE, "o", "batch", [b"x"]).id
     seen: list[str] = []
     while True:
-        page = files.list_page(ALICE, FileQuery(after=seen[-1] if seen else None, limit=2))
-        seen += [file.id for file in page.files]
+        page = files.list_page(ALICE, FileQuery(), PageQuery(after=seen[-1] if seen else None, limit=2))
+        seen += [file.id for file in page.items]
         if not page.has_more:
             break
     assert seen == [other, *reversed(sent)]
-    oldest = files.list_page(ALICE, FileQuery(after=sent[2], is_oldest_first=True))
-    assert [file.id for file in oldest.files] == [*sent[3:], other]
-    batch = files.list_page(ALICE, FileQuery(purpose=FilePurpose.BATCH))
-    assert [file.id for file in batch.files] == [other]
+    oldest = files.list_page(ALICE, FileQuery(), PageQuery(after=sent[2], is_oldest_first=True))
+    assert [file.id for file in oldest.items] == [*sent[3:], other]
+    batch = files.list_page(ALICE, FileQuery(purpose=FilePurpose.BATCH), PageQuery())
+    assert [file.id for file in batch.items] == [other]
     middle = files.find(ALICE, sent[2]).created_at
-    late = files.list_page(ALICE, FileQuery(created_from=middle, purpose=FilePurpose.VISION))
-    assert [file.id for file in late.files] == [*reversed(sent[2:])]
-    early = files.list_page(ALICE, FileQuery(created_until=middle))
-    assert [file.id for file in early.files] == [*reversed(sent[:3])]
+    chosen = FileQuery(created_from=middle, purpose=FilePurpose.VISION)
+    late = files.list_page(ALICE, chosen, PageQuery())
+    assert [file.id for file in late.items] == [*reversed(sent[2:])]
+    early = files.list_page(ALICE, FileQuery(created_until=middle), PageQuery())
+    assert [file.id for file in early.items] == [*reversed(sent[:3])]
 
 
 def test_a_file_that_has_expired_is_not_found_and_then_swept(tmp_path: Path) -> None:

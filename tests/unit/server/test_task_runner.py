@@ -17,6 +17,7 @@ import pytest
 
 from qianyan.errors import EndpointError, InputError
 from qianyan.server.database import open_database
+from qianyan.server.errors import RefusedError
 from qianyan.server.task_runner import TaskRunner
 from qianyan.server.tasks import Task, TaskLimits, Tasks, TaskState
 
@@ -41,7 +42,7 @@ async def running(tasks: Tasks, work: Work, concurrency: int = 2) -> AsyncIterat
 async def finished(tasks: Tasks, task: Task) -> Task:
     async with asyncio.timeout(100):
         while True:
-            now = await asyncio.to_thread(tasks.find, OWNER, task.id)
+            now = await asyncio.to_thread(tasks.find, OWNER, task.id, kind="chat")
             if now.finished_at is not None:
                 return now
             await asyncio.sleep(0.01)
@@ -135,6 +136,25 @@ def test_work_that_succeeds_the_second_time_has_succeeded(tmp_path: Path) -> Non
     assert asyncio.run(scenario()).result == {"attempt": 2}
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_without_room_uses_up_no_attempt(tmp_path: Path, status: int) -> None:
+    tasks, calls = open_tasks(tmp_path, max_attempts=2, retry_s=0.02), 0
+
+    async def work(task: Task) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        if calls < 6:
+            raise RefusedError("No room.", status=status, code="limit_requests")
+        return {"attempt": task.attempts}
+
+    async def scenario() -> Task:
+        task = submit(tasks)
+        async with running(tasks, work):
+            return await finished(tasks, task)
+
+    assert (asyncio.run(scenario()).result, calls) == ({"attempt": 1}, 6)
+
+
 def test_work_longer_than_the_limit_is_stopped(tmp_path: Path) -> None:
     tasks, stopped = open_tasks(tmp_path, max_run_s=0.1), asyncio.Event()
 
@@ -151,7 +171,7 @@ def test_work_longer_than_the_limit_is_stopped(tmp_path: Path) -> None:
             return await finished(tasks, task)
 
     failed = asyncio.run(scenario())
-    assert (failed.state, failed.error_code) == (TaskState.FAILED, "timeout")
+    assert (failed.state, failed.error_code) == (TaskState.FAILED, "task_timed_out")
     assert stopped.is_set()
 
 
@@ -184,7 +204,7 @@ def test_a_runner_that_is_stopped_puts_its_tasks_back(tmp_path: Path) -> None:
         task = submit(tasks)
         async with running(tasks, endless):
             await started.wait()
-        stopped = tasks.find(OWNER, task.id)
+        stopped = tasks.find(OWNER, task.id, kind="chat")
         async with running(tasks, double):
             return stopped, await finished(tasks, task)
 
@@ -237,7 +257,7 @@ def test_every_task_is_done_although_the_process_is_killed_again_and_again(tmp_p
 
     def all_done(lines: list[str]) -> bool:
         while len({int(line) for line in begun + lines}) == 20:
-            if all(tasks.find(OWNER, task.id).finished_at is not None for task in sent):
+            if all(tasks.find(OWNER, task.id, kind="chat").finished_at is not None for task in sent):
                 return True
             assert time.monotonic() < end, Counter(tasks.find(OWNER, t.id).state for t in sent)
             time.sleep(0.05)
@@ -245,7 +265,7 @@ def test_every_task_is_done_although_the_process_is_killed_again_and_again(tmp_p
 
     begun += serve_until_killed(tmp_path, all_done)
     for number, task in enumerate(sent):
-        done = tasks.find(OWNER, task.id)
+        done = tasks.find(OWNER, task.id, kind="chat")
         assert (done.state, done.result) == (TaskState.SUCCEEDED, {"number": 2 * number})
     times = Counter(int(line) for line in begun)
     # Only what ran when the process was killed is begun again: three at each of three deaths.

@@ -10,6 +10,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from qianyan.server.batches import BatchRow
 from qianyan.server.database import ConflictError, NotFoundError, QuotaError, open_database
+from qianyan.server.errors import RefusedError
+from qianyan.server.owned import PageQuery
 from qianyan.server.tasks import Task, TaskLimits, TaskQuery, Tasks, TaskState
 
 ALICE, BOB = "owner-alice", "owner-bob"
@@ -34,13 +36,13 @@ def begin(tasks: Tasks, runner: str = "r1") -> Task:
 def test_a_task_goes_through_its_states(tasks: Tasks) -> None:
     sent = tasks.submit(ALICE, "chat", "m", ASK)
     assert (sent.state, sent.attempts, sent.started_at) == (TaskState.PENDING, 0, None)
-    assert tasks.find(ALICE, sent.id) == sent
+    assert tasks.find(ALICE, sent.id, kind="chat") == sent
     begun = begin(tasks)
     assert (begun.id, begun.state, begun.attempts) == (sent.id, TaskState.RUNNING, 1)
     assert begun.request == ASK
     assert tasks.claim("r2") is None
     assert tasks.succeed(begun, "r1", {"text": "好"})
-    done = tasks.find(ALICE, sent.id)
+    done = tasks.find(ALICE, sent.id, kind="chat")
     assert (done.state, done.result) == (TaskState.SUCCEEDED, {"text": "好"})
     assert done.created_at <= (done.started_at or done.created_at) <= done.finished_at  # type: ignore[operator]
 
@@ -51,7 +53,7 @@ def test_tasks_and_results_outlive_the_process(tmp_path: Path) -> None:
     begun = begin(first)
     first.fail(begun, "r1", code="bad_input", message="No.")
     again = open_tasks(tmp_path)
-    failed = again.find(ALICE, begun.id)
+    failed = again.find(ALICE, begun.id, kind="chat")
     assert (failed.state, failed.error_code, failed.error_message) == (
         TaskState.FAILED,
         "bad_input",
@@ -64,18 +66,18 @@ def test_another_owner_neither_sees_nor_cancels_a_task(tasks: Tasks) -> None:
     sent = tasks.submit(ALICE, "chat", "m", ASK)
     for call in (tasks.find, tasks.cancel):
         with pytest.raises(NotFoundError):
-            call(BOB, sent.id)
-    assert tasks.list_page(BOB, TaskQuery(), kind="chat").total == 0
+            call(BOB, sent.id, kind="chat")
+    assert tasks.list_page(BOB, TaskQuery(), PageQuery(), kind="chat").total == 0
 
 
 def test_only_a_task_in_line_is_cancelled(tasks: Tasks) -> None:
     gone, begun = (tasks.submit(ALICE, "chat", "m", ASK) for _ in range(2))
-    assert tasks.cancel(ALICE, gone.id).state == TaskState.CANCELED
+    assert tasks.cancel(ALICE, gone.id, kind="chat").state == TaskState.CANCELED
     running = begin(tasks)
     assert running.id == begun.id
     for task_id in (gone.id, begun.id):
         with pytest.raises(ConflictError, match="please confirm if the task is in PENDING status"):
-            tasks.cancel(ALICE, task_id)
+            tasks.cancel(ALICE, task_id, kind="chat")
     assert tasks.claim("r1") is None
 
 
@@ -94,7 +96,7 @@ def test_a_task_of_a_dead_runner_is_taken_up_when_its_lease_is_over(tmp_path: Pa
     for late in (tasks.renew(lost, "dead"), tasks.succeed(lost, "dead", {"text": "late"})):
         assert not late
     assert tasks.succeed(taken, "r2", {"text": "good"})
-    assert tasks.find(ALICE, lost.id).result == {"text": "good"}
+    assert tasks.find(ALICE, lost.id, kind="chat").result == {"text": "good"}
 
 
 def test_a_task_whose_process_dies_each_time_has_failed_in_the_end(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_a_task_whose_process_dies_each_time_has_failed_in_the_end(tmp_path: Pat
     sent = tasks.submit(ALICE, "chat", "m", ASK)
     assert [begin(tasks).attempts, begin(tasks).attempts] == [1, 2]
     assert tasks.claim("r1") is None
-    failed = tasks.find(ALICE, sent.id)
+    failed = tasks.find(ALICE, sent.id, kind="chat")
     assert (failed.state, failed.error_code) == (TaskState.FAILED, "interrupted")
 
 
@@ -142,10 +144,11 @@ def test_an_owner_has_room_for_so_many_tasks(tmp_path: Path) -> None:
     tasks.submit(ALICE, "chat", "m", {"a": "x" * 20})
     with pytest.raises(QuotaError, match="expected at most 40"):
         tasks.submit(ALICE, "chat", "m", {"a": "x" * 40})
-    with pytest.raises(QuotaError, match="60 bytes together"):
+    with pytest.raises(RefusedError, match="60 bytes together") as caught:
         tasks.submit(ALICE, "chat", "m", {"a": "x" * 30})
+    assert (caught.value.status, caught.value.retry_after_s) == (429, 2)
     tasks.submit(ALICE, "chat", "m", {})
-    with pytest.raises(QuotaError, match="has 2 tasks in line"):
+    with pytest.raises(RefusedError, match="has 2 tasks in line"):
         tasks.submit(ALICE, "chat", "m", {})
     tasks.submit(BOB, "chat", "m", {})
     begin(tasks)
@@ -156,31 +159,65 @@ def test_listing_counts_all_and_shows_a_page(tasks: Tasks) -> None:
     sent = [tasks.submit(ALICE, "chat", f"m{number % 2}", ASK) for number in range(5)]
     tasks.submit(ALICE, "other", "m0", ASK)
     tasks.submit(BOB, "chat", "m0", ASK)
-    pages = [tasks.list_page(ALICE, TaskQuery(page=n, page_size=2), kind="chat") for n in (1, 2, 3)]
+    pages = [
+        tasks.list_page(ALICE, TaskQuery(), PageQuery(number=number, limit=2), kind="chat")
+        for number in (1, 2, 3)
+    ]
     assert [page.total for page in pages] == [5, 5, 5]
-    seen = [task.id for page in pages for task in page.tasks]
+    seen = [task.id for page in pages for task in page.items]
     assert seen == [task.id for task in reversed(sent)]
-    tasks.cancel(ALICE, sent[1].id)
+    tasks.cancel(ALICE, sent[1].id, kind="chat")
     chosen = [
         TaskQuery(state=TaskState.CANCELED),
         TaskQuery(model="m1"),
         TaskQuery(created_from=sent[3].created_at),
         TaskQuery(created_until=sent[0].created_at),
     ]
-    found = [[task.id for task in tasks.list_page(ALICE, one, kind="chat").tasks] for one in chosen]
+    listed = [tasks.list_page(ALICE, one, PageQuery(), kind="chat").items for one in chosen]
+    found = [[task.id for task in items] for items in listed]
     assert found == [[sent[1].id], [sent[3].id, sent[1].id], [sent[4].id, sent[3].id], [sent[0].id]]
+
+
+def test_a_task_is_found_by_its_kind_only(tasks: Tasks) -> None:
+    line = tasks.submit(ALICE, "batch_line", "m", ASK)
+    for call in (tasks.find, tasks.cancel):
+        with pytest.raises(NotFoundError):
+            call(ALICE, line.id, kind="chat")
+
+
+def test_results_are_gone_when_their_time_is_over_swept_or_not(tmp_path: Path) -> None:
+    tasks = open_tasks(tmp_path, keep_s=0.1)
+    sent = tasks.submit(ALICE, "chat", "m", ASK)
+    tasks.succeed(begin(tasks), "r1", {"text": "好"})
+    assert tasks.find(ALICE, sent.id, kind="chat").result
+    time.sleep(0.15)
+    with pytest.raises(NotFoundError):
+        tasks.find(ALICE, sent.id, kind="chat")
+    assert tasks.list_page(ALICE, TaskQuery(), PageQuery(), kind="chat").total == 0
+
+
+def test_a_task_that_waits_too_long_has_failed(tmp_path: Path) -> None:
+    tasks = open_tasks(tmp_path, max_wait_s=0.1)
+    sent = tasks.submit(ALICE, "chat", "m", ASK)
+    tasks.sweep()
+    assert tasks.find(ALICE, sent.id, kind="chat").state == TaskState.PENDING
+    time.sleep(0.15)
+    tasks.sweep()
+    failed = tasks.find(ALICE, sent.id, kind="chat")
+    assert (failed.state, failed.error_code) == (TaskState.FAILED, "task_timed_out")
+    assert tasks.claim("r1") is None
 
 
 def test_finished_tasks_are_swept_when_their_time_is_over(tmp_path: Path) -> None:
     tasks = open_tasks(tmp_path, keep_s=0.1)
     done, waiting = (tasks.submit(ALICE, "chat", "m", ASK) for _ in range(2))
-    tasks.cancel(ALICE, done.id)
+    tasks.cancel(ALICE, done.id, kind="chat")
     assert tasks.sweep() == 0
     time.sleep(0.15)
     assert tasks.sweep() == 1
-    assert tasks.find(ALICE, waiting.id).state == TaskState.PENDING
+    assert tasks.find(ALICE, waiting.id, kind="chat").state == TaskState.PENDING
     with pytest.raises(NotFoundError):
-        tasks.find(ALICE, done.id)
+        tasks.find(ALICE, done.id, kind="chat")
 
 
 class Line(RuleBasedStateMachine):
@@ -236,11 +273,11 @@ class Line(RuleBasedStateMachine):
     @invariant()
     def every_task_is_there(self) -> None:
         total = sum(
-            self.tasks.list_page(owner, TaskQuery(), kind="chat").total for owner in (ALICE, BOB)
+            self.tasks.list_page(owner, TaskQuery(), PageQuery(), kind="chat").total for owner in (ALICE, BOB)
         )
         assert total == len(self.owner)
         for task_id in self.results:
-            assert self.tasks.find(self.owner[task_id], task_id).finished_at is not None
+            assert self.tasks.find(self.owner[task_id], task_id, kind="chat").finished_at is not None
 
 
 Line.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)

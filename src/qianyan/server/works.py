@@ -1,0 +1,40 @@
+"""What is done in line: the work of each kind of task, for as long as an app runs."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+
+from qianyan.server.batches import LINE_KIND
+from qianyan.server.dashscope_generation import answer_task
+from qianyan.server.dashscope_tasks import TASK_KIND
+from qianyan.server.keeping import Keeping, keep
+from qianyan.server.openai_batches import answer_chat
+from qianyan.server.serving import Serving
+from qianyan.server.task_runner import Work
+
+
+@asynccontextmanager
+async def keep_and_work(app: FastAPI) -> AsyncIterator[None]:
+    """Keep files, tasks and batches in the state folder, where there is one, and do the work."""
+    serving: Serving = app.state.serving
+    if serving.settings.state_folder is None:
+        yield
+        return
+    async with keep(serving.settings.state_folder, partial(make_works, serving)) as keeping:
+        app.state.keeping = keeping
+        yield
+
+
+def make_works(serving: Serving, keeping: Keeping) -> Mapping[str, Work]:
+    """Say who does which kind of task."""
+
+    async def answer(_owner_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        return await answer_chat(serving, body)
+
+    return {
+        LINE_KIND: keeping.batches.work(answer),
+        TASK_KIND: partial(answer_task, serving),
+    }
