@@ -62,13 +62,12 @@ def open_keeping(state_folder: Path) -> Keeping:
 
 
 @contextmanager
-def claim(state_folder: Path) -> Iterator[Path]:
-    """Hold a state folder and give its path.
+def claim(state_folder: Path) -> Iterator[None]:
+    """Hold a state folder: a second server would take lines for models that it does not have.
 
-    A second server would take lines for models that it does not have. Raises ConfigError when another server holds it.
+    Raises ConfigError when another server holds it.
     """
-    folder = make_state_folder(state_folder)
-    lock = FileLock(folder / "server.lock", timeout=0)
+    lock = FileLock(make_state_folder(state_folder) / "server.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -77,7 +76,7 @@ def claim(state_folder: Path) -> Iterator[Path]:
             "Name another one with --state-dir."
         ) from error
     try:
-        yield folder
+        yield
     finally:
         lock.release()
 
