@@ -1,42 +1,12 @@
 """Token counts in DashScope's words; they come with every packet of a stream."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from qianyan.engine.request import Completion, Request
-from qianyan.inputs.processor import IMAGE_PAD, VIDEO_PAD, Processor
-from qianyan.inputs.squares import SquareConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptCount:
-    """What the tokens of a prompt stand for; `num_tokens` counts them all."""
-
-    num_tokens: int
-    num_image_tokens: int
-    num_video_tokens: int
-
-    @classmethod
-    def of(cls, prompt_token_ids: list[int], processor: Processor, num_images: int) -> Self:
-        """Count the places that pictures and videos take in a prompt of `num_images`."""
-        pictures, tokenizer = processor.pictures, processor.tokenizer
-        if isinstance(pictures, SquareConfig):  # whose places hold the pictures' names
-            num_image_tokens = num_images * pictures.n_queries
-        else:
-            num_image_tokens = _count(prompt_token_ids, tokenizer.token_id(IMAGE_PAD))
-        return cls(
-            num_tokens=len(prompt_token_ids),
-            num_image_tokens=num_image_tokens,
-            num_video_tokens=_count(prompt_token_ids, tokenizer.token_id(VIDEO_PAD)),
-        )
-
-    @property
-    def details(self) -> dict[str, int]:
-        """The parts, without those that are not there."""
-        seen = {"image_tokens": self.num_image_tokens, "video_tokens": self.num_video_tokens}
-        num_text = self.num_tokens - sum(seen.values())
-        return {name: count for name, count in seen.items() if count} | {"text_tokens": num_text}
+from qianyan.server.prompt_count import PromptCount
+from qianyan.server.searching import TurnsSoFar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +27,7 @@ class OutputCount:
         )
 
     @classmethod
-    def so_far(cls, request: Request, num_tokens: int) -> Self:
+    def so_far(cls, request: Request | TurnsSoFar, num_tokens: int) -> Self:
         """Count those of an answer of which `num_tokens` were read; the model may be ahead."""
         return cls(
             num_tokens=num_tokens,
@@ -66,13 +36,20 @@ class OutputCount:
         )
 
 
-def to_usage(prompt: PromptCount, output: OutputCount, *, has_details: bool) -> dict[str, Any]:
+def to_usage(
+    prompt: PromptCount,
+    output: OutputCount,
+    *,
+    has_details: bool,
+    plugins: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write the counts; `has_details` tells apart what models that see are told apart for."""
     usage: dict[str, Any] = {
         "input_tokens": prompt.num_tokens,
         "output_tokens": output.num_tokens,
         "total_tokens": prompt.num_tokens + output.num_tokens,
         "prompt_tokens_details": {"cached_tokens": output.num_cached_tokens},
+        **({"plugins": plugins} if plugins else {}),
     }
     thought = output.num_reasoning_tokens
     reasoning = {"reasoning_tokens": thought} if thought else {}
@@ -86,7 +63,3 @@ def to_usage(prompt: PromptCount, output: OutputCount, *, has_details: bool) -> 
         "input_tokens_details": details,
         "output_tokens_details": {"text_tokens": output.num_tokens - thought, **reasoning},
     }
-
-
-def _count(token_ids: list[int], token_id: int | None) -> int:
-    return 0 if token_id is None else token_ids.count(token_id)

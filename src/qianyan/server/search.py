@@ -1,28 +1,29 @@
 """Web search around an answer: the model asks for it, or it is done first; sources are numbered.
 
-`SearchTurns` knows no engine: it says what to ask next and takes what was answered, so that the
-same turns serve whole answers, streams and endpoints elsewhere. What pages say is data: it stands
-between marks, its control words are broken up, and the model is told that it gives no orders.
-Result pages themselves are not opened.
+`SearchTurns` knows no engine: it says what to ask next and takes what was answered. What pages say
+is data: it stands between marks, its control words are broken up, and the model is told that it
+gives no orders. Result pages themselves are not opened.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Unpack, cast
+from typing import Any, cast
 
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.reply import ToolCall
-from qianyan.engine.request import Completion, Finished, TokenText, Usage
+from qianyan.engine.request import Completion, TokenText, Usage
 from qianyan.errors import EndpointError, InputError
+from qianyan.inputs.chat import ChatTemplate
 from qianyan.inputs.strangers import USUAL_CONTROL_WORDS, break_up
 from qianyan.server.search_options import SearchOptions
 from qianyan.server.search_providers import SearchProvider
 from qianyan.server.search_results import Found, SearchLimits, SearchQuery, SearchResult, Sources
 
 TOOL_NAME = "web_search"
+TURN_GAP = "\n\n"
 OPEN_MARK, CLOSE_MARK = "<search_results>", "</search_results>"
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 
@@ -60,20 +61,6 @@ _TOO_MANY_WORDS = {"zh": "一次的搜索太多，这一个没有执行。", "en
 _CHOICES = ("tool_choice", "parallel_tool_calls")
 
 
-class Engine(Protocol):
-    """Whoever answers conversations: the local engine, or an endpoint that is asked like it."""
-
-    def chat(
-        self, messages: Sequence[dict[str, Any]], **options: Unpack[ChatOptions]
-    ) -> Completion:
-        """Answer once."""
-
-    def stream(
-        self, messages: Sequence[dict[str, Any]], **options: Unpack[ChatOptions]
-    ) -> Iterator[TokenText | Finished]:
-        """Answer once, token by token."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Asker:
     """What there is to know of who is asked.
@@ -86,12 +73,17 @@ class Asker:
     control_words: tuple[str, ...] = USUAL_CONTROL_WORDS
 
 
-def shows_tools(render: Callable[..., str]) -> bool:
-    """Tell whether a chat template's `render` shows functions to the model and takes results.
+def shows_tools(template: ChatTemplate) -> bool:
+    """Tell whether a model is shown functions: by its template, or in words beside it.
 
-    Qwen2.5-VL's own shows none, and the first generation's neither.
+    The first generation's is not.
     """
-    shown = render([{"role": "user", "content": "?"}], tools=[_tool("en")])
+    if not template.takes_tools:
+        return True
+    try:
+        shown = template.render([{"role": "user", "content": "?"}], tools=[_tool("en")])
+    except InputError:
+        return False
     return TOOL_NAME in shown
 
 
@@ -135,7 +127,11 @@ class SearchTurns:
         self._sources = Sources(self._limits)
         self._answers: list[str] = []
         self._rounds_left = options.strategy.max_rounds
-        self._usages: list[Usage] = []
+        self.usages: list[Usage] = []
+        self.prompt_token_ids: list[int] = []
+        self._said: list[str] = []
+        self._thought: list[str] = []
+        self._gaps: set[bool] = set()
 
     @property
     def tools(self) -> list[dict[str, Any]] | None:
@@ -150,6 +146,10 @@ class SearchTurns:
         tools = self.tools
         names = (*_CHOICES, "tools") if tools is None else ("tools",)
         kept = {name: value for name, value in options.items() if name not in names}
+        if tools is not None and kept.get("tool_choice") == "none":
+            # It speaks of the caller's functions; searching was asked for all the same.
+            tools = tools[len(self._own_tools) :]
+            kept.pop("tool_choice")
         return cast("ChatOptions", kept if tools is None else {**kept, "tools": tools})
 
     @property
@@ -198,7 +198,12 @@ class SearchTurns:
         Calls of the caller's own functions beside a search wait: the model makes them anew once
         it knows what was found.
         """
-        self._usages.append(completion.usage)
+        self.usages.append(completion.usage)
+        self.prompt_token_ids += completion.prompt_token_ids
+        self._said.append(completion.text)
+        self._thought.append(completion.reasoning or "")
+        kinds = {True: self._thought, False: self._said}
+        self._gaps = {is_reasoning for is_reasoning, texts in kinds.items() if any(texts)}
         calls = [call for call in completion.tool_calls if call.name == TOOL_NAME]
         if not calls or self._rounds_left <= 0:
             return False
@@ -212,10 +217,28 @@ class SearchTurns:
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": said})
         return True
 
+    def join(self, token: TokenText) -> TokenText:
+        """Set off the first text of a turn from what earlier turns said, as `finish` does."""
+        if not token.text or token.is_reasoning not in self._gaps:
+            return token
+        self._gaps.discard(token.is_reasoning)
+        return replace(token, text=TURN_GAP + token.text)
+
     def finish(self, completion: Completion) -> Completion:
-        """Make the last answer that of all turns: their tokens added up, without our own calls."""
+        """Make the last answer that of all turns, without our own calls.
+
+        Texts, reasonings and prompts stand one after the other, and the counts are added up.
+        """
         own = tuple(call for call in completion.tool_calls if call.name != TOOL_NAME)
-        return replace(completion, tool_calls=own, usage=_sum(self._usages or [completion.usage]))
+        has_thought = completion.reasoning is not None or any(self._thought)
+        return replace(
+            completion,
+            text=TURN_GAP.join(filter(None, self._said)),
+            reasoning=TURN_GAP.join(filter(None, self._thought)) if has_thought else None,
+            prompt_token_ids=self.prompt_token_ids,
+            tool_calls=own,
+            usage=_sum(self.usages),
+        )
 
     @property
     def _searches_first(self) -> bool:
@@ -265,37 +288,6 @@ class SearchTurns:
     def _block(self, result: SearchResult) -> str:
         head = f"{self._options.cite(result.index)} {result.title}"
         return "\n".join(filter(None, (head, result.url, result.time, result.snippet)))
-
-
-def chat(engine: Engine, turns: SearchTurns, options: ChatOptions) -> Completion:
-    """Answer one conversation, searching where the turns say so.
-
-    Raises what the engine raises, and EndpointError where a forced search failed.
-    """
-    turns.begin()
-    while True:
-        completion = engine.chat(turns.messages, **turns.options(options))
-        if not turns.take(completion):
-            return turns.finish(completion)
-
-
-def stream(
-    engine: Engine, turns: SearchTurns, options: ChatOptions
-) -> Iterator[TokenText | Finished]:
-    """Answer one conversation token by token; the turns' `search_info` grows on the way.
-
-    What the model says before it asks for a search is part of the answer's text.
-    """
-    turns.begin()
-    is_open = True
-    while is_open:
-        for event in engine.stream(turns.messages, **turns.options(options)):
-            if isinstance(event, TokenText):
-                yield event
-                continue
-            is_open = turns.take(event.completion)
-            if not is_open:
-                yield Finished(completion=turns.finish(event.completion))
 
 
 def _tool(lang: str, scope: str = "") -> dict[str, Any]:

@@ -1,16 +1,117 @@
 """An answer with web search on the event loop: followed like any other, though it takes turns.
 
 Between two turns the provider is asked on a thread, so that the loop and the model go on; the seat
-of the turn before has been given back by then.
+of the turn before has been given back by then. Calls are held back until their turn has ended,
+because only then it is known whether one of them was ours.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from qianyan.engine.options import ChatOptions
-from qianyan.engine.request import Finished
-from qianyan.server.search import SearchTurns
+from qianyan.engine.request import Finished, Request, TokenText
+from qianyan.errors import EndpointError
+from qianyan.inputs.media import Seen
+from qianyan.inputs.processor import Processor
+from qianyan.server.errors import RefusedError
+from qianyan.server.search import Asker, SearchTurns, shows_tools
+from qianyan.server.search_options import SearchOptions
+from qianyan.server.search_providers import SearchProvider, SearchSettings, open_provider
+from qianyan.server.search_results import SearchLimits
 from qianyan.server.worker import Answer, Event, Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebSearch:
+    """Web search as one server has it: who searches, and what is known of the server's model."""
+
+    provider: SearchProvider
+    asker: Asker
+    limits: SearchLimits
+
+
+def open_web(settings: SearchSettings | None, processor: Processor) -> WebSearch | None:
+    """Make the web search of a server whose model has this processor; None without settings.
+
+    Raises what `open_provider` does.
+    """
+    if settings is None:
+        return None
+    asker = Asker(
+        can_call=shows_tools(processor.template),
+        control_words=processor.tokenizer.control_words,
+    )
+    return WebSearch(provider=open_provider(settings), asker=asker, limits=settings.limits)
+
+
+class AskedSearch:
+    """The search that one request asks for, and what came of it once its answer has begun."""
+
+    def __init__(self, web: WebSearch, options: SearchOptions) -> None:
+        self.options = options
+        self._web = web
+        self._turns: SearchTurns | None = None
+        self._shown: dict[str, Any] | None = None
+
+    async def begin(
+        self, worker: Worker, messages: list[dict[str, Any]], options: ChatOptions
+    ) -> "SearchingAnswer":
+        """Let the answer run; raises InputError, and what `SearchingAnswer.start` does."""
+        self._turns = SearchTurns(
+            messages,
+            self._web.provider,
+            self.options,
+            tools=options.get("tools") or (),
+            asker=self._web.asker,
+            limits=self._web.limits,
+        )
+        answer = SearchingAnswer(worker, self._turns, options)
+        await answer.start()
+        return answer
+
+    @property
+    def search_info(self) -> dict[str, Any] | None:
+        """What was found so far; see `SearchTurns`."""
+        return None if self._turns is None else self._turns.search_info
+
+    def fresh_info(self) -> dict[str, Any] | None:
+        """Give what was found where it is more than at the last call, else None."""
+        info = self.search_info
+        if info == self._shown:
+            return None
+        self._shown = info
+        return info
+
+    @property
+    def plugins(self) -> dict[str, Any] | None:
+        """What searching cost so far; see `SearchTurns`."""
+        return None if self._turns is None else self._turns.plugins
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnsSoFar:
+    """What an answer has taken so far, under the names that `Request` has for one of one turn.
+
+    The prompts of all turns stand one after the other, so what counts their tokens counts all.
+    """
+
+    prompt_token_ids: list[int]
+    num_reasoning_tokens: int
+    num_cached_tokens: int
+    seen: Seen = field(default_factory=Seen)
+
+    def with_one_more(self, request: Request) -> Self:
+        """Add the turn that runs."""
+        return replace(
+            self,
+            prompt_token_ids=self.prompt_token_ids + request.prompt_token_ids,
+            num_reasoning_tokens=self.num_reasoning_tokens + request.num_reasoning_tokens,
+            num_cached_tokens=self.num_cached_tokens
+            + min(request.num_cached_tokens, len(request.prompt_token_ids)),
+            seen=request.seen,
+        )
 
 
 class SearchingAnswer:
@@ -33,9 +134,14 @@ class SearchingAnswer:
     async def start(self) -> None:
         """Search beforehand where that was asked for, and let the first turn run.
 
-        Raises what `Worker.begin` does, and EndpointError where a forced search failed.
+        Raises what `Worker.begin` does, and RefusedError where a forced search failed.
         """
-        await asyncio.to_thread(self.turns.begin)
+        try:
+            await asyncio.to_thread(self.turns.begin)
+        except EndpointError as error:
+            raise RefusedError(
+                f"The search that was asked for failed. {error}", status=502, code="search_failed"
+            ) from error
         await self._ask()
 
     def leave(self) -> None:
@@ -49,14 +155,32 @@ class SearchingAnswer:
         if self._answer is not None:
             await self._answer.begun()
 
+    @property
+    def request(self) -> "TurnsSoFar":
+        """What all turns have come to."""
+        spent = TurnsSoFar(
+            prompt_token_ids=self.turns.prompt_token_ids,
+            num_reasoning_tokens=sum(usage.reasoning_tokens for usage in self.turns.usages),
+            num_cached_tokens=sum(usage.cached_tokens for usage in self.turns.usages),
+        )
+        return spent if self._answer is None else spent.with_one_more(self._answer.request)
+
     async def _read(self) -> AsyncIterator[Event]:
         while self._answer is not None and not self._is_left:
+            held: list[TokenText] = []
             async for event in self._answer:
-                if not isinstance(event, Finished):
-                    yield event
-                elif not await asyncio.to_thread(self.turns.take, event.completion):
-                    yield Finished(completion=self.turns.finish(event.completion))
-                    return
+                if isinstance(event, Finished):
+                    self._answer = None  # from now on its counts are the turns'
+                    goes_on = await asyncio.to_thread(self.turns.take, event.completion)
+                    for one in held:
+                        yield replace(one, calls=(), logprobs=None) if goes_on else one
+                    if not goes_on:
+                        yield Finished(completion=self.turns.finish(event.completion))
+                        return
+                elif held or event.calls:
+                    held.append(event)
+                else:
+                    yield self.turns.join(event)
             await self._ask()
 
     async def _ask(self) -> None:

@@ -3,16 +3,20 @@
 import json
 import runpy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qianyan.engine.engine import Engine
+from qianyan.engine.options import ChatOptions
 from qianyan.engine.reply import ToolCall
-from qianyan.engine.request import Completion, Finished, TokenText, Usage
+from qianyan.engine.request import Completion, TokenText, Usage
 from qianyan.errors import EndpointError, InputError
-from qianyan.server.search import Asker, SearchTurns, chat, shows_tools, stream
+from qianyan.inputs.chat import ChatTemplate
+from qianyan.inputs.first_generation import template_source
+from qianyan.server.search import Asker, SearchTurns, shows_tools
 from qianyan.server.search_options import SearchOptions, read_search_options
 from qianyan.server.search_providers import SearchProvider, SearchSettings, open_provider
 from qianyan.server.search_results import SearchLimits
@@ -66,12 +70,14 @@ class Prepared:
         self.asked.append((list(messages), options.get("tools")))
         return self.left.pop(0)
 
-    def stream(
-        self, messages: Sequence[dict[str, Any]], **options: Any
-    ) -> Iterator[TokenText | Finished]:
-        done = self.chat(messages, **options)
-        yield TokenText(text=done.text, token_id=1)
-        yield Finished(completion=done)
+
+def chat(model: Any, turns: SearchTurns, options: ChatOptions) -> Completion:
+    """Take turns with a model until there is an answer."""
+    turns.begin()
+    while True:
+        completion: Completion = model.chat(turns.messages, **turns.options(options))
+        if not turns.take(completion):
+            return turns.finish(completion)
 
 
 @pytest.fixture(scope="module")
@@ -98,20 +104,42 @@ def test_a_model_asks_is_answered_by_the_web_and_quotes_it(
     assert done.usage.prompt_tokens > 2 * once.usage.prompt_tokens
 
 
-def test_a_stream_shows_the_answer_and_not_the_call(
-    engine: Engine, provider: SearchProvider
+def test_what_is_said_between_searches_stands_before_the_answer(provider: SearchProvider) -> None:
+    turns = SearchTurns(ask(), provider, SearchOptions())
+    first = replace(made("I look it up.", search("hats")), reasoning="Not sure.")
+    second = replace(made("Everywhere."), reasoning="Now I am.")
+    streamed: dict[bool, str] = {False: "", True: ""}
+    for completion in (first, second):
+        for text, is_reasoning in ((completion.reasoning, True), (completion.text, False)):
+            for piece in ("", text[:3], text[3:]):
+                token = TokenText(text=piece, token_id=1, is_reasoning=is_reasoning)
+                streamed[is_reasoning] += turns.join(token).text
+        if not turns.take(completion):
+            done = turns.finish(completion)
+    assert done.text == streamed[False] == "I look it up.\n\nEverywhere."
+    assert done.reasoning == streamed[True] == "Not sure.\n\nNow I am."
+    assert len(done.prompt_token_ids) == 2, "those of both turns"
+
+
+def test_a_caller_who_wants_no_calls_of_its_own_still_gets_searches(
+    provider: SearchProvider,
 ) -> None:
-    turns = SearchTurns(ask(), provider, read_search_options(CITED))
-    events = list(stream(engine, turns, {"max_tokens": 60}))
-    assert "".join(event.text for event in events if isinstance(event, TokenText)) == ANSWER
-    (finished,) = [event for event in events if isinstance(event, Finished)]
-    assert finished.completion.text == ANSWER
-    assert events[-1] is finished
+    tally = {"type": "function", "function": {"name": "tally"}}
+    turns = SearchTurns(ask(), provider, SearchOptions(), tools=[tally])
+    given = turns.options({"tools": [tally], "tool_choice": "none", "max_tokens": 9})
+    assert [tool["function"]["name"] for tool in given["tools"] or ()] == ["web_search"]
+    assert "tool_choice" not in given
+    assert turns.take(made("", search("hats")))
+    assert turns.take(made("", search("hats")))
+    left = turns.options({"tools": [tally], "tool_choice": "none"})
+    assert left == {"tools": []}, "nothing may be called any longer"
 
 
 def test_a_template_tells_whether_it_shows_functions(engine: Engine) -> None:
-    assert shows_tools(engine.processor.template.render)
-    assert not shows_tools(Engine("bundled").processor.template.render)
+    assert shows_tools(engine.processor.template)
+    assert shows_tools(ChatTemplate("{{ messages[0].content }}")), "in words beside it"
+    assert not shows_tools(ChatTemplate("{{ tools and 'none' }}{{ messages[0].content }}"))
+    assert not shows_tools(ChatTemplate(template_source("chatml"))), "the first generation"
 
 
 def test_a_forced_search_stands_before_the_question(provider: SearchProvider) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from qianyan.engine.engine import Engine
 from qianyan.engine.request import Finished
-from qianyan.errors import EndpointError
+from qianyan.server.errors import RefusedError
 from qianyan.server.search import SearchTurns
 from qianyan.server.search_options import SearchOptions, read_search_options
 from qianyan.server.search_providers import SearchProvider, SearchSettings, open_provider
@@ -98,8 +98,9 @@ def test_a_forced_search_that_fails_is_an_error_before_anything_runs(
         turns = SearchTurns(
             [{"role": "user", "content": "down"}], provider, SearchOptions(forced_search=True)
         )
-        with pytest.raises(EndpointError, match="503"):
+        with pytest.raises(RefusedError, match=r"asked for failed\..*503") as caught:
             await SearchingAnswer(worker, turns, {}).start()
+        assert (caught.value.status, caught.value.code) == (502, "search_failed")
         assert worker.num_running == 0
 
     at_work(taught, story)

@@ -1,0 +1,41 @@
+"""What the tokens of a prompt stand for: text, pictures or videos."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from qianyan.inputs.processor import IMAGE_PAD, VIDEO_PAD, Processor
+from qianyan.inputs.squares import SquareConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptCount:
+    """What the tokens of a prompt stand for; `num_tokens` counts them all."""
+
+    num_tokens: int
+    num_image_tokens: int
+    num_video_tokens: int
+
+    @classmethod
+    def of(cls, prompt_token_ids: list[int], processor: Processor, num_images: int) -> Self:
+        """Count the places that pictures and videos take in a prompt of `num_images`."""
+        pictures, tokenizer = processor.pictures, processor.tokenizer
+        if isinstance(pictures, SquareConfig):  # whose places hold the pictures' names
+            num_image_tokens = num_images * pictures.n_queries
+        else:
+            num_image_tokens = _count(prompt_token_ids, tokenizer.token_id(IMAGE_PAD))
+        return cls(
+            num_tokens=len(prompt_token_ids),
+            num_image_tokens=num_image_tokens,
+            num_video_tokens=_count(prompt_token_ids, tokenizer.token_id(VIDEO_PAD)),
+        )
+
+    @property
+    def details(self) -> dict[str, int]:
+        """The parts, without those that are not there."""
+        seen = {"image_tokens": self.num_image_tokens, "video_tokens": self.num_video_tokens}
+        num_text = self.num_tokens - sum(seen.values())
+        return {name: count for name, count in seen.items() if count} | {"text_tokens": num_text}
+
+
+def _count(token_ids: list[int], token_id: int | None) -> int:
+    return 0 if token_id is None else token_ids.count(token_id)
