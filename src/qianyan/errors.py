@@ -7,6 +7,7 @@
     │  ├─ MediaError         not fetched, not decoded, too large; `code` says which
     │  └─ GrammarError       schema or regex outside what we support
     ├─ CapacityError         too long, too many
+    │  └─ NoMemoryError      would fit, but not now: other work or programs hold the memory
     ├─ ReplyError            the model's reply is not what the prompt promised
     └─ EndpointError         a remote model cannot be reached or refuses to work
 
@@ -65,6 +66,12 @@ class CapacityError(QianyanError):
     """A request is longer or larger than the limits allow."""
 
     code = "too_long"
+
+
+class NoMemoryError(CapacityError):
+    """A request finds no memory now, though it is within the limits; later it may."""
+
+    code = "no_memory"
 
 
 class ReplyError(QianyanError):

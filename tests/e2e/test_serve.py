@@ -1,5 +1,6 @@
 """`qianyan serve` from the outside: wrong settings, and a signal to stop."""
 
+import hashlib
 import os
 import re
 import signal
@@ -29,7 +30,8 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--host", "0.0.0.0"], "expected an API key"),  # noqa: S104
+        (["--host", "0.0.0.0", "--no-auth"], "expected an API key"),  # noqa: S104
+        (["--no-auth", "--api-key", "sk-0123456789"], "only one of them"),
         (["--port", "70000"], "port is 70000"),
         (["--api-key", "short"], "fewer than 8 characters"),
         (["--api-keys-file", "no-such-file"], "cannot be read"),
@@ -66,9 +68,11 @@ def start(*options: str, **environment: str) -> tuple[subprocess.Popen[str], str
         text=True,
     )
     assert process.stdout
-    said = process.stdout.readline() + process.stdout.readline()
-    found = re.search(r"at (http://\S+)/v1", said)
-    assert found, said
+    said = ""
+    while not (found := re.search(r"at (http://\S+)/v1", said)):
+        line = process.stdout.readline()
+        assert line, said
+        said += line
     return process, found[1], said
 
 
@@ -105,8 +109,8 @@ def test_a_signal_lets_a_running_answer_end_and_refuses_new_ones(tmp_path: Path)
     assert "Traceback" not in errors
 
 
-def test_without_keys_it_says_in_both_languages_that_anyone_here_may_ask(tmp_path: Path) -> None:
-    state = ["--state-dir", str(tmp_path)]
+def test_without_auth_it_says_in_both_languages_that_anyone_here_may_ask(tmp_path: Path) -> None:
+    state = ["--no-auth", "--state-dir", str(tmp_path)]
     process, address, said = start("--served-name", "qwen-plus", *state, QIANYAN_API_KEYS="")
     try:
         assert f"千眼已启动，模型 bundled, qwen-plus，地址 {address}/v1" in said
@@ -115,12 +119,12 @@ def test_without_keys_it_says_in_both_languages_that_anyone_here_may_ask(tmp_pat
     finally:
         process.terminate()
         _, errors = process.communicate(timeout=60)
-    assert "未设置 API 密钥" in errors
-    assert "no API key is set" in errors
+    assert "已用 --no-auth 关闭 API 密钥" in errors
+    assert "--no-auth is set" in errors
 
 
 def test_two_servers_do_not_share_a_state_folder(tmp_path: Path) -> None:
-    process, _, _ = start("--state-dir", str(tmp_path), QIANYAN_API_KEYS="")
+    process, _, _ = start("--no-auth", "--state-dir", str(tmp_path), QIANYAN_API_KEYS="")
     try:
         done = run("--port", "0", "--state-dir", str(tmp_path), QIANYAN_API_KEYS="")
     finally:
@@ -130,3 +134,31 @@ def test_two_servers_do_not_share_a_state_folder(tmp_path: Path) -> None:
     assert "--state-dir" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == 2
+
+
+def test_the_first_start_makes_a_key_shows_it_once_and_keeps_its_hash(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    process, address, made = start("--state-dir", str(state), QIANYAN_API_KEYS="")
+    try:
+        (key,) = re.findall(r"keeps its hash\): (sk-\w{40,})", made)
+        models = f"{address}/v1/models"
+        held = (state / "api-keys").read_text()
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        for wrong in ("", f"Bearer {key[:-1]}", f"Bearer sha256:{digest}", f"Bearer {digest}"):
+            assert httpx2.get(models, headers={"authorization": wrong}).status_code == 401
+        right = {"authorization": f"Bearer {key}"}
+        assert httpx2.get(models, headers=right, timeout=30).status_code == 200
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert digest in held
+    assert key not in held
+    assert (state / "api-keys").stat().st_mode & 0o777 == 0o600
+    process, address, said = start("--state-dir", str(state), QIANYAN_API_KEYS="")
+    try:
+        assert "sk-" not in said
+        again = httpx2.get(f"{address}/v1/models", headers=right, timeout=30)
+        assert again.status_code == 200
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)

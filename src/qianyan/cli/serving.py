@@ -4,7 +4,7 @@ import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -47,7 +47,19 @@ ApiKeys = Annotated[
     ),
 ]
 ApiKeysFile = Annotated[
-    Path | None, option("--api-keys-file", "file of keys that open the server, one a line")
+    Path | None,
+    option("--api-keys-file", "file of keys that open the server, one a line, each as it is or as "
+           "sha256: and its hash"),
+]  # fmt: skip
+NoAuth = Annotated[
+    bool,
+    option("--no-auth", "let every program on this machine ask without a key; on loopback only"),
+]
+LogFormatOption = Annotated[
+    Literal["text", "json"], option("--log-format", "lines of the log on standard error")
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], option("--log-level", "the least that is logged")
 ]
 
 
@@ -61,18 +73,34 @@ def serve(
     served_name: ServedNames = None,
     api_keys: ApiKeys = None,
     api_keys_file: ApiKeysFile = None,
+    no_auth: NoAuth = False,
     max_waiting: Annotated[
         int, option("--max-waiting", "requests that may wait; one more is answered with 429", min=0)
     ] = 256,
     max_wait: Annotated[
         float, option("--max-wait", "seconds until a request must have begun, else 503", min=1)
     ] = 60.0,
+    max_answer: Annotated[
+        float, option("--max-answer", "seconds after which an answer is cut short", min=1)
+    ] = 300.0,
+    max_open_per_key: Annotated[
+        int,
+        option("--max-open-per-key", "requests of one key that wait or run; 0: no limit", min=0),
+    ] = 0,
+    requests_per_minute: Annotated[
+        int, option("--requests-per-minute", "requests of one key; 0: no limit", min=0)
+    ] = 0,
+    tokens_per_minute: Annotated[
+        int, option("--tokens-per-minute", "tokens of one key, both ways; 0: no limit", min=0)
+    ] = 0,
     drain: Annotated[
         int, option("--drain", "seconds that running answers have after a signal to stop", min=0)
     ] = 30,
     state_dir: Annotated[
         Path, option("--state-dir", "folder of files and batches, with their database")
     ] = Path("~/.local/state/qianyan"),
+    log_format: LogFormatOption = "text",
+    log_level: LogLevel = "info",
     max_pixels: MaxPixels = None,
     device: Device = "cpu",
     dtype: DtypeOption = "auto",
@@ -86,14 +114,27 @@ def serve(
 
     Example: qianyan serve --model path/to/Qwen2.5-VL-3B-Instruct --served-name qwen-vl-plus
     """
+    from qianyan.server.keys import make_key, read_keys
     from qianyan.server.settings import ServerLimits, ServerSettings
 
+    given = (*(api_keys or ()), *(read_keys(api_keys_file) if api_keys_file else ()))
+    if given and no_auth:
+        raise ConfigError("--no-auth and API keys are given; expected only one of them.")
+    new_key = make_key()
     settings = ServerSettings(
         model_names=(model, *(served_name or ())),
         host=host,
         port=port,
-        api_keys=(*(api_keys or ()), *_read_keys(api_keys_file)),
-        limits=ServerLimits(max_waiting=max_waiting, max_wait_s=max_wait, drain_s=drain),
+        api_keys=given or (() if no_auth else (new_key,)),
+        limits=ServerLimits(
+            max_waiting=max_waiting,
+            max_wait_s=max_wait,
+            max_answer_s=max_answer,
+            max_open_per_key=max_open_per_key,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            drain_s=drain,
+        ),
         state_folder=state_dir,
     )
     try:
@@ -101,29 +142,28 @@ def serve(
 
         from qianyan.server.app import create_app
         from qianyan.server.keeping import claim
+        from qianyan.server.logs import write_log
+        from qianyan.server.wire import listen_config
     except ImportError as error:
         raise ConfigError(
             "The server's packages are not installed; run pip install 'qianyan[server]'."
         ) from error
+    write_log(log_format, log_level)
     look = look_settings(context)
     listener = _listen(settings)  # before the model is loaded, which may take minutes
-    with claim(state_dir):
+    with claim(state_dir) as folder:
+        if not (given or no_auth):
+            settings = replace(settings, api_keys=_keep_key(folder, new_key))
         engine, name = _load(look)
         settings = replace(
             settings,
             model_names=(name, *(served_name or ())),
             port=listener.getsockname()[1],
         )
-        served = uvicorn.Config(
-            create_app(settings, engine),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.limits.drain_s,
-        )
+        app = create_app(settings, engine)
         listener.listen(BACKLOG)
         _say(settings)
-        uvicorn.Server(served).run(sockets=[listener])
+        uvicorn.Server(listen_config(app, settings)).run(sockets=[listener])
 
 
 def _listen(settings: "ServerSettings") -> socket.socket:
@@ -157,18 +197,16 @@ def _load(look: "LookSettings") -> "tuple[Engine, str]":
     return engine, name
 
 
-def _read_keys(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        keys = path.read_text("utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--api-keys-file {quote(path)} cannot be read; expected a text file of keys."
-        ) from error
-    if not keys:
-        raise ConfigError(f"--api-keys-file {quote(path)} holds no key; expected one a line.")
-    return keys
+def _keep_key(folder: Path, new_key: str) -> tuple[str, ...]:
+    """Give the keys that were made for a state folder; at first keep a new one and show it."""
+    from qianyan.server.keys import find_made_keys, keep_key
+
+    if known := find_made_keys(folder):
+        return tuple(known)
+    path = keep_key(folder, new_key)
+    print(f"已生成 API 密钥（只显示这一次，{path} 中只保存其哈希值）：{new_key}")
+    print(f"Made an API key, shown only now ({path} keeps its hash): {new_key}", flush=True)
+    return (new_key,)
 
 
 def _say(settings: "ServerSettings") -> None:
@@ -177,9 +215,9 @@ def _say(settings: "ServerSettings") -> None:
     print(f"千眼已启动，模型 {names}，地址 {address}/v1")
     print(f"qianyan serves {names} at {address}/v1", flush=True)
     if not settings.api_keys:
-        print("警告：未设置 API 密钥，本机上的任何程序都可以使用。", file=sys.stderr)
+        print("警告：已用 --no-auth 关闭 API 密钥，本机上的任何程序都可以使用。", file=sys.stderr)
         print(
-            "Warning: no API key is set, so every program on this machine may use the server.",
+            "Warning: --no-auth is set, so every program on this machine may use the server.",
             file=sys.stderr,
             flush=True,
         )

@@ -7,6 +7,8 @@ every running request. Nothing is global: two engines in one process share nothi
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -34,7 +36,7 @@ from qianyan.engine.sampler import Sampler
 from qianyan.engine.scheduler import EngineConfig, Scheduler
 from qianyan.engine.tools import ToolUse, read_tool_use
 from qianyan.errors import ConfigError, InputError, QianyanError, quote
-from qianyan.inputs.processor import THINK_END, THINK_START, Processor
+from qianyan.inputs.processor import THINK_END, THINK_START, ModelInputs, Processor
 from qianyan.models.registry import Model, find_architecture, load_model, read_config_json
 
 Messages = Sequence[dict[str, Any]]
@@ -250,19 +252,49 @@ class Engine:
 
     def prepare(self, messages: Messages, options: ChatOptions) -> tuple[Request, Prompt]:
         """Parse what was sent, once, before anything runs; any number of threads may."""
+        return self.prepare_choices(messages, [options])[0]
+
+    def prepare_choices(
+        self, messages: Messages, options: Sequence[ChatOptions]
+    ) -> list[tuple[Request, Prompt]]:
+        """Parse what was sent, once, for several answers to it.
+
+        Their options may differ in what they say about sampling only.
+        """
+        first = options[0]
         use = read_tool_use(
-            options.get("tools"), options.get("tool_choice"), options.get("parallel_tool_calls")
+            first.get("tools"), first.get("tool_choice"), first.get("parallel_tool_calls")
         )
-        grammar, calls_grammar = self._begin_grammars(options.get("response_format"), use)
-        thinking = self._wants_thinking(options, has_form=grammar is not None)
+        grammars = [self._begin_grammars(first.get("response_format"), use) for _ in options]
+        thinking = self._wants_thinking(first, has_form=grammars[0][0] is not None)
         inputs = self.processor(
             messages,
             tools=None if use is None else use.tools,
             enable_thinking=thinking,
-            max_prompt_tokens=prompt_room(options, self._lengths),
+            max_prompt_tokens=prompt_room(first, self._lengths),
             allow_files=self.allow_files,
         )
         prompt = self._runner.to_prompt(inputs)
+        ask = partial(
+            self._to_request, inputs, prompt, has_tools=use is not None, thinking=thinking
+        )
+        return [
+            (ask(options=one, grammars=both), replace(prompt))
+            for one, both in zip(options, grammars, strict=True)
+        ]
+
+    def _to_request(
+        self,
+        inputs: ModelInputs,
+        prompt: Prompt,
+        *,
+        options: ChatOptions,
+        grammars: tuple[Grammar | None, Grammar | None],
+        has_tools: bool,
+        thinking: bool | None,
+    ) -> Request:
+        """Make one answer of a prompt to be run."""
+        grammar, calls_grammar = grammars
         size = PromptSize(
             num_tokens=len(inputs.prompt_token_ids), num_vision_tokens=len(prompt.vision_rows)
         )
@@ -276,7 +308,7 @@ class Engine:
         # With a grammar, a model told to think is free until it has said </think>.
         is_thinking = inputs.is_thinking or (grammar is not None and thinking is True)
         form = self._reply_form(
-            inputs.prompt_token_ids, is_thinking=is_thinking, has_tools=use is not None
+            inputs.prompt_token_ids, is_thinking=is_thinking, has_tools=has_tools
         )
         thinks = inputs.is_thinking or (
             self.processor.template.is_thinking and thinking is not False
@@ -300,7 +332,7 @@ class Engine:
         request.holds_calls_only = grammar is None
         request.append_forced()
         request.name_block = prompt.name_block
-        return request, prompt
+        return request
 
     def _wants_thinking(self, options: ChatOptions, *, has_form: bool) -> bool | None:
         """Say whether the model is told to think: True, False, or None for its own way."""
@@ -372,6 +404,24 @@ class Engine:
         """Pick the requests to wait for; never between two changes by another thread's step."""
         with self._lock:
             return [request for request in requests if not request.is_finished]
+
+    @property
+    def num_blocks(self) -> int:
+        """Count the blocks of the cache."""
+        return self._scheduler.pool.num_blocks
+
+    @property
+    def num_used_blocks(self) -> int:
+        """Count the blocks that running requests hold."""
+        return self.num_blocks - self._scheduler.pool.num_available
+
+    def cut(self, request: Request) -> None:
+        """End an answer that has taken too long at what there is of it."""
+        with self._lock:
+            if not request.is_finished:
+                self._scheduler.drop([request])
+                self._runner.release([request.request_id])
+                request.cut()
 
     def forget(self, requests: list[Request]) -> None:
         """Let go of requests whose caller no longer waits; finished ones are gone already."""

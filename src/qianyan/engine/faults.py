@@ -4,11 +4,15 @@ PyTorch says that memory ran out by an error of its own on accelerators, and on 
 RuntimeError that only its text tells from others (c10/core/impl/alloc_cpu.cpp).
 """
 
+import logging
+
 import torch
 
 from qianyan.engine.free_memory import find_free_bytes
 from qianyan.engine.plan import Plan
-from qianyan.errors import CapacityError, QianyanError, quote
+from qianyan.errors import NoMemoryError, QianyanError
+
+logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -19,10 +23,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_named or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def no_memory_for_pass(plan: Plan, device: torch.device) -> CapacityError:
+def no_memory_for_pass(plan: Plan, device: torch.device) -> NoMemoryError:
     """Say that even the smallest pass of a request, over one token, found no memory."""
     (chunk,) = plan.chunks
-    return CapacityError(
+    return NoMemoryError(
         f"There is no memory for a pass over one token behind {chunk.start} kept ones "
         f"({_free(device)}). Ask fewer things at once, lower max_cache_tokens or close other "
         "programs."
@@ -32,16 +36,19 @@ def no_memory_for_pass(plan: Plan, device: torch.device) -> CapacityError:
 def features_error(error: Exception, num_patches: int, device: torch.device) -> QianyanError:
     """Say why a picture or video of so many patches could not be looked at."""
     if is_out_of_memory(error):
-        return CapacityError(
+        return NoMemoryError(
             f"There is no memory to look at a picture or video of {num_patches} patches "
             f"({_free(device)}). Lower max_pixels or close other programs."
         )
     if isinstance(error, QianyanError):
         return error
-    first_line = str(error).strip().partition("\n")[0]
-    return QianyanError(
-        f"A picture or video of {num_patches} patches could not be looked at: {quote(first_line)}."
+    failed = QianyanError(
+        f"A picture or video of {num_patches} patches could not be looked at; the cause is in the "
+        "log."
     )
+    failed.__cause__ = error  # whoever asked may be a stranger: a library's words are not for them
+    logger.error("a picture could not be looked at", exc_info=error)
+    return failed
 
 
 def _free(device: torch.device) -> str:

@@ -54,7 +54,8 @@ class Completion:
     token nor stop string, nor reasoning, nor calls. `reasoning` is what stood between <think> and
     </think>, None for a model that did not think; `tool_calls` are looked for where `tools` were
     given, and `cut_call` is one that the answer's length cut, from its <tool_call> on. `loop` is
-    the endless repetition that ended the answer, with the `finish_reason` "length". `images` and
+    the endless repetition that ended the answer, with the `finish_reason` "length", which one that
+    `is_cut_by_time` has as well. `images` and
     `videos` tell what was seen of each, in order, `notes` what documents left out and what was done
     about the answer. `logprobs[i]` maps token ids to natural-log probabilities of the model itself
     at step i, before grammar, penalties, temperature and filters: the likeliest ones and the chosen
@@ -71,6 +72,7 @@ class Completion:
     tool_calls: tuple[ToolCall, ...] = ()
     cut_call: str | None = None
     loop: Loop | None = None
+    is_cut_by_time: bool = False
     images: tuple[SeenImage, ...] = ()
     videos: tuple[SeenVideo, ...] = ()
     notes: tuple[str, ...] = ()
@@ -145,6 +147,7 @@ class Request:
         self.num_reasoning_tokens = 0
         self._num_answer_tokens = 0
         self._is_closing = False
+        self._is_cut = False
         self._loop: Loop | None = None
         # What cannot become so long needs no watching.
         watches = 0 < sampling.loop_tokens <= sampling.max_output_tokens
@@ -274,6 +277,21 @@ class Request:
                 return
             self._append(token_id, {token_id: 0.0} if wants_logprobs else None, is_free=is_free)
 
+    def cut(self) -> None:
+        """End an answer whose time is over; what was held back comes with a last event."""
+        self.finish_reason = "length"
+        self._is_cut = True
+        self._notes += ("the answer was ended at its time limit",)
+        is_reasoning = self.reply.is_reasoning
+        text = self.reply.finish(is_cut=True)
+        if text or self.reply.call_pieces:
+            last = (self.output_token_ids or self.prompt_token_ids)[-1]
+            calls = tuple(self.reply.call_pieces)
+            self.reply.call_pieces.clear()
+            self.events.append(
+                TokenText(text=text, token_id=last, is_reasoning=is_reasoning, calls=calls)
+            )
+
     def completion(self) -> Completion:
         """Return the finished answer, or raise what ended it."""
         if self.error is not None:
@@ -297,6 +315,7 @@ class Request:
             tool_calls=self.reply.tool_calls,
             cut_call=self.reply.cut_call,
             loop=self._loop,
+            is_cut_by_time=self._is_cut,
             images=self.seen.images,
             videos=self.seen.videos,
             notes=self.seen.notes + self._notes,

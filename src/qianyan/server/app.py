@@ -25,6 +25,7 @@ from qianyan.server import (
 from qianyan.server.auth import Edge
 from qianyan.server.dashscope_errors import PREFIX, dashscope_body
 from qianyan.server.errors import ENVELOPES, add_handlers
+from qianyan.server.metrics import Metrics
 from qianyan.server.serving import Serving
 from qianyan.server.settings import ServerSettings
 from qianyan.server.worker import Worker
@@ -55,13 +56,15 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            worker = Worker(engine, settings.limits)
+            worker = Worker(engine, settings.limits, metrics)
+            metrics.watch(health.gauges_of(worker))
             stack.push_async_callback(worker.close)
             app.state.serving = Serving(settings=settings, worker=worker)
             for enter in LIFESPANS:
                 await stack.enter_async_context(enter(app))
             yield
 
+    metrics = Metrics(settings.limits)
     app = FastAPI(
         title="qianyan",
         version=__version__,
@@ -69,6 +72,7 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
     )
+    app.state.metrics = metrics
     for router in OPENAI_ROUTERS:
         for prefix in OPENAI_PREFIXES:
             app.include_router(router, prefix=prefix)
@@ -77,5 +81,5 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
     add_handlers(app)
     # Inside the edge, unlike FastAPI's own: whoever has no key is refused before any size is.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.limits.max_body_bytes)
-    app.add_middleware(Edge, api_keys=settings.api_keys)
+    app.add_middleware(Edge, settings=settings, metrics=metrics)
     return app

@@ -1,13 +1,15 @@
-"""Who asks: every request gets an id and, by its API key, an owner, before anything reads it.
+"""The edge: who asks, how often, how fast; every request passes here before anything reads it.
 
 Every path needs a key but `OPEN_PATHS`. Keys are kept and compared as SHA-256, in constant time.
 A server without keys listens on loopback only, where a page in a browser could still reach it under
 a name of its own that leads to 127.0.0.1: so it answers to the machine's own names alone.
 """
 
-import hashlib
+import asyncio
 import hmac
+import logging
 import re
+import time
 import uuid
 from collections.abc import Sequence
 
@@ -16,46 +18,95 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qianyan.server.errors import RefusedError, to_response
-from qianyan.server.settings import LOOPBACK
+from qianyan.server.asking import Asked, asking
+from qianyan.server.errors import BodyError, RefusedError, to_response
+from qianyan.server.keys import NOBODY, digest_of, hash_key
+from qianyan.server.logs import log_request
+from qianyan.server.metrics import UNKNOWN_ROUTE, Metrics
+from qianyan.server.settings import LOOPBACK, ServerLimits, ServerSettings
+
+logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Answered without a key; they say nothing but whether the server works."""
-NOBODY = hashlib.sha256(b"").hexdigest()
-"""The owner of everything where no keys are set."""
+GONE = 499
+"""The status in log and counts of a request whose client went away before it was answered."""
+STRUCTURE = (b",", b"[", b"{")
+"""What every value in JSON but the first has before it."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class Edge:
-    """The outermost layer: request ids, keys, and bodies of refusals in the caller's dialect.
+    """The outermost layer: request ids, keys, rates, and the body of refusals in every dialect.
 
-    Leaves `request_id` and `owner_id` in the request's state.
+    Leaves `request_id` and `owner_id` in the request's state; counts and logs every request.
     """
 
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, *, settings: ServerSettings, metrics: Metrics) -> None:
         self._app = app
-        self._digests = [_digest(key) for key in api_keys]
+        self._limits = settings.limits
+        self._keys = Keys(settings.api_keys)
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or refuse it."""
-        if scope["type"] != "http":
+        """Let a request through, or refuse it; nothing but HTTP is spoken here."""
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        request_id = _request_id(headers)
-        reply = _Reply(scope, send, request_id)
+        elif scope["type"] == "http":
+            headers = Headers(scope=scope)
+            request_id = _request_id(headers)
+            ends_at = time.monotonic() + self._limits.max_answer_s
+            with asking(Asked(request_id=request_id, ends_at=ends_at)) as asked:
+                reply = _Reply(scope, send, asked, self._metrics)
+                try:
+                    await self._answer(scope, receive, reply, headers)
+                except Exception as error:  # noqa: BLE001  (the edge: logged, and answered with 500)
+                    await self._fail(scope, receive, reply, error)
+                finally:
+                    self._note(scope, asked, reply.status)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: "_Reply", headers: Headers
+    ) -> None:
+        asked = send.asked
         state = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        state["request_id"] = asked.request_id
         if scope["path"] not in OPEN_PATHS:
             try:
-                state["owner_id"] = self._owner(headers)
+                asked.owner_id = state["owner_id"] = self._keys.owner(headers)
+                send.is_known = True
+                if scope["method"] == "POST":
+                    self._metrics.rates.pay_request(asked.owner_id)
             except RefusedError as error:
-                response = to_response(error, path=scope["path"], request_id=request_id)
-                await response(scope, receive, reply)
+                response = to_response(error, path=scope["path"], request_id=asked.request_id)
+                await response(scope, receive, send)
                 return
-        await self._app(scope, receive, reply)
+        await self._app(scope, _Body(headers, receive, self._limits), send)
 
-    def _owner(self, headers: Headers) -> str:
+    async def _fail(self, scope: Scope, receive: Receive, send: "_Reply", error: Exception) -> None:
+        """Answer what nobody foresaw; a response that has begun is cut off by uvicorn."""
+        logger.error("request failed", exc_info=error)
+        request_id = send.asked.request_id
+        response = to_response(error, path=scope["path"], request_id=request_id)
+        if send.status == GONE:
+            await response(scope, receive, send)
+
+    def _note(self, scope: Scope, asked: Asked, status: int) -> None:
+        """Count and log a request that is over."""
+        route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+        self._metrics.count_request(asked, route=route, status=status)
+        log_request(asked, method=scope["method"], route=route, status=status)
+
+
+class Keys:
+    """Tells whose key a request has."""
+
+    def __init__(self, api_keys: Sequence[str]) -> None:
+        self._digests = [digest_of(key) for key in api_keys]
+
+    def owner(self, headers: Headers) -> str:
         """Name the owner of a key; raises RefusedError for a wrong one."""
         if not self._digests:
             host = headers.get("host", "").rsplit(":", 1)[0].strip("[]")
@@ -68,7 +119,7 @@ class Edge:
                 )
             return NOBODY
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = _digest(key.strip() if scheme.lower() == "bearer" else "")
+        given = hash_key(key.strip() if scheme.lower() == "bearer" else "")
         # All are compared, so that the time taken does not tell which one is nearest.
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         if not any(matches):
@@ -81,30 +132,87 @@ class Edge:
         return given
 
 
+class _Body:
+    """Receives a body that comes fast enough and holds no more JSON values than may be parsed.
+
+    Parsing holds up every other request however it is called, so its cost is bounded beforehand.
+    """
+
+    def __init__(self, headers: Headers, receive: Receive, limits: ServerLimits) -> None:
+        self._receive = receive
+        self._limits = limits
+        self._is_json = "json" in headers.get("content-type", "")
+        self._is_whole = False
+        self._num_values = 0
+        self._ends_at = time.monotonic() + limits.body_timeout_s
+
+    async def __call__(self) -> Message:
+        if self._is_whole:  # what is still waited for is that the client goes away
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._ends_at_loop()):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise BodyError(_too_slow()) from error
+        if message["type"] == "http.request":
+            body = message.get("body", b"")
+            self._is_whole = not message.get("more_body", False)
+            self._ends_at += len(body) / self._limits.least_body_rate
+            if self._is_json:
+                self._count(body)
+        return message
+
+    def _ends_at_loop(self) -> float:
+        return asyncio.get_running_loop().time() + self._ends_at - time.monotonic()
+
+    def _count(self, body: bytes) -> None:
+        self._num_values += sum(body.count(mark) for mark in STRUCTURE)
+        if self._num_values > self._limits.max_json_values:
+            raise BodyError(
+                RefusedError(
+                    f"The JSON of the body holds more than {self._limits.max_json_values} values. "
+                    "Send less, or send pictures and documents by URL.",
+                    status=413,
+                    code="request_too_large",
+                )
+            )
+
+
 class _Reply:
     """Sends a response with its request id; a bare 413 of the framework gets a dialect's body."""
 
-    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+    def __init__(self, scope: Scope, send: Send, asked: Asked, metrics: Metrics) -> None:
+        self.asked = asked
+        self.status = GONE
+        self.is_known = False
         self._scope = scope
         self._send = send
-        self._request_id = request_id
+        self._metrics = metrics
         self._is_replaced = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=message["headers"])
             is_bare = headers.get("content-type", "").startswith("text/plain")
+            self.status = message["status"]
             if message["status"] == 413 and is_bare:
                 self._is_replaced = True
                 await self._replace()
                 return
-            headers["x-request-id"] = self._request_id
+            self._add_headers(headers)
         if not self._is_replaced:
             await self._send(message)
 
+    def _add_headers(self, headers: MutableHeaders) -> None:
+        headers["x-request-id"] = self.asked.request_id
+        if self.is_known:
+            for name, value in self._metrics.rates.headers(self.asked.owner_id).items():
+                headers[name] = value
+
     async def _replace(self) -> None:
         refused = HTTPException(413)
-        response = to_response(refused, path=self._scope["path"], request_id=self._request_id)
+        path, request_id = self._scope["path"], self.asked.request_id
+        response = to_response(refused, path=path, request_id=request_id)
         await response(self._scope, _nothing, self._send)
 
 
@@ -118,8 +226,10 @@ def owner_of(request: Request) -> str:
     return owner
 
 
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+def _too_slow() -> RefusedError:
+    return RefusedError(
+        "The body of the request came too slowly.", status=408, code="request_timeout"
+    )
 
 
 def _request_id(headers: Headers) -> str:

@@ -20,14 +20,17 @@ from qianyan.errors import (
     CheckpointError,
     ConfigError,
     InputError,
+    NoMemoryError,
     QianyanError,
     quote,
 )
+from qianyan.server.asking import asked_now
 
 logger = logging.getLogger(__name__)
 
 BAD_REQUEST = "invalid_request_error"
 SERVER_FAULT = "server_error"
+NO_MEMORY_RETRY_S = 10
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
@@ -49,6 +52,14 @@ class RefusedError(QianyanError):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+
+
+class BodyError(HTTPException):
+    """A body that is not read to its end, and why; FastAPI lets only its own kind of error out."""
+
+    def __init__(self, refused: RefusedError) -> None:
+        super().__init__(refused.status)
+        self.refused = refused
 
 
 class ModelFailedError(QianyanError):
@@ -79,7 +90,15 @@ class Failure:
 
 
 def to_failure(error: Exception) -> Failure:
-    """Say what an error is in HTTP."""
+    """Say what an error is in HTTP; its code is noted for the log and the counts."""
+    failure = _find_failure(error)
+    asked_now().error_code = failure.code
+    return failure
+
+
+def _find_failure(error: Exception) -> Failure:
+    if isinstance(error, BodyError):
+        error = error.refused
     if isinstance(error, RefusedError):
         return Failure(
             status=error.status,
@@ -88,6 +107,14 @@ def to_failure(error: Exception) -> Failure:
             type=_type_of(error.status),
             param=error.param,
             retry_after_s=error.retry_after_s,
+        )
+    if isinstance(error, NoMemoryError):
+        return Failure(
+            status=503,
+            code=error.code,
+            message=str(error),
+            type=SERVER_FAULT,
+            retry_after_s=NO_MEMORY_RETRY_S,
         )
     if isinstance(error, CapacityError):  # the word that clients of OpenAI look for
         return Failure(status=400, code="context_length_exceeded", message=str(error))
@@ -179,12 +206,13 @@ def to_response(error: Exception, *, path: str, request_id: str) -> JSONResponse
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     request_id = request.scope.get("state", {}).get("request_id", "")
-    if to_failure(error).status >= 500:
-        logger.error("request failed request_id=%s", request_id, exc_info=error)
-    return to_response(error, path=request.url.path, request_id=request_id)
+    response = to_response(error, path=request.url.path, request_id=request_id)
+    if response.status_code >= 500:
+        logger.error("request failed", exc_info=error)
+    return response
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Let every error of an app be answered in its dialect."""
-    for kind in (QianyanError, RequestValidationError, HTTPException, Exception):
+    """Let every error that was foreseen be answered in its dialect; the edge answers others."""
+    for kind in (QianyanError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)

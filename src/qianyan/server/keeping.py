@@ -62,12 +62,14 @@ def open_keeping(state_folder: Path) -> Keeping:
 
 
 @contextmanager
-def claim(state_folder: Path) -> Iterator[None]:
-    """Hold a state folder: a second server would take lines for models that it does not have.
+def claim(state_folder: Path) -> Iterator[Path]:
+    """Hold a state folder and give its path.
 
-    Raises ConfigError when another server holds it.
+    A second server would take lines for models that it does not have. Raises ConfigError when
+    another server holds it.
     """
-    lock = FileLock(make_state_folder(state_folder) / "server.lock", timeout=0)
+    folder = make_state_folder(state_folder)
+    lock = FileLock(folder / "server.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -76,7 +78,7 @@ def claim(state_folder: Path) -> Iterator[None]:
             "Name another one with --state-dir."
         ) from error
     try:
-        yield
+        yield folder
     finally:
         lock.release()
 

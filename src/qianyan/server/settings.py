@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from qianyan.errors import ConfigError, quote
+from qianyan.server.keys import check_key
+from qianyan.server.search_providers import SearchSettings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -14,28 +16,63 @@ class ServerLimits:
 
     Args:
         max_waiting: requests that wait in line while as many are answered as the engine takes
-            at once; one more is refused with 429.
+            at once; one more is refused with 429, or takes the place of the last one of a key
+            that has more of them.
         max_wait_s: seconds until a request that waits must have begun; then it is refused with 503.
         retry_after_s: what a refused client is told to wait.
+        max_open_per_key: requests of one key that wait or are answered; 0: no limit of their own.
+        requests_per_minute: POST requests of one key; 0: no limit.
+        tokens_per_minute: tokens of prompts and answers of one key, paid when an answer ends; 0: no
+            limit.
+        max_answer_s: seconds from a request to the end of its answer; what there is by then is
+            sent, with the finish_reason length. Tasks and batches have limits of their own.
         max_preparing: requests whose pictures, videos and documents are read at the same time.
         max_body_bytes: largest body of a request, uploads of files apart.
+        max_json_values: values in the JSON of a body, counted by its commas and brackets before
+            it is parsed.
         max_choices: answers to one request (`n`).
+        max_head_bytes: largest request line and headers together.
+        head_timeout_s: seconds until a connection must have sent the whole head of a request.
+        body_timeout_s: seconds that a body may take beside those its bytes earn.
+        least_body_rate: bytes of a body that earn one more second.
+        write_timeout_s: seconds that a reader may take nothing while an answer waits for it.
+        keep_alive_s: seconds that a connection stays open between two requests.
+        max_connections: connections at the same time; one more is answered with 503.
+        thinking_budget: tokens that a model may think where the request says nothing of it.
         drain_s: seconds that running answers have when the server is told to stop.
     """
 
     max_waiting: int = 256
     max_wait_s: float = 60.0
     retry_after_s: int = 2
+    max_open_per_key: int = 0
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    max_answer_s: float = 300.0
     max_preparing: int = 4
     max_body_bytes: int = 64_000_000
+    max_json_values: int = 2_000_000
     max_choices: int = 4
+    thinking_budget: int = 16_384
+    max_head_bytes: int = 65_536
+    head_timeout_s: float = 20.0
+    body_timeout_s: float = 30.0
+    least_body_rate: int = 20_000
+    write_timeout_s: float = 60.0
+    keep_alive_s: int = 5
+    max_connections: int = 4096
     drain_s: int = 30
 
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
-            if value < 0 or (value == 0 and one.name not in ("max_waiting", "drain_s")):
+            if value < 0 or (value == 0 and one.name not in MAY_BE_ZERO):
                 raise ConfigError(f"{one.name} is {value}; expected more.")
+
+
+MAY_BE_ZERO = frozenset(
+    {"max_waiting", "drain_s", "max_open_per_key", "requests_per_minute", "tokens_per_minute"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +81,7 @@ class ServerSettings:
 
     `model_names` are all names that requests may give, the first one being the model's own.
     Without `api_keys` everybody may ask, which is accepted on loopback only. Files and batches are
-    kept under `state_folder`; without one there are none.
+    kept under `state_folder`; without one there are none. Without `search` the web is not searched.
     """
 
     model_names: tuple[str, ...]
@@ -53,6 +90,7 @@ class ServerSettings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     limits: ServerLimits = field(default_factory=ServerLimits)
     state_folder: Path | None = None
+    search: SearchSettings | None = None
 
     def __post_init__(self) -> None:
         if not self.model_names or not all(self.model_names):
@@ -60,15 +98,11 @@ class ServerSettings:
         if not 0 <= self.port <= 65_535:
             raise ConfigError(f"port is {self.port}; expected 0 to 65535, 0 for any free one.")
         for key in self.api_keys:
-            if not key.isascii() or not key.isprintable() or " " in key or len(key) < 8:
-                raise ConfigError(
-                    "An API key has fewer than 8 characters, or blanks or other characters that "
-                    "no header carries; expected something like sk-3b1f8c2e77d94a06."
-                )
+            check_key(key)
         if not self.api_keys and not self.is_loopback:
             raise ConfigError(
                 f"host is {quote(self.host)}, which others can reach; expected an API key "
-                "(--api-key or QIANYAN_API_KEYS), or 127.0.0.1."
+                "(QIANYAN_API_KEYS or --api-keys-file), or 127.0.0.1."
             )
 
     @property

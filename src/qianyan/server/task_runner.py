@@ -13,7 +13,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from qianyan.errors import CapacityError, InputError, QianyanError
+from qianyan.errors import CapacityError, InputError, NoMemoryError, QianyanError
+from qianyan.server.asking import Asked, asking
 from qianyan.server.database import StorageError
 from qianyan.server.errors import RefusedError
 from qianyan.server.tasks import TOO_LONG, Task, Tasks
@@ -83,7 +84,8 @@ class TaskRunner:
 
     async def _do(self, task: Task) -> None:
         """Do one task; whatever happens to its work, the task has its next state afterwards."""
-        work = asyncio.ensure_future(self._works[task.kind](task))
+        with asking(Asked(request_id=task.id, owner_id=task.owner_id)):
+            work = asyncio.ensure_future(self._works[task.kind](task))
         renewing = asyncio.create_task(self._renew(task, work))
         try:
             await asyncio.wait({work}, timeout=self._tasks.limits.max_run_s)
@@ -152,6 +154,8 @@ def _is_of_request(error: BaseException) -> bool:
     """Tell whether the same request would fail again."""
     if isinstance(error, RefusedError):
         return error.status < 500
+    if isinstance(error, NoMemoryError):
+        return False
     return isinstance(error, InputError | CapacityError)
 
 

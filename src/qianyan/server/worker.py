@@ -9,15 +9,21 @@ in the next pause between two passes when their reader goes away.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 
 from qianyan.engine.engine import Engine, Messages
 from qianyan.engine.options import ChatOptions, check_names
 from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt
 from qianyan.errors import QianyanError
+from qianyan.server.asking import Asked, asked_now
 from qianyan.server.errors import ModelFailedError, RefusedError
+from qianyan.server.line import Line
+from qianyan.server.metrics import Metrics
+from qianyan.server.ocr_desk import OcrDesk
 from qianyan.server.settings import ServerLimits
 
 logger = logging.getLogger(__name__)
@@ -33,9 +39,11 @@ class Answer:
     after the end it does nothing.
     """
 
-    def __init__(self, worker: "Worker", request: Request) -> None:
+    def __init__(self, worker: "Worker", request: Request, asked: Asked) -> None:
         self.request = request
+        self.asked = asked
         self.is_ended = False
+        self.ends: asyncio.TimerHandle | None = None
         self._worker = worker
         self._events: asyncio.Queue[Event | QianyanError] = asyncio.Queue()
         self._has_begun = asyncio.Event()
@@ -62,6 +70,8 @@ class Answer:
 
     def take(self, events: Sequence[Event], end: End | None) -> None:
         """Hand on what a pass brought; on the event loop."""
+        if events:
+            self.asked.note_token()
         for event in events:
             self._events.put_nowait(event)
         if end is not None:
@@ -75,27 +85,40 @@ News = tuple[Answer, list[TokenText], End | None]
 class Worker:
     """Answers conversations for an event loop, in which it is made and closed."""
 
-    def __init__(self, engine: Engine, limits: ServerLimits) -> None:
+    def __init__(
+        self, engine: Engine, limits: ServerLimits, metrics: Metrics | None = None
+    ) -> None:
         self.engine = engine
         engine.allow_files = False  # the first generation reads paths out of any text
         self.failure: ModelFailedError | None = None
-        self.num_waiting = 0
+        self.ocr = OcrDesk(engine.processor.limits)
+        self.attach: Callable[[Messages], Messages] = list
+        """Makes the documents that messages name ready to be read; set by whoever keeps them."""
         self._limits = limits
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
         self._readers = ThreadPoolExecutor(limits.max_preparing, thread_name_prefix="prepare")
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._num_seats = engine.config.max_num_requests
-        self._seats = asyncio.Semaphore(self._num_seats)
-        self._num_seated = 0
+        self._line = Line(engine.config.max_num_requests, limits)
+        self._metrics = metrics or Metrics(limits)
         self._open: set[Answer] = set()
         self._answers: list[Answer] = []  # touched by the model's thread only, as is the next
         self._is_stepping = False
 
     @property
+    def limits(self) -> ServerLimits:
+        """What the server bears."""
+        return self._limits
+
+    @property
     def num_running(self) -> int:
         """Count the requests that have a seat: being prepared or being answered."""
-        return self._num_seated
+        return self._line.num_seated
+
+    @property
+    def num_waiting(self) -> int:
+        """Count the requests that wait for a seat."""
+        return self._line.num_waiting
 
     async def ask(self, messages: Messages, options: ChatOptions) -> Completion:
         """Answer a conversation as a whole; raises what `begin` does and what ends the answer."""
@@ -114,22 +137,39 @@ class Worker:
         Raises InputError and CapacityError for what cannot be answered, RefusedError when too many
         wait, when the wait is too long, and when the model is broken.
         """
-        check_names(options)
+        (answer,) = await self.begin_choices(messages, [options])
+        return answer
+
+    async def begin_choices(
+        self, messages: Messages, options: Sequence[ChatOptions]
+    ) -> list[Answer]:
+        """Prepare a conversation once and let several answers to it run, as `begin` does one.
+
+        The first one's prompt is computed before the others begin, so that they find it in the
+        cache.
+        """
+        for one in options:
+            check_names(one)
         self.refuse_unless_ready()
-        await self._sit()
-        answer = None
-        try:
-            request, prompt = await self._loop.run_in_executor(
-                self._readers, self.engine.prepare, messages, options
+        asked = asked_now()
+        with ExitStack() as begun:
+            await self._line.sit(asked.owner_id)
+            begun.callback(self._line.stand_up, asked.owner_id)
+            prepared = await self._loop.run_in_executor(
+                self._readers, self.engine.prepare_choices, self.attach(messages), options
             )
             self.refuse_unless_ready()
-            answer = Answer(self, request)
-        finally:
-            if answer is None:
-                self._stand_up()
-        self._open.add(answer)
-        self._model.submit(self._seat, answer, prompt)
-        return answer
+            begun.pop_all()
+            answers = [self._start(asked, *prepared[0])]
+        with ExitStack() as begun:
+            begun.callback(answers[0].leave)
+            for others in prepared[1:]:
+                await answers[0].begun()
+                await self._line.sit(asked.owner_id)
+                answers.append(self._start(asked, *others))
+                begun.callback(answers[-1].leave)
+            begun.pop_all()
+        return answers
 
     def refuse_unless_ready(self) -> None:
         """Raise RefusedError when the model is broken or the server stops."""
@@ -164,39 +204,34 @@ class Worker:
         await asyncio.wrap_future(self._model.submit(self._forget, answers))
         await asyncio.to_thread(self._model.shutdown)
 
-    async def _sit(self) -> None:
-        """Take a seat, or wait for one in a line of bounded length for a bounded time."""
-        if self._seats.locked() and self.num_waiting >= self._limits.max_waiting:
-            raise RefusedError(
-                f"{self.num_waiting} requests are waiting, the most that may. Try again later.",
-                status=429,
-                code="limit_requests",
-                retry_after_s=self._limits.retry_after_s,
-            )
-        self.num_waiting += 1
-        try:
-            async with asyncio.timeout(self._limits.max_wait_s):
-                await self._seats.acquire()
-        except TimeoutError as error:
-            raise RefusedError(
-                f"The request has waited {self._limits.max_wait_s:g} s for its turn, the longest "
-                "that one may. Try again later.",
-                status=503,
-                code="server_busy",
-                retry_after_s=self._limits.retry_after_s,
-            ) from error
-        finally:
-            self.num_waiting -= 1
-        self._num_seated += 1
+    def _start(self, asked: Asked, request: Request, prompt: Prompt) -> Answer:
+        """Let a request that has a seat run."""
+        answer = Answer(self, request, asked)
+        self._open.add(answer)
+        self._model.submit(self._seat, answer, prompt)
+        if asked.ends_at is not None:
+            left_s = asked.ends_at - time.monotonic()
+            answer.ends = self._loop.call_later(left_s, self._cut, answer)
+        return answer
 
-    def _stand_up(self) -> None:
-        self._num_seated -= 1
-        self._seats.release()
+    def _cut(self, answer: Answer) -> None:
+        """End an answer whose time is over; its end comes with the next pass."""
+        if not (answer.is_ended or self._is_closed):
+            self._model.submit(self.engine.cut, answer.request)
 
     def _end(self, answer: Answer) -> None:
         answer.is_ended = True
+        if answer.ends is not None:
+            answer.ends.cancel()
         self._open.discard(answer)
-        self._stand_up()
+        self._line.stand_up(answer.asked.owner_id)
+        request = answer.request
+        tokens = {
+            "prompt": len(request.prompt_token_ids),
+            "cached": min(request.num_cached_tokens, len(request.prompt_token_ids)),
+            "completion": len(request.output_token_ids),
+        }
+        self._metrics.count_answer(answer.asked, tokens)
 
     def _deliver(self, news: list[News]) -> None:
         """Hand on what a pass brought; on the event loop."""

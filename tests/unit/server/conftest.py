@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from qianyan.engine.engine import Engine
 from qianyan.server.app import create_app
 from qianyan.server.settings import ServerLimits, ServerSettings
+from qianyan.server.wire import listen_config
 
 KEY = "sk-test-0123456789"
 OTHER_KEY = "sk-test-9876543210"
@@ -36,12 +37,10 @@ def engine() -> Engine:
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
-    """Serve an app over TCP; give its address."""
+def listening(app: FastAPI, settings: ServerSettings) -> Iterator[str]:
+    """Serve an app over TCP as the command does; give its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
-    )
+    server = uvicorn.Server(listen_config(app, settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -65,13 +64,13 @@ def serve(engine: Engine) -> Served:
         settings = ServerSettings(
             model_names=("judge", "qwen-plus"),
             api_keys=api_keys,
-            limits=ServerLimits(**limits),
+            limits=ServerLimits(**{"drain_s": 5, **limits}),
             state_folder=state_folder,
         )
         headers = {"authorization": f"Bearer {KEY}"} if api_keys else {}
         app = create_app(settings, engine)
         with (
-            listening(app) as address,
+            listening(app, settings) as address,
             ServedClient(base_url=address, headers=headers, timeout=60) as client,
         ):
             client.app = app

@@ -10,8 +10,8 @@ from qianyan.server.errors import ModelFailedError
 
 def test_metrics_count_what_runs_and_waits(client: httpx2.Client) -> None:
     text = client.get("/metrics").text
-    assert "qianyan_requests_running 0\n" in text
-    assert "qianyan_requests_waiting 0\n" in text
+    assert "qianyan_requests_running 0.0\n" in text
+    assert "qianyan_requests_waiting 0.0\n" in text
 
 
 def test_what_is_not_there_is_said_in_openai_s_form(client: httpx2.Client) -> None:

@@ -286,7 +286,7 @@ def running(client: httpx2.Client) -> int:
         for one in client.get("/metrics").text.splitlines()
         if one.startswith("qianyan_requests_running")
     ]
-    return int(line.split()[1])
+    return int(float(line.split()[1]))
 
 
 @pytest.mark.parametrize("stream", [True, False])

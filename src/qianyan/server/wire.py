@@ -1,0 +1,91 @@
+"""Connections that cannot be held open for nothing: uvicorn's, with limits of time and size.
+
+uvicorn closes what is silent between two requests and no more. Here a head has to be whole within
+a time, and a reader that takes nothing for too long while an answer waits for it is cut off, so
+that what the answer holds is free again. Bodies are timed where they are read (`auth.py`). h11 is
+used, and not what else is installed, because it bounds the size of heads.
+"""
+
+import asyncio
+from functools import partial
+from typing import Any, cast
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from qianyan.server.settings import ServerLimits, ServerSettings
+
+
+class Connection(H11Protocol):
+    """One connection of a client."""
+
+    def __init__(self, *args: Any, limits: ServerLimits, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._limits = limits
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._time_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come; a head that has begun has to end in time.
+
+        So has the body of a request that is answered already, which nobody reads.
+        """
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._time_head()
+        else:
+            self._stop_timing_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop every clock."""
+        self._stop_timing_head()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Begin to wait for a reader that takes nothing."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self._limits.write_timeout_s, self._cut_off)
+
+    def resume_writing(self) -> None:
+        """Go on: the reader has taken something."""
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+        super().resume_writing()
+
+    def _time_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._limits.head_timeout_s, self._cut_off)
+
+    def _stop_timing_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _cut_off(self) -> None:
+        self.transport.abort()
+
+
+def listen_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    """Say how uvicorn serves an app: with our connections, and no log of its own."""
+    limits = settings.limits
+    connection = partial(Connection, limits=limits)
+    return uvicorn.Config(
+        app,
+        http=cast("type[asyncio.Protocol]", connection),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=limits.max_head_bytes,
+        limit_concurrency=limits.max_connections,
+        timeout_keep_alive=limits.keep_alive_s,
+        timeout_graceful_shutdown=limits.drain_s,
+    )
