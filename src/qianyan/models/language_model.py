@@ -64,13 +64,13 @@ class LanguageModel(Protocol):
 
 
 def fill_rows(hidden: Tensor, rows: Tensor, features: Tensor) -> Tensor:
-    """Put vision features (rows, hidden) at their rows of a prompt's embeddings.
+    """Put features (rows, hidden) of pictures or sounds at their rows of a prompt's embeddings.
 
     Raises InputError when there are more or fewer of them than rows.
     """
     if len(rows) != len(features):
         raise InputError(
-            f"The prompt holds {len(rows)} places for vision features; "
+            f"The prompt holds {len(rows)} places for features; "
             f"expected {len(features)}, one for each feature."
         )
     return hidden.index_put((rows,), features.to(hidden.dtype))

@@ -19,6 +19,7 @@ from qianyan.errors import ConfigError, quote
 from qianyan.models.config import (
     MAX_LAYERS,
     require_at_most,
+    require_booleans,
     require_multiple,
     require_positive_integers,
     require_positive_numbers,
@@ -31,6 +32,7 @@ from qianyan.models.vision import (
     VISION_NORM_EPS,
     PatchEmbed,
     PatchMerger,
+    SplitVisionAttention,
     VisionAttention,
     frame_coordinates,
 )
@@ -41,6 +43,8 @@ class VisionConfig:
     """Vision tower hyper-parameters, named as in config.json.
 
     The defaults are those of the released models, whose config.json files leave some out.
+    `splits_qkv` is a fact of the generation, which config.json does not state: Qwen2.5-Omni's tower
+    has a matrix each for query, key and value.
     """
 
     hidden_size: int
@@ -56,8 +60,10 @@ class VisionConfig:
     window_size: int = 112
     fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
     hidden_act: str = "silu"
+    splits_qkv: bool = False
 
     def __post_init__(self) -> None:
+        require_booleans(self, "splits_qkv")
         require_positive_integers(
             self,
             "hidden_size",
@@ -161,7 +167,8 @@ class VisionBlock(nn.Module):
         super().__init__()
         self.norm1 = RMSNorm(config.hidden_size, VISION_NORM_EPS)
         self.norm2 = RMSNorm(config.hidden_size, VISION_NORM_EPS)
-        self.attn = VisionAttention(config.hidden_size, config.num_heads)
+        attention = SplitVisionAttention if config.splits_qkv else VisionAttention
+        self.attn = attention(config.hidden_size, config.num_heads)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, bias=True)
 
     def forward(self, hidden: Tensor, rope: Rope, lengths: Sequence[int]) -> Tensor:

@@ -18,7 +18,14 @@ from torch.overrides import TorchFunctionMode
 from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.models import qwen2_5_vl, qwen2_vl
 from qianyan.models.config import build
-from qianyan.models.flatten import text_config, vision_fields, vision_token_ids
+from qianyan.models.flatten import json_object, text_config, vision_fields, vision_token_ids
+from qianyan.models.omni.thinker import (
+    Thinker,
+    ThinkerConfig,
+    omni_config,
+    thinker_config,
+    tie_as_saved,
+)
 from qianyan.models.packed import swap_packed, unpack_tensors
 from qianyan.models.precision import choose_dtype
 from qianyan.models.quantization import SAVED_METHOD, QuantizationConfig, read_quantization
@@ -39,7 +46,17 @@ from qianyan.models.weights import (
     renamed,
 )
 
-RENAMES = {"model.visual.": "visual.", "model.language_model.": "model."}  # newer tools' prefixes
+RENAMES = {
+    "model.visual.": "visual.",  # newer tools' prefixes
+    "model.language_model.": "model.",
+    "model.audio_tower.": "audio_tower.",
+    "thinker.model.visual.": "visual.",
+    "thinker.model.language_model.": "model.",
+    "thinker.model.audio_tower.": "audio_tower.",
+    "thinker.": "",
+}
+UNREAD = ("talker.", "token2wav.")
+"""What of Qwen2.5-Omni speaks; whoever wants text has no use for it."""
 
 ModelConfig = TextConfig | VisionLanguageConfig | QWenConfig
 Model = CausalLM | VisionLanguageModel | QWenLMHeadModel  # each a `LanguageModel`
@@ -89,6 +106,7 @@ def _vision_language_config(
     )
 
 
+THINKER = "Qwen2_5OmniThinkerForConditionalGeneration"
 ARCHITECTURES = {
     "qwen": Architecture("QWenLMHeadModel", qwen_config),
     "qwen2": Architecture("Qwen2ForCausalLM", qwen2_config),
@@ -96,6 +114,8 @@ ARCHITECTURES = {
     "qwen3_moe": Architecture("Qwen3MoeForCausalLM", qwen3_moe_config),
     "qwen2_vl": Architecture("Qwen2VLForConditionalGeneration", qwen2_vl_config),
     "qwen2_5_vl": Architecture("Qwen2_5_VLForConditionalGeneration", qwen2_5_vl_config),
+    "qwen2_5_omni": Architecture("Qwen2_5OmniForConditionalGeneration", omni_config),
+    "qwen2_5_omni_thinker": Architecture(THINKER, thinker_config),
 }
 
 
@@ -138,6 +158,8 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 def build_model(config: ModelConfig) -> Model:
     """Make the model a config describes, with unset weights."""
+    if isinstance(config, ThinkerConfig):
+        return Thinker(config)
     if isinstance(config, VisionLanguageConfig):
         return VisionLanguageModel(config)
     if isinstance(config, QWenConfig):
@@ -192,9 +214,10 @@ def load_model(
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"dtype is {quote(dtype)}; expected auto, {', '.join(DTYPES)}.")
     data = read_config_json(folder)
-    config, quantization = find_architecture(data).read(data), read_quantization(data)
+    quantization = read_quantization(data)
     kind = _quantize_kind(quantize, quantization)
-    listed = list_tensors(folder)
+    listed = _list_wanted(folder)
+    config = _as_saved(find_architecture(data).read(data), listed)
     is_saved = quantization is not None and quantization.quant_method == SAVED_METHOD
     if dtype == "auto" and quantization is not None:
         own = quantization.torch_dtype
@@ -206,10 +229,10 @@ def load_model(
         tensors = _quantized(Path(folder), model, swap_plain(model, kind))
     elif quantization is not None and is_saved:
         swap_saved(model, listed, quantization, RENAMES)
-        tensors = read_tensors(folder)
+        tensors = read_tensors(folder, skip=UNREAD)
     else:
         packed = swap_packed(model, listed, quantization, RENAMES)
-        tensors = unpack_tensors(read_tensors(folder), packed)
+        tensors = unpack_tensors(read_tensors(folder, skip=UNREAD), packed)
     load_weights(
         model,
         tensors,
@@ -242,16 +265,19 @@ class QuantizedCheckpoint:
 def quantize_checkpoint(folder: str | Path, kind: str) -> QuantizedCheckpoint:
     """Make of a plain checkpoint what `load_model` makes of it with `quantize`, to be saved.
 
+    Of Qwen2.5-Omni that is the Thinker alone, under a config.json of its own.
+
     Raises ConfigError and CheckpointError, before the first tensor for all but numbers that are not
     finite.
     """
-    data = read_config_json(folder)
-    config = find_architecture(data).read(data)
+    data = _heard_alone(read_config_json(folder))
     if kind not in get_args(Kind):
         raise ConfigError(f"quantize is {quote(kind)}; expected {' or '.join(get_args(Kind))}.")
     known = _quantize_kind(kind, read_quantization(data))
     assert known is not None
-    listed, ignored = list_tensors(folder), _ignored(config)
+    listed = _list_wanted(folder)
+    config = _as_saved(find_architecture(data).read(data), listed)
+    ignored = _ignored(config)
     _require_fit(config, listed)
     model = build_empty(config)
     swapped = swap_plain(model, known)
@@ -281,6 +307,25 @@ def quantize_checkpoint(folder: str | Path, kind: str) -> QuantizedCheckpoint:
             if (key := renamed(name, RENAMES)) not in ignored
         ),
     )
+
+
+def _list_wanted(folder: str | Path) -> dict[str, TensorSpec]:
+    """List what of a checkpoint is to be read."""
+    listed = list_tensors(folder)
+    return {name: spec for name, spec in listed.items() if not name.startswith(UNREAD)}
+
+
+def _as_saved(config: ModelConfig, listed: Mapping[str, TensorSpec]) -> ModelConfig:
+    """Let what a checkpoint holds decide what Qwen2.5-Omni's config.json leaves open."""
+    return tie_as_saved(config, listed) if isinstance(config, ThinkerConfig) else config
+
+
+def _heard_alone(data: dict[str, Any]) -> dict[str, Any]:
+    """Give the config.json of the part of Qwen2.5-Omni that is read; others stay as they are."""
+    thinker = json_object(data, "thinker_config")
+    if not thinker:
+        return data
+    return {**thinker, "model_type": "qwen2_5_omni_thinker", "architectures": [THINKER]}
 
 
 def _require_fit(config: ModelConfig, listed: Mapping[str, TensorSpec]) -> None:
@@ -326,7 +371,7 @@ def _quantized(
     """
     index = folder / INDEX_NAME  # already held against the files
     homes = json.loads(index.read_text("utf-8"))["weight_map"] if index.is_file() else {}
-    for name, tensor in read_tensors(folder):
+    for name, tensor in read_tensors(folder, skip=UNREAD):
         source = renamed(name, RENAMES)
         path = swapped.get(source)
         if path is not None:

@@ -49,6 +49,27 @@ class VisionAttention(nn.Module):
         return out
 
 
+class SplitVisionAttention(nn.Module):
+    """The same with a matrix each for query, key and value, as Qwen2.5-Omni's checkpoints have."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(hidden_size, hidden_size)
+        self.k = nn.Linear(hidden_size, hidden_size)
+        self.v = nn.Linear(hidden_size, hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor, rope: Rope, lengths: Sequence[int]) -> Tensor:
+        """Map (patches, hidden) to (patches, hidden); `lengths` are the segments' patch counts."""
+        query, key, value = (
+            part(hidden).unflatten(-1, (self.num_heads, -1)) for part in (self.q, self.k, self.v)
+        )  # (patches, heads, head_dim)
+        attended = segment_attention(rotate(query, *rope), rotate(key, *rope), value, lengths)
+        out: Tensor = self.proj(attended.flatten(-2))  # (patches, hidden)
+        return out
+
+
 class PatchMerger(nn.Module):
     """Join the patches of each unit into one token of the decoder's width.
 

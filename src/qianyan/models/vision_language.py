@@ -51,12 +51,15 @@ class VisionLanguageConfig:
                 "follow time, height and width."
             )
         for name in ("image_token_id", "video_token_id", "vision_start_token_id"):
-            token_id = getattr(self, name)
-            if not isinstance(token_id, int) or not 0 <= token_id < self.text.vocab_size:
-                raise ConfigError(
-                    f"{name} is {token_id}; expected an id below vocab_size "
-                    f"({self.text.vocab_size})."
-                )
+            self.require_token(name)
+
+    def require_token(self, name: str) -> None:
+        """Raise ConfigError unless the field `name` is the id of a token of the vocabulary."""
+        token_id = getattr(self, name)
+        if not isinstance(token_id, int) or not 0 <= token_id < self.text.vocab_size:
+            raise ConfigError(
+                f"{name} is {token_id}; expected an id below vocab_size ({self.text.vocab_size})."
+            )
 
     @property
     def vision_ids(self) -> frozenset[int]:

@@ -62,15 +62,16 @@ def list_tensors(folder: str | Path) -> dict[str, TensorSpec]:
     }
 
 
-def read_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(folder: str | Path, *, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor of a checkpoint folder with its name, shard by shard, on the CPU.
 
-    Tensors are views of the memory-mapped file: valid as long as nobody writes into it; writing
-    into one leaves the file as it is. Raises CheckpointError before the first tensor, for what
-    `list_tensors` raises it for.
+    Those whose names begin with one of `skip` are not read. Tensors are views of the memory-mapped
+    file: valid as long as nobody writes into it; writing into one leaves the file as it is. Raises
+    CheckpointError before the first tensor, for what `list_tensors` raises it for.
     """
     for shard, specs in _list_shards(Path(folder)).items():
-        for names in _runs(specs):
+        wanted = {name: spec for name, spec in specs.items() if not name.startswith(skip)}
+        for names in _runs(wanted):
             with _opened(shard) as file:
                 for name in names:
                     tensor = file.get_tensor(name)

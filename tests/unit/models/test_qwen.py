@@ -358,7 +358,7 @@ def test_tags_that_do_not_enclose_their_slots_are_refused(
 
 
 def test_more_or_fewer_features_than_slots_are_refused(sighted: QWenLMHeadModel) -> None:
-    with pytest.raises(InputError, match="holds 4 places for vision features"):
+    with pytest.raises(InputError, match="holds 4 places for features"):
         sighted.embed(torch.tensor(PICTURE), torch.zeros(8, 128))
 
 

@@ -1,0 +1,400 @@
+"""Qwen2.5-Omni's Thinker against transformers, on a small random checkpoint of the whole model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qianyan.inputs.interleaving import interleave
+from qianyan.models.attention import NoCache
+from qianyan.models.omni.thinker import Thinker
+from qianyan.models.registry import load_model
+
+Grid = tuple[int, int, int]
+
+TEXT_TOKENS = 256
+SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>"),
+    *("<|audio_eos|>", "<|vision_bos|>", "<|vision_eos|>", "<|IMAGE|>", "<|VIDEO|>"),
+)
+IDS = {token: TEXT_TOKENS + index for index, token in enumerate(SPECIAL)}
+TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "<|vision_bos|><|IMAGE|><|vision_eos|>"
+    "{% elif content['type'] == 'audio' or 'audio' in content or 'audio_url' in content %}"
+    "<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% elif content['type'] == 'video' or 'video' in content %}"
+    "<|vision_bos|><|VIDEO|><|vision_eos|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "feature_extractor_type": "WhisperFeatureExtractor",
+    "feature_size": 128,
+    "chunk_length": 300,
+    "hop_length": 160,
+    "n_fft": 400,
+    "sampling_rate": 16000,
+    "n_samples": 4800000,
+    "nb_max_frames": 30000,
+    "padding_value": 0.0,
+    "dither": 0.0,
+    "return_attention_mask": True,
+    "processor_class": "Qwen2_5OmniProcessor",
+}
+
+
+def build_oracle() -> Any:
+    """Make the whole model, small and random, as oracle.md of its authors' code has it."""
+    import transformers
+
+    text = {
+        "vocab_size": 400,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "rms_norm_eps": 1e-6,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    }
+    audio = {
+        "num_mel_bins": 128,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "d_model": 32,
+        "n_window": 100,
+        "output_dim": 64,
+    }
+    thinker = {
+        "text_config": text,
+        "vision_config": vision,
+        "audio_config": audio,
+        "audio_token_index": IDS["<|AUDIO|>"],
+        "image_token_index": IDS["<|IMAGE|>"],
+        "video_token_index": IDS["<|VIDEO|>"],
+        "audio_start_token_id": IDS["<|audio_bos|>"],
+        "audio_end_token_id": IDS["<|audio_eos|>"],
+        "vision_start_token_id": IDS["<|vision_bos|>"],
+        "position_id_per_seconds": 25,
+        "seconds_per_chunk": 2,
+    }
+    talker = {
+        "vocab_size": 200,
+        "embedding_size": 64,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+    }
+    dit = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+        "emb_dim": 16,
+        "num_embeds": 190,
+        "mel_dim": 20,
+        "enc_emb_dim": 12,
+        "enc_dim": 8,
+        "enc_channels": [16, 16, 16, 16, 48],
+        "enc_attention_channels": 8,
+        "block_size": 6,
+    }
+    config = transformers.Qwen2_5OmniConfig(
+        thinker_config=thinker,
+        talker_config=talker,
+        token2wav_config={
+            "dit_config": dit,
+            "bigvgan_config": {"mel_dim": 20, "upsample_initial_channel": 64},
+        },
+    )
+    return transformers.Qwen2_5OmniForConditionalGeneration(config).eval()
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Draw weights under which every parameter matters: no zero bias, no norm of plain ones."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            else:
+                parameter.copy_(1 + 0.1 * noise)
+
+
+def write_tokenizer(folder: Path) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import AddedToken, Qwen2Tokenizer
+
+    vocabulary = {piece: index for index, piece in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=[],
+        unk_token=None,
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
+    )
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(one_thread: None) -> Any:
+    """The whole model in transformers."""
+    model = build_oracle()
+    randomise(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole model as it is published, with tokenizer and preprocessor settings."""
+    folder = tmp_path_factory.mktemp("omni")
+    whole.save_pretrained(folder)
+    write_tokenizer(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 399}')  # a row of padding
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(whole: Any) -> Any:
+    return whole.thinker
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path) -> Thinker:
+    model = load_model(folder)
+    assert isinstance(model, Thinker)
+    return model
+
+
+def random_mel(*num_frames: int) -> torch.Tensor:
+    """Random frames (frames, mel), the same on every call."""
+    generator = torch.Generator().manual_seed(sum(num_frames))
+    return torch.randn(sum(num_frames), 128, generator=generator)
+
+
+def to_oracle(mel: torch.Tensor, num_frames: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Pad packed frames as the oracle wants them, with their mask."""
+    clips = [clip.T for clip in mel.split(list(num_frames))]
+    longest = max(num_frames)
+    padded = [torch.nn.functional.pad(clip, (0, longest - clip.shape[1])) for clip in clips]
+    mask = torch.arange(longest) < torch.tensor(num_frames).unsqueeze(1)
+    return {"input_features": torch.stack(padded), "feature_attention_mask": mask.long()}
+
+
+@pytest.mark.parametrize(
+    "num_frames",
+    [
+        [200],  # one block exactly
+        [530],  # a part of a block at the end
+        [401],  # whose last block gives no token
+        [3],  # the shortest
+        [7000],  # more blocks than are encoded in one go
+        [63, 200, 301, 5, 460],  # packed together
+    ],
+)
+@torch.inference_mode()
+def test_audio_features_equal(ours: Thinker, theirs: Any, num_frames: list[int]) -> None:
+    mel = random_mel(*num_frames)
+    expected = theirs.get_audio_features(**to_oracle(mel, num_frames)).last_hidden_state
+    features = ours.encode_audio(mel, num_frames)
+    assert len(features) == sum(ours.config.audio.num_tokens(count) for count in num_frames)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_vision_features_equal(ours: Thinker, theirs: Any) -> None:
+    grids: list[Grid] = [(1, 6, 10), (3, 4, 4), (1, 2, 14)]
+    pixels = random_pixels(grids)
+    expected = theirs.get_image_features(pixels, torch.tensor(grids)).pooler_output
+    torch.testing.assert_close(
+        ours.encode_images(pixels, grids), torch.cat(expected), atol=1e-5, rtol=1e-5
+    )
+
+
+def random_pixels(grids: Sequence[Grid]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(len(grids))
+    return torch.randn(sum(t * h * w for t, h, w in grids), 1176, generator=generator)
+
+
+class Prompt:
+    """A prompt put together piece by piece, with what stands behind its tokens."""
+
+    def __init__(self, *pieces: tuple[Any, ...]) -> None:
+        self.ids: list[int] = []
+        self.grids: list[Grid] = []
+        self.is_video: list[bool] = []
+        self.seconds: list[float] = []
+        self.num_frames: list[int] = []
+        self.has_sounding_video = False
+        for kind, *how in pieces:
+            getattr(self, f"_{kind}")(*how)
+
+    def _text(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(len(self.ids))
+        self.ids += torch.randint(0, 256, (count,), generator=generator).tolist()
+
+    def _audio(self, num_frames: int) -> None:
+        self.num_frames.append(num_frames)
+        run = [IDS["<|AUDIO|>"]] * ((num_frames + 1) // 4)
+        self.ids += [IDS["<|audio_bos|>"], *run, IDS["<|audio_eos|>"]]
+
+    def _image(self, *grid: int) -> None:
+        self._vision(grid, [IDS["<|IMAGE|>"]] * (grid[0] * grid[1] * grid[2] // 4))
+        self.is_video.append(False)
+
+    def _video(self, grid: Grid, seconds: float) -> None:
+        self._vision(grid, [IDS["<|VIDEO|>"]] * (grid[0] * grid[1] * grid[2] // 4))
+        self.is_video.append(True)
+        self.seconds.append(seconds)
+
+    def _sounding(self, grid: Grid, seconds: float, num_frames: int) -> None:
+        kinds = interleave(
+            num_moments=grid[0],
+            tokens_per_moment=grid[1] * grid[2] // 4,
+            second_per_grid_t=seconds,
+            num_audio_tokens=(num_frames + 1) // 4,
+        )
+        run = [IDS["<|VIDEO|>"] if is_video else IDS["<|AUDIO|>"] for is_video in kinds]
+        self._vision(grid, [IDS["<|audio_bos|>"], *run, IDS["<|audio_eos|>"]])
+        self.is_video.append(True)
+        self.seconds.append(seconds)
+        self.num_frames.append(num_frames)
+        self.has_sounding_video = True
+
+    def _vision(self, grid: Any, run: list[int]) -> None:
+        self.grids.append(tuple(grid))
+        self.ids += [IDS["<|vision_bos|>"], *run, IDS["<|vision_eos|>"]]
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        return random_pixels(self.grids)
+
+    @property
+    def mel(self) -> torch.Tensor:
+        return random_mel(*self.num_frames)
+
+    def for_oracle(self) -> dict[str, Any]:
+        ids = torch.tensor([self.ids])
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        rows = self.pixels.split([t * h * w for t, h, w in self.grids]) if self.grids else ()
+        for is_video, pixels, grid in (
+            (False, "pixel_values", "image_grid_thw"),
+            (True, "pixel_values_videos", "video_grid_thw"),
+        ):
+            picked = [i for i, one in enumerate(self.is_video) if one is is_video]
+            if picked:
+                given[pixels] = torch.cat([rows[i] for i in picked])
+                given[grid] = torch.tensor([self.grids[i] for i in picked])
+        if self.seconds:
+            given["video_second_per_grid"] = torch.tensor(self.seconds)
+        if self.num_frames:
+            given |= to_oracle(self.mel, self.num_frames)
+        return given | {"use_audio_in_video": self.has_sounding_video}
+
+
+PROMPTS = {
+    "text": (("text", 30),),
+    "sound": (("text", 5), ("audio", 300), ("text", 7)),
+    "two sounds": (("audio", 63), ("text", 3), ("audio", 401), ("text", 2)),
+    "picture and sound": (("text", 4), ("image", 1, 6, 10), ("audio", 120), ("text", 6)),
+    "video and sound": (("text", 3), ("video", (4, 4, 4), 1.0), ("text", 2), ("audio", 90)),
+    "video at an odd rate": (("text", 3), ("video", (7, 4, 6), 2 / 2.987), ("text", 4)),
+    "video with its sound": (("text", 6), ("sounding", (5, 4, 4), 1.0, 500), ("text", 5)),
+    "sound outlasts its video": (("text", 2), ("sounding", (2, 4, 6), 1.0, 950), ("text", 5)),
+    "video outlasts its sound": (("text", 2), ("sounding", (6, 4, 4), 1.0, 130), ("text", 5)),
+    "sparse frames": (("text", 2), ("sounding", (4, 4, 6), 4.0, 1300), ("text", 5)),
+    "wide video with little sound": (("text", 2), ("sounding", (1, 4, 60), 1.0, 20), ("text", 9)),
+    "all of them": (
+        ("text", 9),
+        ("sounding", (3, 4, 4), 0.7, 333),
+        ("text", 3),
+        ("image", 1, 4, 6),
+        ("text", 2),
+        ("sounding", (4, 2, 6), 1.3, 250),
+        ("image", 1, 2, 2),
+        ("text", 4),
+    ),
+}
+
+
+def our_logits(model: Thinker, prompt: Prompt) -> torch.Tensor:
+    ids = torch.tensor(prompt.ids)
+    vision = model.encode_images(prompt.pixels, prompt.grids) if prompt.grids else None
+    audio = model.encode_audio(prompt.mel, prompt.num_frames) if prompt.num_frames else None
+    positions = model.place(prompt.ids, prompt.grids, prompt.seconds).prompt
+    return model(model.embed(ids, vision, audio), positions, NoCache([len(ids)]))
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@torch.inference_mode()
+def test_positions_and_logits_equal(ours: Thinker, theirs: Any, name: str) -> None:
+    prompt = Prompt(*PROMPTS[name])
+    given = prompt.for_oracle()
+    expected_ids, deltas = theirs.get_rope_index(
+        given["input_ids"],
+        given.get("image_grid_thw"),
+        given.get("video_grid_thw"),
+        given["attention_mask"],
+        prompt.has_sounding_video,
+        torch.tensor(prompt.num_frames),
+        given.get("video_second_per_grid"),
+    )
+    places = ours.place(prompt.ids, prompt.grids, prompt.seconds)
+    assert torch.equal(places.prompt, expected_ids[:, 0])
+    assert places.next.tolist() == [len(prompt.ids) + int(deltas)] * 3
+    theirs.model.rope_deltas = None
+    expected = theirs(**given).logits[0]
+    torch.testing.assert_close(our_logits(ours, prompt), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_hidden_states_and_embeddings_for_the_voice_equal(ours: Thinker, theirs: Any) -> None:
+    """The other half of the model reads the states after the last norm, and what went in."""
+    prompt = Prompt(*PROMPTS["picture and sound"])
+    theirs.model.rope_deltas = None
+    expected = theirs(**prompt.for_oracle(), output_hidden_states=True).hidden_states
+    embedded = ours.embed(
+        torch.tensor(prompt.ids),
+        ours.encode_images(prompt.pixels, prompt.grids),
+        ours.encode_audio(prompt.mel, prompt.num_frames),
+    )
+    torch.testing.assert_close(embedded, expected[0][0], atol=1e-4, rtol=1e-4)
+    positions = ours.place(prompt.ids, prompt.grids, prompt.seconds).prompt
+    last = ours.model(embedded, positions, NoCache([len(prompt.ids)]))
+    torch.testing.assert_close(last, expected[-1][0], atol=1e-4, rtol=1e-4)
