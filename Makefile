@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test slow lint fix bench docs clean
+.PHONY: demo test slow clients lint fix bench docs clean
 
 demo: .venv/installed  ## inspect drawn example pictures with the bundled models, into demo/
 	.venv/bin/qianyan demo
@@ -14,6 +14,8 @@ test: .venv/installed-dev  ## the whole suite, without the cases marked slow
 
 slow: .venv/installed-dev  ## the heavy parity and soak cases
 	.venv/bin/pytest -m slow
+
+clients: .venv-clients/installed  ## programs of others that call the API, for the tests in tests/e2e/clients
 
 lint: .venv/installed-dev  ## style, types, import contracts, dead code, documents in step
 	.venv/bin/ruff check .
@@ -34,7 +36,7 @@ docs: .venv/installed-dev  ## rewrite the generated reference pages
 	.venv/bin/python docs/generate.py
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .venv-clients demo
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -50,3 +52,14 @@ NATIVE = hatch_build.py $(wildcard src/qianyan/native/*.cpp)
 	@echo "Installing qianyan and its developer tools into .venv; the first time this takes a few minutes."
 	$(PIP) -e ".[dev]"
 	@touch $@ .venv/installed
+
+# Apart, because Bailian's SDK has two versions of one name, and the others bring much beside themselves.
+CLIENTS = tests/e2e/clients
+
+.venv-clients/installed: $(CLIENTS)/requirements.txt $(CLIENTS)/package.json
+	@echo "Installing clients of others into .venv-clients; this takes about a minute."
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --disable-pip-version-check -r $(CLIENTS)/requirements.txt
+	cp $(CLIENTS)/package.json .venv-clients/
+	PATH="$(CURDIR)/.venv-clients/bin:$$PATH" .venv-clients/bin/npm install --silent --no-package-lock --prefix .venv-clients
+	@touch $@

@@ -162,7 +162,9 @@ class Programs:
         program = PROGRAMS / name
         if interpreter == "node":  # modules are looked for beside the program
             program = Path(shutil.copy(program, INSTALLED))
-        said: dict[str, Any] = json.loads(self.say(interpreter, str(program)))
+        said: dict[str, Any] = json.loads(
+            self.say(interpreter, str(program)).splitlines()[-1]  # LiteLLM has more to say
+        )
         return said
 
 

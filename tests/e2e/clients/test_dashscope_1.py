@@ -1,0 +1,49 @@
+"""Bailian's SDK 1.x, unmodified, against `qianyan serve` over TCP.
+
+`test_dashscope_sdk.py`, one folder up, asks the same of the newest, whose calls are kept beside
+its own client.
+"""
+
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def said(programs: Any) -> dict[str, Any]:
+    answers: dict[str, Any] = programs.run("dashscope_1.py")
+    assert answers["version"].startswith("1.")
+    return answers
+
+
+def test_text_by_prompt_and_by_messages_in_both_formats(said: dict[str, Any], hello: str) -> None:
+    assert said["text"] == said["prompt"] == said["whole"] == hello
+    asked, answered, total = said["usage"]
+    assert asked + answered == total
+
+
+@pytest.mark.parametrize("incremental", [True, False])
+def test_a_stream_both_ways(said: dict[str, Any], hello: str, incremental: bool) -> None:
+    assert said[f"stream {incremental}"] == hello
+    *running, last = said[f"reasons {incremental}"]
+    assert set(running) == {"null"}
+    assert last == "length"
+
+
+def test_a_picture_whole_and_streamed_and_the_frames_of_a_video(said: dict[str, Any]) -> None:
+    assert said["picture"]["image_tokens"] > 0
+    assert said["picture stream"] == said["picture"]["text"]
+    assert said["video"] > 0
+
+
+def test_calls_whole_and_in_packets(said: dict[str, Any]) -> None:
+    assert said["calls"] == said["calls stream"]
+    assert [one["name"] for one in said["calls"]] == ["ring_alarm"]
+    assert said["calls reason"] == ["tool_calls"] * 2
+
+
+def test_errors_have_status_and_code(said: dict[str, Any]) -> None:
+    assert said["missing"] == [404, "ModelNotFound"]
+    status, code, message = said["wrong"]
+    assert (status, code) == (400, "InvalidParameter")
+    assert "top_p" in message
