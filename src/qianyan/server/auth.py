@@ -27,8 +27,10 @@ from qianyan.server.settings import LOOPBACK, ServerLimits, ServerSettings
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Answered without a key; they say nothing but whether the server works."""
+UPLOAD_SINK = "/api/v1/uploads/sink"
+"""Where Bailian's clients send files without their key; a signed policy stands for it."""
+OPEN_PATHS = frozenset({"/health", "/ready", UPLOAD_SINK})
+"""Reached without a key; the first two say nothing but whether the server works."""
 GONE = 499
 """The status in log and counts of a request whose client went away before it was answered."""
 STRUCTURE = (b",", b"[", b"{")
@@ -95,7 +97,7 @@ class Edge:
 
     def _note(self, scope: Scope, asked: Asked, status: int) -> None:
         """Count and log a request that is over."""
-        route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+        route = _route_of(scope)
         self._metrics.count_request(asked, route=route, status=status)
         log_request(asked, method=scope["method"], route=route, status=status)
 
@@ -214,6 +216,17 @@ class _Reply:
         path, request_id = self._scope["path"], self.asked.request_id
         response = to_response(refused, path=path, request_id=request_id)
         await response(self._scope, _nothing, self._send)
+
+
+def _route_of(scope: Scope) -> str:
+    """Name the route that a request took as it is declared, with the prefix of its router."""
+    route = scope.get("route")
+    if route is None:
+        return UNKNOWN_ROUTE
+    declared: str = route.path_format
+    filled = declared.format(**scope.get("path_params", {}))
+    path: str = scope["path"]
+    return path.removesuffix(filled) + declared if path.endswith(filled) else declared
 
 
 async def _nothing() -> Message:
