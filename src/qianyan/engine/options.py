@@ -188,9 +188,10 @@ def to_sampling(
         "frequency_penalty": _number(given, "frequency_penalty", 0.0, -2, 2),
         "min_p": _number(given, "min_p", defaults.min_p, 0, 1),
     }
+    answer = _lengths(given, prompt, lengths, may_think=may_think)
     return Sampling(
-        **_lengths(given, prompt, lengths, may_think=may_think),
-        thinking_budget=_optional(given, "thinking_budget", 0, MAX_THINKING_BUDGET),
+        **answer,
+        thinking_budget=_thinking_budget(given, answer["max_tokens"], prompt, lengths),
         seed=_optional(given, "seed", 0, MAX_SEED),
         logit_bias=_logit_bias(given.get("logit_bias", {}), vocab_size),
         stop=_stops(given.get("stop", ())),
@@ -256,6 +257,15 @@ def _lengths(
     answer = asked.get("max_tokens", most if "max_completion_tokens" in asked else None)
     answer = min(most, DEFAULT_MAX_TOKENS if answer is None else answer)
     return {"max_tokens": answer} | ({"max_completion_tokens": most} if may_think else {})
+
+
+def _thinking_budget(
+    given: dict[str, Any], max_tokens: int, prompt: PromptSize, lengths: Lengths
+) -> int | None:
+    """Leave the answer its length behind the reasoning, half of what there is room for at most."""
+    budget = _optional(given, "thinking_budget", 0, MAX_THINKING_BUDGET)
+    room = lengths.limit - prompt.num_tokens
+    return budget if budget is None else min(budget, room - min(max_tokens, room // 2))
 
 
 def _length(value: Any, name: str, prompt: PromptSize, lengths: Lengths) -> int:

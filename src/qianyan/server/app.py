@@ -26,6 +26,7 @@ from qianyan.server.auth import Edge
 from qianyan.server.dashscope_errors import PREFIX, dashscope_body
 from qianyan.server.errors import ENVELOPES, add_handlers
 from qianyan.server.metrics import Metrics
+from qianyan.server.searching import open_web
 from qianyan.server.serving import Serving
 from qianyan.server.settings import ServerSettings
 from qianyan.server.worker import Worker
@@ -59,12 +60,13 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
             worker = Worker(engine, settings.limits, metrics)
             metrics.watch(health.gauges_of(worker))
             stack.push_async_callback(worker.close)
-            app.state.serving = Serving(settings=settings, worker=worker)
+            app.state.serving = Serving(settings=settings, worker=worker, web=web)
             for enter in LIFESPANS:
                 await stack.enter_async_context(enter(app))
             yield
 
     metrics = Metrics(settings.limits)
+    web = open_web(settings.search, engine.processor)
     app = FastAPI(
         title="qianyan",
         version=__version__,

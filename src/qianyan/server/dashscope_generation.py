@@ -22,13 +22,12 @@ from qianyan.server.dashscope_reply import Choice, DashScopeReply, ReplyFormat
 from qianyan.server.dashscope_request import GenerationRequest
 from qianyan.server.dashscope_tasks import submit_task
 from qianyan.server.errors import Failure, RefusedError, to_failure
-from qianyan.server.generate import Question, begin, collect, follow, leave_all
+from qianyan.server.generate import AnyAnswer, Question, begin, collect, follow, leave_all
 from qianyan.server.openai_reply import TokenWords
 from qianyan.server.openai_request import ChatRequest
 from qianyan.server.serving import Served, Serving
 from qianyan.server.stream import EventStream, to_json, unless_gone
 from qianyan.server.tasks import Task
-from qianyan.server.worker import Answer
 
 router = APIRouter(prefix=f"{PREFIX}services/aigc", tags=["dashscope"])
 
@@ -88,7 +87,7 @@ def _read(body: GenerationRequest, serving: Serving, *, request_id: str, has_par
     chat = body.to_chat()
     serving.check_model(chat.model)
     processor = serving.worker.engine.processor
-    question = chat.to_question(processor.pictures, serving.settings.limits)
+    question = chat.to_question(processor.pictures, serving.settings.limits, serving.web)
     reply = DashScopeReply(
         request_id,
         _choose_format(body, chat, processor, has_parts=has_parts),
@@ -96,6 +95,7 @@ def _read(body: GenerationRequest, serving: Serving, *, request_id: str, has_par
         words=None
         if chat.num_logprobs is None
         else TokenWords(tokenizer=processor.tokenizer, num_top=chat.num_logprobs),
+        search=question.search,
     )
     return _Asked(model=chat.model, question=question, reply=reply, ignored=chat.ignored_fields())
 
@@ -105,13 +105,16 @@ async def _answer_whole(asked: _Asked, serving: Serving) -> dict[str, Any]:
 
 
 async def write_events(
-    answers: Sequence[Answer], reply: DashScopeReply, *, request_id: str
+    answers: Sequence[AnyAnswer], reply: DashScopeReply, *, request_id: str
 ) -> AsyncIterator[str]:
     """Write a stream of packets; what ends an answer early becomes an event with the error."""
-    choices = [Choice(index, answer.request) for index, answer in enumerate(answers)]
+    choices = [Choice(index, answer) for index, answer in enumerate(answers)]
     number = 0
     try:
         async for index, event in follow(answers):
+            if (sources := reply.search_packet()) is not None:
+                number += 1
+                yield _event(number, sources)
             if isinstance(event, Finished):
                 packet = reply.last_packet(choices[index], event.completion)
             elif (written := reply.packet(choices[index], event)) is not None:

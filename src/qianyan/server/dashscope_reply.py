@@ -12,11 +12,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from qianyan.engine.request import Completion, Request, TokenText
+from qianyan.engine.request import Completion, TokenText
 from qianyan.inputs.media import SeenImage
 from qianyan.inputs.processor import Processor
-from qianyan.server.dashscope_usage import OutputCount, PromptCount, to_usage
+from qianyan.server.dashscope_usage import OutputCount, to_usage
+from qianyan.server.generate import AnyAnswer
 from qianyan.server.openai_reply import TokenWords
+from qianyan.server.prompt_count import PromptCount
+from qianyan.server.searching import AskedSearch
 
 NOT_FINISHED = "null"
 
@@ -49,9 +52,9 @@ class Written:
 class Choice:
     """One answer of a stream, with all that was read of it."""
 
-    def __init__(self, index: int, request: Request) -> None:
+    def __init__(self, index: int, answer: AnyAnswer) -> None:
         self.index = index
-        self.request = request
+        self.answer = answer
         self.num_tokens = 0
         self._all = Written()
 
@@ -105,12 +108,17 @@ class DashScopeReply:
         processor: Processor,
         *,
         words: TokenWords | None = None,
+        search: AskedSearch | None = None,
     ) -> None:
-        """Take what all its packets have in common; `words` None writes no probabilities."""
+        """Take what all its packets have in common.
+
+        `words` None writes no probabilities; `search` is None where no search was asked for.
+        """
         self._request_id = request_id
         self._form = form
         self._processor = processor
         self._words = words
+        self._search = search
         self._prompt: PromptCount | None = None
 
     def whole(
@@ -133,14 +141,25 @@ class DashScopeReply:
             choices.append(self._choice(index, written, reason, completion.images))
         first = completions[0]
         prompt = self._count(first.prompt_token_ids, len(first.images))
-        return self._envelope(choices, prompt, OutputCount.of(completions))
+        return self._envelope(choices, prompt, OutputCount.of(completions), is_whole=True)
+
+    def search_packet(self) -> dict[str, Any] | None:
+        """Write the sources alone, where that was asked for and there are more than before."""
+        search = self._search
+        if search is None or not search.options.prepend_search_result:
+            return None
+        info = search.fresh_info()
+        if info is None or not search.options.enable_source:
+            return None
+        output = {**self._output([self._choice(0, Written())]), "search_info": info}
+        return {"output": output, "usage": {}, "request_id": self._request_id}
 
     def packet(self, choice: Choice, token: TokenText) -> dict[str, Any] | None:
         """Write one more token; None where it shows nothing."""
         written = choice.take(token, self._words, is_incremental=self._form.is_incremental)
         if written is None:
             return None
-        request = choice.request
+        request = choice.answer.request
         prompt = self._count(request.prompt_token_ids, len(request.seen.images))
         output = OutputCount.so_far(request, choice.num_tokens)
         return self._envelope([self._choice(choice.index, written)], prompt, output)
@@ -154,19 +173,45 @@ class DashScopeReply:
         return self._envelope([last], prompt, OutputCount.of([completion]))
 
     def _count(self, prompt_token_ids: list[int], num_images: int) -> PromptCount:
-        """Count the prompt's tokens, once for all packets."""
-        if self._prompt is None:
+        """Count the prompt's tokens, once for all packets as long as none are added."""
+        if self._prompt is None or self._prompt.num_tokens != len(prompt_token_ids):
             self._prompt = PromptCount.of(prompt_token_ids, self._processor, num_images)
         return self._prompt
 
     def _envelope(
-        self, choices: list[dict[str, Any]], prompt: PromptCount, output: OutputCount
+        self,
+        choices: list[dict[str, Any]],
+        prompt: PromptCount,
+        output: OutputCount,
+        *,
+        is_whole: bool = False,
     ) -> dict[str, Any]:
+        info = self._search_info(is_whole=is_whole)
+        plugins = None if self._search is None else self._search.plugins
         return {
-            "output": choices[0] if self._form.is_text else {"choices": choices},
-            "usage": to_usage(prompt, output, has_details=self._form.has_parts),
+            "output": self._output(choices) | ({} if info is None else {"search_info": info}),
+            "usage": to_usage(prompt, output, has_details=self._form.has_parts, plugins=plugins),
             "request_id": self._request_id,
         }
+
+    def _output(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return choices[0] if self._form.is_text else {"choices": choices}
+
+    def _search_info(self, *, is_whole: bool) -> dict[str, Any] | None:
+        """Say what was found: the sources where they were asked for.
+
+        In a stream of pieces sources come once; in the packets that follow the list is empty.
+        """
+        search = self._search
+        if search is None or search.search_info is None:
+            return None
+        info = search.search_info
+        if self._form.is_incremental and not is_whole and search.fresh_info() is None:
+            info = {"search_results": []}
+        if search.options.enable_source:
+            return info
+        told = any(info.get(name) for name in ("extra_tool_info", "errors"))
+        return {**info, "search_results": []} if told else None
 
     def _choice(
         self,

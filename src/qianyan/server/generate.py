@@ -2,47 +2,53 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.request import Completion, Finished, TokenText
+from qianyan.server.searching import AskedSearch, SearchingAnswer
+from qianyan.server.thinking import settle_thinking
 from qianyan.server.worker import Answer, Event, Worker
+
+AnyAnswer = Answer | SearchingAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of the engine, and how often."""
+    """What is asked of the engine, and how often; with a search there is one answer."""
 
     messages: list[dict[str, Any]]
     options: ChatOptions = field(default_factory=ChatOptions)
     num_choices: int = 1
+    reasoning_effort: str | None = None
+    search: AskedSearch | None = None
 
 
-async def begin(worker: Worker, question: Question) -> list[Answer]:
+async def begin(worker: Worker, question: Question) -> Sequence[AnyAnswer]:
     """Let all answers run; whoever gets them must `leave` each.
 
-    The first one's prompt is computed before the others begin, so that they find it in the cache.
     A seed stands for the first answer; the others have the following ones.
     """
-    with ExitStack() as begun:
-        answers: list[Answer] = []
-        for index in range(question.num_choices):
-            options = question.options.copy()
-            seed = options.get("seed")
-            if seed is not None:
-                options["seed"] = seed + index
-            answer = await worker.begin(question.messages, options)
-            begun.callback(answer.leave)
-            answers.append(answer)
-            if index == 0 and question.num_choices > 1:
-                await answer.begun()
-        begun.pop_all()
-        return answers
+    asked = settle_thinking(
+        question.options,
+        question.reasoning_effort,
+        worker.engine.processor.template,
+        default_budget=worker.limits.thinking_budget,
+    )
+    if question.search is not None:
+        return [await question.search.begin(worker, question.messages, asked)]
+    choices: list[ChatOptions] = []
+    for index in range(question.num_choices):
+        options = asked.copy()
+        seed = options.get("seed")
+        if seed is not None:
+            options["seed"] = seed + index
+        choices.append(options)
+    return await worker.begin_choices(question.messages, choices)
 
 
-async def merge(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Event]]:
+async def merge(answers: Sequence[AnyAnswer]) -> AsyncIterator[tuple[int, Event]]:
     """Follow several answers at once; each event comes with the index of its answer."""
     readers = [aiter(answer) for answer in answers]
     waiting = {asyncio.ensure_future(_next(one)): index for index, one in enumerate(readers)}
@@ -63,12 +69,12 @@ async def _next(reader: AsyncIterator[Event]) -> Event:
     return await anext(reader)
 
 
-def follow(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Event]]:
+def follow(answers: Sequence[AnyAnswer]) -> AsyncIterator[tuple[int, Event]]:
     """Follow one answer without the cost of merging, or several."""
     return merge(answers) if len(answers) > 1 else _alone(answers[0])
 
 
-async def _alone(answer: Answer) -> AsyncIterator[tuple[int, Event]]:
+async def _alone(answer: AnyAnswer) -> AsyncIterator[tuple[int, Event]]:
     async for event in answer:
         yield 0, event
 
@@ -91,7 +97,7 @@ async def collect(
     return [completions[index] for index in range(len(answers))], tokens
 
 
-def leave_all(answers: Sequence[Answer]) -> None:
+def leave_all(answers: Sequence[AnyAnswer]) -> None:
     """End those answers that have not ended."""
     for answer in answers:
         answer.leave()

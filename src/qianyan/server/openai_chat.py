@@ -9,13 +9,13 @@ from fastapi.responses import Response
 
 from qianyan.engine.request import Completion, Finished
 from qianyan.errors import QianyanError
+from qianyan.inputs.processor import Processor
 from qianyan.server.errors import openai_body, to_failure
-from qianyan.server.generate import begin, collect, follow, leave_all
+from qianyan.server.generate import AnyAnswer, Question, begin, collect, follow, leave_all
 from qianyan.server.openai_reply import OpenAIReply, TokenWords
 from qianyan.server.openai_request import ChatRequest
 from qianyan.server.serving import Served
 from qianyan.server.stream import EventStream, to_json, unless_gone
-from qianyan.server.worker import Answer
 
 router = APIRouter(tags=["chat"])
 DONE = "data: [DONE]\n\n"
@@ -27,13 +27,8 @@ async def create(request: Request, body: ChatRequest, serving: Served) -> Respon
     serving.check_model(body.model)
     worker = serving.worker
     processor = worker.engine.processor
-    question = body.to_question(processor.pictures, serving.settings.limits)
-    reply = OpenAIReply(
-        model=body.model,
-        words=None
-        if body.num_logprobs is None
-        else TokenWords(tokenizer=processor.tokenizer, num_top=body.num_logprobs),
-    )
+    question = body.to_question(processor.pictures, serving.settings.limits, serving.web)
+    reply = begin_reply(body, question, processor)
     ignored = body.ignored_fields()
     headers = {"x-ignored-fields": ", ".join(ignored)} if ignored else {}
     if not body.stream:
@@ -52,15 +47,31 @@ async def create(request: Request, body: ChatRequest, serving: Served) -> Respon
     )
 
 
+def begin_reply(body: ChatRequest, question: Question, processor: Processor) -> OpenAIReply:
+    """Make what writes the answer to a request."""
+    return OpenAIReply(
+        model=body.model,
+        words=None
+        if body.num_logprobs is None
+        else TokenWords(tokenizer=processor.tokenizer, num_top=body.num_logprobs),
+        search=question.search,
+        processor=processor,
+    )
+
+
 async def write_events(
-    answers: Sequence[Answer], reply: OpenAIReply, *, request_id: str, includes_usage: bool
+    answers: Sequence[AnyAnswer], reply: OpenAIReply, *, request_id: str, includes_usage: bool
 ) -> AsyncIterator[str]:
     """Write a stream of chunks; what ends an answer early becomes an event with the error."""
     completions: list[Completion] = []
     for index in range(len(answers)):
         yield _event(reply.first_chunk(index))
+    if (sources := reply.search_chunk()) is not None:
+        yield _event(sources)
     try:
         async for index, event in follow(answers):
+            if (sources := reply.search_chunk()) is not None:
+                yield _event(sources)
             if isinstance(event, Finished):
                 completions.append(event.completion)
                 yield _event(reply.last_chunk(index, event.completion))

@@ -12,7 +12,10 @@ from typing import Any
 
 from qianyan.engine.calls import CallPiece
 from qianyan.engine.request import Completion, Logprobs, TokenText
+from qianyan.inputs.processor import Processor
 from qianyan.inputs.tokenizer import Tokenizer
+from qianyan.server.prompt_count import PromptCount
+from qianyan.server.searching import AskedSearch
 
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON has no number for."""
@@ -52,11 +55,14 @@ class TokenWords:
 class OpenAIReply:
     """One reply: its id, time and model are the same in every chunk.
 
-    `words` is None where no probabilities were asked for.
+    `words` is None where no probabilities were asked for, `search` where no search was; without
+    `processor` the counts do not tell pictures from text.
     """
 
     model: str
     words: TokenWords | None = None
+    search: AskedSearch | None = None
+    processor: Processor | None = None
     reply_id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4()}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -74,7 +80,9 @@ class OpenAIReply:
             }
             for index, completion in enumerate(completions)
         ]
-        return self._envelope("chat.completion", choices, to_usage(completions))
+        info = None if self.search is None else self.search.search_info
+        whole = self._envelope("chat.completion", choices, self._usage(completions))
+        return whole if info is None else {**whole, "search_info": info}
 
     def first_chunk(self, index: int) -> dict[str, Any]:
         """Write the chunk that opens a choice."""
@@ -100,7 +108,17 @@ class OpenAIReply:
 
     def usage_chunk(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Write the token counts as the chunk without choices that ends a stream."""
-        return self._envelope("chat.completion.chunk", [], to_usage(completions))
+        return self._envelope("chat.completion.chunk", [], self._usage(completions))
+
+    def search_chunk(self) -> dict[str, Any] | None:
+        """Write the sources where there are more than in the chunk before, alone in theirs."""
+        info = None if self.search is None else self.search.fresh_info()
+        return None if info is None else {**self._chunk(0, {"content": ""}), "search_info": info}
+
+    def _usage(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        usage = to_usage(completions, self.processor)
+        plugins = None if self.search is None else self.search.plugins
+        return usage if plugins is None else {**usage, "plugins": plugins}
 
     def _chunk(
         self,
@@ -165,20 +183,40 @@ class OpenAIReply:
         return {"content": self.words.entries(tokens), "refusal": None}
 
 
-def to_usage(completions: Sequence[Completion]) -> dict[str, Any]:
-    """Count the tokens of all choices; the prompt they share counts once."""
+def to_usage(
+    completions: Sequence[Completion], processor: Processor | None = None
+) -> dict[str, Any]:
+    """Count the tokens of all choices; the prompt they share counts once.
+
+    With a `processor` the tokens of pictures and videos are told from those of text, if there are.
+    """
     prompt = completions[0].usage
     num_completion = sum(one.usage.completion_tokens for one in completions)
+    num_reasoning = sum(one.usage.reasoning_tokens for one in completions)
+    seen = _details(completions[0], processor)
+    told = {"text_tokens": num_completion - num_reasoning} if seen else {}
     return {
         "completion_tokens": num_completion,
         "prompt_tokens": prompt.prompt_tokens,
         "total_tokens": prompt.prompt_tokens + num_completion,
         "completion_tokens_details": {
             "audio_tokens": None,
-            "reasoning_tokens": sum(one.usage.reasoning_tokens for one in completions),
+            "reasoning_tokens": num_reasoning,
+            **told,
         },
-        "prompt_tokens_details": {"audio_tokens": None, "cached_tokens": prompt.cached_tokens},
+        "prompt_tokens_details": {
+            "audio_tokens": None,
+            "cached_tokens": prompt.cached_tokens,
+            **seen,
+        },
     }
+
+
+def _details(first: Completion, processor: Processor | None) -> dict[str, int]:
+    """Tell what a prompt's tokens stand for, where it is more than text."""
+    if processor is None or not (first.images or first.videos):
+        return {}
+    return PromptCount.of(first.prompt_token_ids, processor, len(first.images)).details
 
 
 def _call_piece(piece: CallPiece) -> dict[str, Any]:
@@ -190,7 +228,9 @@ def _call_piece(piece: CallPiece) -> dict[str, Any]:
 
 
 def _loop_words(completion: Completion) -> dict[str, Any]:
-    """Say beside "length" that an endless repetition was cut."""
+    """Say beside "length" that an endless repetition was cut, or that the time was over."""
+    if completion.is_cut_by_time:
+        return {"stop_reason": "time_limit"}
     return {} if completion.loop is None else {"stop_reason": "repetition_detected"}
 
 

@@ -16,6 +16,8 @@ from qianyan.inputs.patches import PatchConfig
 from qianyan.server.errors import RefusedError
 from qianyan.server.generate import Question
 from qianyan.server.openai_messages import to_messages
+from qianyan.server.search_options import read_search_options
+from qianyan.server.searching import AskedSearch, WebSearch
 from qianyan.server.settings import ServerLimits
 
 SAME_NAMES = (
@@ -85,11 +87,18 @@ class ChatRequest(BaseModel):
     vl_high_resolution_images: bool | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
     enable_search: bool | None = None
+    search_options: dict[str, Any] | None = None
     functions: list[dict[str, Any]] | None = None
 
-    def to_question(self, pictures: PictureConfig | None, limits: ServerLimits) -> Question:
-        """Say what is asked of the engine; raises RefusedError for what it cannot do."""
+    def to_question(
+        self, pictures: PictureConfig | None, limits: ServerLimits, web: WebSearch | None = None
+    ) -> Question:
+        """Say what is asked of the engine; raises RefusedError for what it cannot do.
+
+        Without `web` there is no search here.
+        """
         self._refuse_what_is_missing()
         num_choices = 1 if self.n is None else self.n
         if not 1 <= num_choices <= limits.max_choices:
@@ -102,6 +111,8 @@ class ChatRequest(BaseModel):
             ),
             options=self._options(),
             num_choices=num_choices,
+            reasoning_effort=self.reasoning_effort,
+            search=self._search(web, num_choices),
         )
 
     @property
@@ -119,6 +130,21 @@ class ChatRequest(BaseModel):
         names = (name for name, value in (self.model_extra or {}).items() if value is not None)
         shown = (name if _FIELD_NAME.fullmatch(name) else "?" for name in names)
         return sorted(set(shown) - WITHOUT_EFFECT)[:MOST_IGNORED_NAMES]
+
+    def _search(self, web: WebSearch | None, num_choices: int) -> AskedSearch | None:
+        """Read what is asked of web search; options without `enable_search` are checked too."""
+        options = read_search_options(self.search_options)
+        if not self.enable_search:
+            return None
+        if web is None:
+            raise _refused(
+                "This server has no web search; expected enable_search false, or a server that "
+                "was started with --search-provider.",
+                "enable_search",
+            )
+        if num_choices > 1:
+            raise _refused(f"n is {num_choices}; expected 1 with enable_search.", "n")
+        return AskedSearch(web, options)
 
     def _options(self) -> ChatOptions:
         given: dict[str, Any] = {name: getattr(self, name) for name in SAME_NAMES}
@@ -138,9 +164,6 @@ class ChatRequest(BaseModel):
                 "audio.",
                 "modalities",
             )
-        if self.enable_search:
-            raise _refused("This server has no web search; expected enable_search false.",
-                           "enable_search")  # fmt: skip
         if self.functions:
             raise _refused("functions are of an older API; expected tools.", "functions")
         if self.top_logprobs is not None and not self.logprobs:

@@ -6,17 +6,20 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from qianyan.errors import quote
+from qianyan.server.asking import asked_now
 from qianyan.server.errors import RefusedError
+from qianyan.server.searching import WebSearch
 from qianyan.server.settings import ServerSettings
 from qianyan.server.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """One running server."""
+    """One running server; `web` is None where it has no web search."""
 
     settings: ServerSettings
     worker: Worker
+    web: WebSearch | None = None
 
     def check_model(self, name: str) -> None:
         """Raise RefusedError for a model that is not served here."""
@@ -28,6 +31,7 @@ class Serving:
                 code="model_not_found",
                 param="model",
             )
+        asked_now().model = name
 
 
 def find_serving(request: Request) -> Serving:

@@ -2,12 +2,14 @@
 
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from qianyan.engine.engine import Engine
 from qianyan.engine.options import ChatOptions
+from qianyan.engine.request import Request
 from qianyan.server.dashscope_reply import Choice, DashScopeReply, ReplyFormat
 
 COUNT = {
@@ -27,6 +29,11 @@ OPTIONS: ChatOptions = {
 HELLO = [{"role": "user", "content": "hello"}]
 
 
+def running(request: Request) -> Any:
+    """Give what has the request, as an answer of the worker has."""
+    return SimpleNamespace(request=request)
+
+
 def packets_of(engine: Engine, form: ReplyFormat) -> list[dict[str, Any]]:
     """Let the engine call, and write all it says as packets."""
     reply = DashScopeReply("r", form, engine.processor)
@@ -34,7 +41,7 @@ def packets_of(engine: Engine, form: ReplyFormat) -> list[dict[str, Any]]:
     engine.submit(request, prompt)
     while not request.is_finished:
         engine.step()
-    choice = Choice(0, request)
+    choice = Choice(0, running(request))
     packets = [reply.packet(choice, event) for event in request.events]
     packets.append(reply.last_packet(choice, request.completion()))
     return [packet["output"]["choices"][0] for packet in packets if packet is not None]
@@ -76,7 +83,7 @@ def test_whole_packets_hold_the_calls_so_far(engine: Engine) -> None:
     engine.submit(request, prompt)
     while not request.is_finished:
         engine.step()
-    choice, written = Choice(0, request), []
+    choice, written = Choice(0, running(request)), []
     for event in request.events:
         packet = reply.packet(choice, event)
         if packet is not None:
