@@ -21,6 +21,7 @@ from qianyan.server import (
     openai_chat,
     openai_files,
     openai_models,
+    openai_responses,
 )
 from qianyan.server.auth import Edge
 from qianyan.server.dashscope_errors import PREFIX, dashscope_body
@@ -38,6 +39,7 @@ OPENAI_ROUTERS: tuple[APIRouter, ...] = (
     openai_models.router,
     openai_files.router,
     openai_batches.router,
+    openai_responses.router,
 )
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,

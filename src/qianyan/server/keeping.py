@@ -21,6 +21,7 @@ from qianyan.server.batches import Batches
 from qianyan.server.database import Database, make_state_folder, open_database
 from qianyan.server.errors import RefusedError
 from qianyan.server.files import Files
+from qianyan.server.openai_responses_store import Responses
 from qianyan.server.store import ContentStore
 from qianyan.server.task_runner import TaskRunner, Work
 from qianyan.server.tasks import Tasks
@@ -39,12 +40,14 @@ class Keeping:
     files: Files
     tasks: Tasks
     batches: Batches
+    responses: Responses
     wake: Callable[[], None] = lambda: None
 
     def sweep(self) -> None:
-        """Delete files and tasks that have expired, and what killed processes left."""
+        """Delete what has expired, and what killed processes left."""
         self.files.sweep()
         self.tasks.sweep()
+        self.responses.sweep()
         self.files.store.sweep(self.files.ids() | self.batches.ids())
 
 
@@ -58,6 +61,7 @@ def open_keeping(state_folder: Path) -> Keeping:
         files=files,
         tasks=Tasks(database),
         batches=Batches(database, files),
+        responses=Responses(database),
     )
 
 

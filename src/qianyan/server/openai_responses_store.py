@@ -30,7 +30,7 @@ from qianyan.server.database import (
 from qianyan.server.errors import RefusedError
 from qianyan.server.tasks import TaskRow, TaskState, new_row
 
-TASK_KIND = "response"
+RESPONSE_KIND = "response"
 ITEM_ID = re.compile(r"[a-z]{2,3}_([0-9a-f]{32})[io]\d{1,6}")
 """An item's id says in which response it stands, first as input or output."""
 
@@ -141,7 +141,7 @@ class Responses:
         with self._database.writing() as session:
             self._check_line(session, owner_id)
             model = turn.response["model"]
-            task = new_row(owner_id, TASK_KIND, model, request, size_bytes=size_bytes)
+            task = new_row(owner_id, RESPONSE_KIND, model, request, size_bytes=size_bytes)
             row = self._row(session, owner_id, turn)
             row.task_id = task.id
             session.add_all([task, row])
@@ -207,6 +207,16 @@ class Responses:
             ),
             size_bytes=last.chain_bytes,
         )
+
+    def before(self, row: ResponseRow) -> Chain:
+        """Put together what a response in the background goes on from; raises as `chain`."""
+        return Chain() if row.previous_id is None else self.chain(row.owner_id, row.previous_id)
+
+    def is_wanted(self, response_id: str) -> bool:
+        """Whether a response in the background is neither over nor cancelled nor deleted."""
+        wanted = select(ResponseRow.status).where(ResponseRow.id == response_id)
+        with self._database.reading() as session:
+            return session.scalar(wanted) in UNFINISHED
 
     def delete(self, owner_id: str, response_id: str) -> None:
         """Delete an owner's response, and take it out of the line; NotFoundError as `find`."""

@@ -12,6 +12,8 @@ from qianyan.server.dashscope_generation import answer_task
 from qianyan.server.dashscope_tasks import TASK_KIND
 from qianyan.server.keeping import Keeping, keep
 from qianyan.server.openai_batches import answer_chat
+from qianyan.server.openai_responses_background import answer_later
+from qianyan.server.openai_responses_store import RESPONSE_KIND
 from qianyan.server.serving import Serving
 from qianyan.server.task_runner import Work
 
@@ -37,4 +39,5 @@ def make_works(serving: Serving, keeping: Keeping) -> Mapping[str, Work]:
     return {
         LINE_KIND: keeping.batches.work(answer),
         TASK_KIND: partial(answer_task, serving),
+        RESPONSE_KIND: partial(answer_later, serving, keeping.responses),
     }

@@ -13,7 +13,13 @@ from qianyan.server.database import (
     open_database,
 )
 from qianyan.server.errors import RefusedError
-from qianyan.server.openai_responses_store import Chain, ResponseLimits, Responses, Turn
+from qianyan.server.openai_responses_store import (
+    RESPONSE_KIND,
+    Chain,
+    ResponseLimits,
+    Responses,
+    Turn,
+)
 from qianyan.server.tasks import Tasks, TaskState
 
 
@@ -182,7 +188,7 @@ def test_a_response_whose_task_failed_has_failed(database: Database) -> None:
     assert task
     responses.begin(queued(1).response["id"])
     tasks.fail(task, "runner", code="interrupted", message="The server stopped each time.")
-    assert tasks.find("k", task.id).state == TaskState.FAILED
+    assert tasks.find("k", task.id, kind=RESPONSE_KIND).state == TaskState.FAILED
     found = responses.find("k", queued(1).response["id"])
     assert found["status"] == "failed"
     assert found["error"] == {"code": "server_error", "message": "The server stopped each time."}

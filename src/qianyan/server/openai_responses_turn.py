@@ -1,0 +1,119 @@
+"""One turn of a conversation in the Responses API: read, asked, told, and kept.
+
+What was sent and what went before become one chat question; the answer is told by a
+`ResponseWriter`, so that whoever streams, waits or comes back later gets the same response.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qianyan.engine.request import Finished
+from qianyan.errors import QianyanError
+from qianyan.server.generate import Question, begin, follow, leave_all
+from qianyan.server.openai_reply import TokenWords
+from qianyan.server.openai_responses_events import Event, ResponseWriter, new_response
+from qianyan.server.openai_responses_items import Conversation, Item, read_items, refused
+from qianyan.server.openai_responses_request import ResponseRequest, rename
+from qianyan.server.openai_responses_store import Chain, Responses, Turn
+from qianyan.server.serving import Serving
+from qianyan.server.worker import Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedTurn:
+    """A request that has been read: its items, what went before, and the response as it begins."""
+
+    request: ResponseRequest
+    items: Sequence[Item]
+    chain: Chain
+    response: dict[str, Any]
+
+    @property
+    def kept(self) -> Turn:
+        """What is kept of it."""
+        return Turn(response=self.response, input_items=self.items, chain=self.chain)
+
+    def conversation(self) -> Conversation:
+        """Put the messages together, those before first."""
+        conversation = Conversation()
+        for item in self.chain.items:
+            conversation.add(item, "previous_response_id")
+        for at, item in enumerate(self.items):
+            conversation.add(item, f"input[{at}]")
+        return conversation
+
+    def question(self, serving: Serving) -> Question:
+        """Ask it as chat would; raises what chat does, about the fields of this request."""
+        conversation = self.conversation()
+        pictures = serving.worker.engine.processor.pictures
+        try:
+            chat = self.request.to_chat(conversation)
+            return chat.to_question(pictures, serving.settings.limits)
+        except QianyanError as error:
+            raise rename(error, self.request, conversation.places) from error
+
+    async def begin(self, serving: Serving) -> tuple[Sequence[Answer], ResponseWriter]:
+        """Let the answer run; whoever gets it must leave it. Raises what `question` does."""
+        question = await asyncio.to_thread(self.question, serving)
+        try:
+            answers = await begin(serving.worker, question)
+        except QianyanError as error:
+            raise rename(error, self.request, self.conversation().places) from error
+        sampling = answers[0].request.sampling
+        self.response.update(temperature=sampling.temperature, top_p=sampling.top_p)
+        num_top = question.options.get("logprobs")
+        tokenizer = serving.worker.engine.processor.tokenizer
+        words = None if num_top is None else TokenWords(tokenizer=tokenizer, num_top=num_top)
+        writer = ResponseWriter(self.response, words=words, summarizes=self.request.summarizes)
+        return answers, writer
+
+
+def read_turn(
+    request: ResponseRequest, responses: Responses | None, owner_id: str, *, is_stored: bool
+) -> AskedTurn:
+    """Read a request; may wait for the disk. Raises RefusedError for what cannot be used."""
+    request.refuse_what_is_missing()
+    response = new_response(request.model, request.echo(), is_stored=is_stored)
+    chain = Chain()
+    if responses is not None and request.previous_response_id is not None:
+        chain = responses.chain(owner_id, request.previous_response_id)
+    items = read_items(request.input or [], response["id"])
+    items = [
+        _referred(item, f"input[{at}]", responses, owner_id)
+        if item["type"] == "item_reference"
+        else item
+        for at, item in enumerate(items)
+    ]
+    return AskedTurn(request=request, items=items, chain=chain, response=response)
+
+
+def _referred(item: Item, where: str, responses: Responses | None, owner_id: str) -> Item:
+    found = None if responses is None else responses.find_item(owner_id, item["id"])
+    if found is None:
+        raise refused(f"{where}.id", item["id"], "the id of an item of a stored response")
+    return found
+
+
+async def tell(writer: ResponseWriter, answers: Sequence[Answer]) -> AsyncIterator[Event]:
+    """Tell an answer as it grows, from the first event to the one before the last."""
+    for one in writer.begin():
+        yield one
+    async for _, event in follow(answers):
+        more = (
+            writer.finish(event.completion) if isinstance(event, Finished) else writer.push(event)
+        )
+        for one in more:
+            yield one
+
+
+async def answer_whole(turn: AskedTurn, serving: Serving) -> dict[str, Any]:
+    """Answer a turn; gives the response when it is over. Raises what ends the answer early."""
+    answers, writer = await turn.begin(serving)
+    try:
+        async for _ in tell(writer, answers):
+            pass
+    finally:
+        leave_all(answers)
+    return writer.response
