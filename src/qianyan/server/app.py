@@ -16,6 +16,7 @@ from qianyan.engine.engine import Engine
 from qianyan.server import (
     dashscope_generation,
     dashscope_tasks,
+    dashscope_uploads,
     health,
     openai_batches,
     openai_chat,
@@ -45,11 +46,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     health.router,
     dashscope_generation.router,
     dashscope_tasks.router,
+    dashscope_uploads.router,
 )
 ENVELOPES[PREFIX] = dashscope_body
-LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = (
-    keep_and_work,
-)
+LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = (keep_and_work,)
 """Entered after the worker is there (`app.state.serving`), left before it is closed."""
 
 

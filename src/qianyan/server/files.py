@@ -105,6 +105,7 @@ class FileRow(OwnedRow):
     __table_args__ = (
         Index("files_of_owner", "owner_id", "created_at", "id"),
         Index("files_by_expiry", "expires_at"),
+        Index("files_by_upload_key", "owner_id", "upload_key"),
     )
 
     purpose: Mapped[str] = mapped_column(String(20))
@@ -113,6 +114,7 @@ class FileRow(OwnedRow):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     md5: Mapped[str | None] = mapped_column(String(32))
+    upload_key: Mapped[str | None] = mapped_column(Text)
     expires_at: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
@@ -181,7 +183,7 @@ class Files:
                 f"to {self.limits.max_keep_s}."
             )
         with self._database.reading() as session:
-            self._check_room(session, owner_id, 1)
+            self.check_room(session, owner_id, 1)
         return self.add(self.write(kind, chunks), owner_id, filename, keep_s=keep_s)
 
     def write(self, purpose: FilePurpose, chunks: Iterable[bytes]) -> "WrittenFile":
@@ -205,7 +207,7 @@ class Files:
             if not written.content.size_bytes:
                 raise InputError("The file is empty; expected at least one byte.")
             with self._database.writing() as session:
-                self._check_room(session, owner_id, written.content.size_bytes)
+                self.check_room(session, owner_id, written.content.size_bytes)
                 row = self.add_row(session, written, owner_id, filename, keep_s=keep_s)
                 row.description = description
             is_kept = True
@@ -279,7 +281,8 @@ class Files:
         with self._database.reading() as session:
             return set(session.scalars(select(FileRow.id)))
 
-    def _check_room(self, session: Session, owner_id: str, size_bytes: int) -> None:
+    def check_room(self, session: Session, owner_id: str, size_bytes: int) -> None:
+        """Raise QuotaError where an owner has no room for so many bytes more."""
         kept = select(func.count(), func.coalesce(func.sum(FileRow.size_bytes), 0))
         number, total = session.execute(kept.where(FileRow.owner_id == owner_id)).one()
         if number >= self.limits.max_files:

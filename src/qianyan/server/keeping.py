@@ -25,6 +25,7 @@ from qianyan.server.openai_responses_store import Responses
 from qianyan.server.store import ContentStore
 from qianyan.server.task_runner import TaskRunner, Work
 from qianyan.server.tasks import Tasks
+from qianyan.server.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 ROUND_S = 0.5
@@ -38,6 +39,7 @@ class Keeping:
 
     database: Database
     files: Files
+    uploads: Uploads
     tasks: Tasks
     batches: Batches
     responses: Responses
@@ -59,6 +61,7 @@ def open_keeping(state_folder: Path) -> Keeping:
     return Keeping(
         database=database,
         files=files,
+        uploads=Uploads(database, files),
         tasks=Tasks(database),
         batches=Batches(database, files),
         responses=Responses(database),

@@ -3,7 +3,8 @@
 What clients add without meaning for a model here (cache marks, empty fields of former answers) is
 taken off, pixel hints may stand beside a picture or inside it, and hints beyond the server's own
 limit mean that limit. Nothing from a network may name a file of this machine: every source of a
-picture, video or document is an http(s) URL or a data: URI, or the request is refused.
+picture, video or document is an http(s) URL, a data: URI or the oss:// URL of an upload, or the
+request is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from qianyan.errors import InputError, quote
 
-_SCHEMES = ("http://", "https://", "data:")
+_SCHEMES = ("http://", "https://", "data:", "oss://")
 _SOURCE_KEYS = ("image_url", "image", "video_url", "video")
 _HINTS = ("min_pixels", "max_pixels")
 _VIDEO_HINTS = (*_HINTS, "fps", "total_pixels", "max_frames", "min_frames", "nframes")

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 
 from qianyan.engine.engine import Engine, Messages
 from qianyan.engine.options import ChatOptions, check_names
@@ -156,7 +157,7 @@ class Worker:
             await self._line.sit(asked.owner_id)
             begun.callback(self._line.stand_up, asked.owner_id)
             prepared = await self._loop.run_in_executor(
-                self._readers, self.engine.prepare_choices, self.attach(messages), options
+                self._readers, copy_context().run, self._read, messages, options
             )
             self.refuse_unless_ready()
             begun.pop_all()
@@ -170,6 +171,12 @@ class Worker:
                 begun.callback(answers[-1].leave)
             begun.pop_all()
         return answers
+
+    def _read(
+        self, messages: Messages, options: Sequence[ChatOptions]
+    ) -> list[tuple[Request, Prompt]]:
+        """Read all that is sent, and what it names; on a thread, for whoever asks."""
+        return self.engine.prepare_choices(self.attach(messages), options)
 
     def refuse_unless_ready(self) -> None:
         """Raise RefusedError when the model is broken or the server stops."""

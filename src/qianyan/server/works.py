@@ -25,8 +25,11 @@ async def keep_and_work(app: FastAPI) -> AsyncIterator[None]:
     if serving.settings.state_folder is None:
         yield
         return
+    worker = serving.worker
+    attach = worker.attach
     async with keep(serving.settings.state_folder, partial(make_works, serving)) as keeping:
         app.state.keeping = keeping
+        worker.attach = lambda messages: attach(keeping.uploads.attach(messages))
         yield
 
 
