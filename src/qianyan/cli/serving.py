@@ -26,6 +26,7 @@ from qianyan.errors import ConfigError, quote
 if TYPE_CHECKING:
     from qianyan.engine.engine import Engine
     from qianyan.inspection.inspector import LookSettings
+    from qianyan.server.search_providers import ProviderName, SearchSettings
     from qianyan.server.settings import ServerSettings
 
 BACKLOG = 1024
@@ -61,6 +62,26 @@ LogFormatOption = Annotated[
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"], option("--log-level", "the least that is logged")
 ]
+SearchProviderOption = Annotated[
+    Literal["searxng", "tavily", "ddgs"] | None,
+    option(
+        "--search-provider", "who searches the web for requests with enable_search; none: nobody"
+    ),
+]
+SearchUrl = Annotated[
+    str | None,
+    option("--search-url", "address of the SearXNG server, or of one that speaks Tavily's API"),
+]
+SearchApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--search-api-key",
+        help="key of the search provider. Better set as QIANYAN_SEARCH_API_KEY: command lines can "
+        "be read by others",
+        envvar="QIANYAN_SEARCH_API_KEY",
+        show_envvar=False,
+    ),
+]
 
 
 def serve(
@@ -93,6 +114,17 @@ def serve(
     tokens_per_minute: Annotated[
         int, option("--tokens-per-minute", "tokens of one key, both ways; 0: no limit", min=0)
     ] = 0,
+    thinking_budget: Annotated[
+        int,
+        option(
+            "--thinking-budget",
+            "tokens that a model may think where a request says nothing of it",
+            min=1,
+        ),
+    ] = 16_384,
+    search_provider: SearchProviderOption = None,
+    search_url: SearchUrl = None,
+    search_api_key: SearchApiKey = None,
     drain: Annotated[
         int, option("--drain", "seconds that running answers have after a signal to stop", min=0)
     ] = 30,
@@ -133,9 +165,11 @@ def serve(
             max_open_per_key=max_open_per_key,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
+            thinking_budget=thinking_budget,
             drain_s=drain,
         ),
         state_folder=state_dir,
+        search=_search(search_provider, search_url, search_api_key),
     )
     try:
         import uvicorn
@@ -164,6 +198,21 @@ def serve(
         listener.listen(BACKLOG)
         _say(settings)
         uvicorn.Server(listen_config(app, settings)).run(sockets=[listener])
+
+
+def _search(
+    provider: "ProviderName | None", url: str | None, api_key: str | None
+) -> "SearchSettings | None":
+    """Read who searches the web; what is missing is told before the model is loaded."""
+    from qianyan.server.search_providers import SearchSettings, open_provider
+
+    if provider is None:
+        if url:
+            raise ConfigError("--search-url is given without --search-provider; expected both.")
+        return None
+    settings = SearchSettings(provider=provider, url=url, api_key=api_key)
+    open_provider(settings)
+    return settings
 
 
 def _listen(settings: "ServerSettings") -> socket.socket:
