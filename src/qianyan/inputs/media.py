@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from qianyan.errors import CapacityError, InputError
-from qianyan.inputs.documents import DocumentLimits, read_document
+from qianyan.inputs.documents import Document, DocumentLimits, read_document
 from qianyan.inputs.fetch import Fetched, FetchLimits, Noun, fetch, find_file
 from qianyan.inputs.first_generation import IMAGE_PAD, find_references
 from qianyan.inputs.frames import VideoConfig, VideoLimits, VideoRequest
@@ -226,16 +226,7 @@ class Media:
 
     def add_document(self, part: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         """Read a document into parts for the template: text, and pictures where they are seen."""
-        source, name, pages = file_source(part, where)
-        fetched = self._fetch(source, "document", self._limits.fetch_document)
-        document = read_document(
-            fetched.data,
-            name=name or fetched.name,
-            media_type=fetched.media_type,
-            limits=self._limits.document,
-            wants_pictures=self._pictures is not None,
-            pages=pages,
-        )
+        document = self._read_document(part, where)
         self._notes += [f"{document.name}: {note}" for note in document.notes]
         parts: list[dict[str, Any]] = []
         num_items, num_images = len(self.items), len(self._images)
@@ -248,6 +239,20 @@ class Media:
         pictures, images = self.items[num_items:], self._images[num_images:]
         self.documents.append(MediumDocument(document.name, parts, pictures, images))
         return parts
+
+    def _read_document(self, part: Mapping[str, Any], where: str) -> Document:
+        source, name, pages = file_source(part, where)
+        if callable(source):
+            return source(self._pictures is not None)
+        fetched = self._fetch(source, "document", self._limits.fetch_document)
+        return read_document(
+            fetched.data,
+            name=name or fetched.name,
+            media_type=fetched.media_type,
+            limits=self._limits.document,
+            wants_pictures=self._pictures is not None,
+            pages=pages,
+        )
 
     def drop_pictures(self, document: MediumDocument) -> None:
         """Forget a document's pictures, and say so."""

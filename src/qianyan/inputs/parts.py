@@ -1,12 +1,13 @@
 """What one content part of a message says: its keys checked, its source taken out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from qianyan.errors import InputError, quote
+from qianyan.inputs.document_parts import Document
 from qianyan.inputs.frames import VIDEO_KEYS
 from qianyan.inputs.patches import PatchConfig
 from qianyan.inputs.squares import SquareConfig
@@ -17,6 +18,8 @@ PictureConfig = PatchConfig | SquareConfig
 """How a checkpoint wants its pictures: at their own shape, or as squares of one size."""
 
 Source = str | Path | Image.Image
+DocumentReader = Callable[[bool], Document]
+"""Reads a document that the program itself knows; told whether the model sees pictures."""
 FILE_KEYS = frozenset({"filename", "file_data", "pages"})
 
 
@@ -87,7 +90,9 @@ def video_source(part: Mapping[str, Any], where: str) -> str | Path | list[Sourc
     )
 
 
-def file_source(part: Mapping[str, Any], where: str) -> tuple[str | Path, str | None, str | None]:
+def file_source(
+    part: Mapping[str, Any], where: str
+) -> tuple[str | Path | DocumentReader, str | None, str | None]:
     """Take a document's source, its stated name and the pages asked for out of a file part."""
     only_keys(part, {"type", "file"}, where)
     file = part.get("file")
@@ -96,8 +101,8 @@ def file_source(part: Mapping[str, Any], where: str) -> tuple[str | Path, str | 
     if not isinstance(file, Mapping):
         raise InputError(f"{where}.file is {type(file).__name__}; expected an object.")
     only_keys(file, FILE_KEYS, f"{where}.file")
-    source = file.get("file_data")
-    if not isinstance(source, str | Path) or source == "":
+    source: Any = file.get("file_data")
+    if not (isinstance(source, str | Path) or callable(source)) or source == "":
         raise InputError(f"{where}.file has no file_data; expected a data: URI, a URL or a path.")
     stated = {}
     for key in ("filename", "pages"):

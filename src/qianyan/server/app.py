@@ -26,6 +26,7 @@ from qianyan.server import (
 )
 from qianyan.server.auth import Edge
 from qianyan.server.dashscope_errors import PREFIX, dashscope_body
+from qianyan.server.documents import keep_documents
 from qianyan.server.errors import ENVELOPES, add_handlers
 from qianyan.server.metrics import Metrics
 from qianyan.server.searching import open_web
@@ -49,7 +50,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     dashscope_uploads.router,
 )
 ENVELOPES[PREFIX] = dashscope_body
-LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = (keep_and_work,)
+LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = (
+    keep_documents,
+    keep_and_work,
+)
 """Entered after the worker is there (`app.state.serving`), left before it is closed."""
 
 

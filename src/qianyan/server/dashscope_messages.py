@@ -10,7 +10,7 @@ from typing import Any
 
 from qianyan.errors import InputError
 
-_KINDS = ("text", "image", "video", "audio", "file")
+_KINDS = ("text", "image", "video", "audio", "file", "doc_url")
 
 
 def to_openai_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

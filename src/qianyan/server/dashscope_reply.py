@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qianyan.engine.request import Completion, TokenText
-from qianyan.inputs.media import SeenImage
 from qianyan.inputs.processor import Processor
 from qianyan.server.dashscope_usage import OutputCount, to_usage
 from qianyan.server.generate import AnyAnswer
 from qianyan.server.openai_reply import TokenWords
 from qianyan.server.prompt_count import PromptCount
 from qianyan.server.searching import AskedSearch
+from qianyan.server.told import beside, image_sizes, inside
 
 NOT_FINISHED = "null"
 
@@ -138,10 +138,12 @@ class DashScopeReply:
                 logprobs=[] if self._words is None else self._words.entries(tokens[index]),
             )
             reason = _finish_reason(completion)
-            choices.append(self._choice(index, written, reason, completion.images))
+            choices.append(self._choice(index, written, reason, completion))
         first = completions[0]
         prompt = self._count(first.prompt_token_ids, len(first.images))
-        return self._envelope(choices, prompt, OutputCount.of(completions), is_whole=True)
+        whole = self._envelope(choices, prompt, OutputCount.of(completions), is_whole=True)
+        whole["output"] |= beside(first)
+        return whole
 
     def search_packet(self) -> dict[str, Any] | None:
         """Write the sources alone, where that was asked for and there are more than before."""
@@ -167,10 +169,11 @@ class DashScopeReply:
     def last_packet(self, choice: Choice, completion: Completion) -> dict[str, Any]:
         """Write why an answer ended."""
         written = choice.rest(is_incremental=self._form.is_incremental)
-        reason, images = _finish_reason(completion), completion.images
-        prompt = self._count(completion.prompt_token_ids, len(images))
-        last = self._choice(choice.index, written, reason, images)
-        return self._envelope([last], prompt, OutputCount.of([completion]))
+        prompt = self._count(completion.prompt_token_ids, len(completion.images))
+        last = self._choice(choice.index, written, _finish_reason(completion), completion)
+        packet = self._envelope([last], prompt, OutputCount.of([completion]))
+        packet["output"] |= beside(completion)
+        return packet
 
     def _count(self, prompt_token_ids: list[int], num_images: int) -> PromptCount:
         """Count the prompt's tokens, once for all packets as long as none are added."""
@@ -218,12 +221,14 @@ class DashScopeReply:
         index: int,
         written: Written,
         finish_reason: str = NOT_FINISHED,
-        images: Sequence[SeenImage] = (),
+        completion: Completion | None = None,
     ) -> dict[str, Any]:
         reasoning = {"reasoning_content": written.reasoning} if written.has_reasoned else {}
+        told = {} if completion is None or self._form.has_parts else inside(completion)
         if self._form.is_text:
-            return {"finish_reason": finish_reason, "text": written.text, **reasoning}
-        message = {"role": "assistant", "content": self._content(written, images), **reasoning}
+            return {"finish_reason": finish_reason, "text": written.text, **reasoning, **told}
+        content = self._content(written, completion)
+        message = {"role": "assistant", "content": content, **reasoning, **told}
         if written.calls:
             message["tool_calls"] = written.calls
         choice = {"finish_reason": finish_reason, "index": index, "message": message}
@@ -231,12 +236,16 @@ class DashScopeReply:
             choice["logprobs"] = {"content": written.logprobs}
         return choice
 
-    def _content(self, written: Written, images: Sequence[SeenImage]) -> str | list[dict[str, Any]]:
+    def _content(
+        self, written: Written, completion: Completion | None
+    ) -> str | list[dict[str, Any]]:
         if not self._form.has_parts:
             return written.text
-        content: list[dict[str, Any]] = [{"text": written.text}] if written.text else []
-        if self._form.shows_image_hw:
-            content += [{"image_hw": [image.seen_wh[1], image.seen_wh[0]]} for image in images]
+        told = {} if completion is None else inside(completion)
+        text = {"text": written.text} if written.text or told else {}
+        content: list[dict[str, Any]] = [{**told, **text}] if text else []
+        if self._form.shows_image_hw and completion is not None:
+            content += image_sizes(completion)
         return content
 
 

@@ -51,20 +51,18 @@ class Parameters(BaseModel):
     result_format: Literal["text", "message"] | None = None
     incremental_output: bool | None = None
     vl_enable_image_hw_output: bool | None = None
-    ocr_options: dict[str, Any] | None = None
     translation_options: dict[str, Any] | None = None
 
     def refuse_what_is_missing(self) -> None:
         """Refuse what would change the answer and is not there, rather than leave it out."""
-        for name in ("ocr_options", "translation_options"):
-            if getattr(self, name) is not None:
-                raise RefusedError(
-                    f"{name} is given, which this server does not know; expected a message that "
-                    "says in words what is to be done.",
-                    status=400,
-                    code="unsupported_value",
-                    param=name,
-                )
+        if self.translation_options is not None:
+            raise RefusedError(
+                "translation_options is given, which this server does not know; expected a message "
+                "that says in words what is to be done.",
+                status=400,
+                code="unsupported_value",
+                param="translation_options",
+            )
 
 
 class GenerationRequest(BaseModel):

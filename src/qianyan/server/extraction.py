@@ -51,6 +51,7 @@ _QUESTIONS: dict[Task, str] = {
     '[{"bbox_2d":[x1,y1,x2,y2],"text_content":"…"}]. If there is no text, output []',
 }
 _ALL_FIELDS = '{"name as printed": "value"} with every name and value that the picture shows'
+_PICTURES = ("image_url", "image")
 _PLACE_KEYS = ("rotate_rect", "bbox_2d", "quad", "location", "bbox", "box")
 _TEXT_KEYS = ("text", "text_content", "label", "content")
 
@@ -61,6 +62,11 @@ class ExtractionOptions:
 
     task: Task
     result_schema: Mapping[str, Any] | None = None
+
+    @property
+    def has_result(self) -> bool:
+        """Whether there is more to an answer than its text."""
+        return self.task in ("advanced_recognition", "key_information_extraction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +147,7 @@ def find_picture(messages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     pictures = [
         part
         for part in parts
-        if isinstance(part, Mapping) and part.get("type") in ("image_url", "image")
+        if isinstance(part, Mapping) and part.get("type") in _PICTURES
     ]
     if len(pictures) != 1:
         raise InputError(
@@ -149,6 +155,17 @@ def find_picture(messages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
             "exactly one."
         )
     return pictures[0]
+
+
+def count_pictures(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Count the pictures that messages hold as such, rather than in documents."""
+    contents = (message.get("content") for message in messages)
+    return sum(
+        isinstance(part, Mapping) and part.get("type") in _PICTURES
+        for content in contents
+        if isinstance(content, list | tuple)
+        for part in content
+    )
 
 
 def to_response_format(options: ExtractionOptions) -> dict[str, Any] | None:

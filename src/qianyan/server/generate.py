@@ -7,11 +7,16 @@ from typing import Any
 
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.request import Completion, Finished, TokenText
+from qianyan.server.extraction import find_picture
+from qianyan.server.ocr_answer import OcrAnswer
 from qianyan.server.searching import AskedSearch, SearchingAnswer
 from qianyan.server.thinking import settle_thinking
+from qianyan.server.told import Telling, TellingAnswer
 from qianyan.server.worker import Answer, Event, Worker
 
-AnyAnswer = Answer | SearchingAnswer
+AnyAnswer = Answer | SearchingAnswer | TellingAnswer | OcrAnswer
+CANNOT_READ = "bundled"
+"""The model that sees but was never taught to read: its texts are the offline reader's work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +28,27 @@ class Question:
     num_choices: int = 1
     reasoning_effort: str | None = None
     search: AskedSearch | None = None
+    telling: Telling = field(default_factory=Telling)
 
 
 async def begin(worker: Worker, question: Question) -> Sequence[AnyAnswer]:
     """Let all answers run; whoever gets them must `leave` each.
 
-    A seed stands for the first answer; the others have the following ones.
+    A seed stands for the first answer; the others have the following ones. Texts are extracted by
+    the offline reader where the model does not read.
     """
+    telling, engine = question.telling, worker.engine
+    reads = engine.processor.pictures is not None and engine.name != CANNOT_READ
+    if telling.extraction is not None and not reads:
+        picture = find_picture(question.messages)
+        return [OcrAnswer(*await worker.ocr.extract(picture, telling.extraction), telling)]
+    answers = await _begin(worker, question)
+    if not telling:
+        return answers
+    return [TellingAnswer(one, telling, engine.architecture) for one in answers]
+
+
+async def _begin(worker: Worker, question: Question) -> Sequence[Answer | SearchingAnswer]:
     asked = settle_thinking(
         question.options,
         question.reasoning_effort,

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qianyan.errors import ConfigError, InputError
+from qianyan.errors import InputError, MediaError
 from qianyan.inputs.grounding import PhotoQuad
 from qianyan.server.extraction import Extraction, ExtractionOptions, to_words
 from qianyan.server.ocr_places import Line
 
-TASKS = ("text_recognition", "advanced_recognition")
+TASKS = ("text_recognition", "multi_lan", "advanced_recognition")
 LEAST_SCORE = 0.5
 """Lines that the reader is less sure of are left out, as its own makers do."""
 
@@ -30,21 +30,28 @@ class OfflineReader:
     def extract(self, image: Image.Image, options: ExtractionOptions) -> Extraction:
         """Read an upright RGB picture.
 
-        Raises InputError for a task that needs a model that sees, ConfigError without the extra.
+        Raises InputError for a task that needs a model that sees; MediaError as `read`.
         """
-        if options.task not in TASKS:
-            raise InputError(
-                f"The task {options.task} needs a model that sees pictures, and none is loaded; "
-                f"expected {' or '.join(TASKS)}."
-            )
+        self.check_task(options)
         lines = self.read(image)
         text = "\n".join(line.text for line in lines)
-        if options.task == "text_recognition":
+        if options.task != "advanced_recognition":
             return Extraction(text=text)
         return to_words(lines, text)
 
+    def check_task(self, options: ExtractionOptions) -> None:
+        """Raise InputError for a task that needs a model, before anything is read for it."""
+        if options.task not in TASKS:
+            raise InputError(
+                f"The task {options.task} needs a model that reads pictures, and none is loaded; "
+                f"expected {', '.join(TASKS)}, or a server with such a model."
+            )
+
     def read(self, image: Image.Image) -> list[Line]:
-        """Read the lines of an upright RGB picture, from top to bottom; none is a statement."""
+        """Read the lines of an upright RGB picture, from top to bottom; none is a statement.
+
+        Raises MediaError missing_extra without the extra.
+        """
         pixels = np.asarray(image)[:, :, ::-1]  # it expects BGR
         with self._one_at_a_time:
             found = self._reader(np.ascontiguousarray(pixels))
@@ -61,9 +68,10 @@ class OfflineReader:
         try:
             from rapidocr import RapidOCR  # noqa: PLC0415  (extra: ocr)
         except ImportError as error:
-            raise ConfigError(
-                "Reading text without a model that sees needs the extra: "
-                "pip install 'qianyan[ocr]'."
+            raise MediaError(
+                "Reading text in pictures without a model that reads them needs the extra: "
+                "pip install 'qianyan[ocr]'.",
+                code="missing_extra",
             ) from error
         return RapidOCR(params={"Global.log_level": "critical"})
 

@@ -5,6 +5,7 @@ takes; the file then goes from the parser's spool to the store in a thread.
 """
 
 import asyncio
+from concurrent import futures
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -14,6 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from qianyan.errors import InputError, quote
 from qianyan.server.auth import owner_of
+from qianyan.server.documents import Documents, State
 from qianyan.server.files import FileLimits, FilePurpose, FileQuery, StoredFile
 from qianyan.server.keeping import Kept
 from qianyan.server.owned import PageQuery
@@ -25,6 +27,8 @@ FORM_BYTES = 1 << 20
 MAX_UPLOAD_BYTES = FileLimits().max_batch_bytes + FORM_BYTES
 """What is read of an upload; each purpose has a limit of its own below."""
 MAX_FIELDS = 16
+READING_WAIT_S = 2.0
+"""How long the answer to an upload waits for the document to have been read."""
 UPLOAD_FORM = {
     "requestBody": {
         "required": True,
@@ -56,7 +60,7 @@ class FileObject(BaseModel):
     expires_at: int | None
     filename: str
     purpose: str
-    status: Literal["processed"] = "processed"
+    status: State
     status_details: str | None = None
 
 
@@ -78,8 +82,10 @@ class FileDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def to_object(file: StoredFile) -> FileObject:
-    """Show a file as OpenAI does."""
+def to_object(request: Request, file: StoredFile) -> FileObject:
+    """Show a file as OpenAI does; documents are `uploaded` until they have been read."""
+    documents: Documents = request.app.state.documents
+    state, details = documents.state(file)
     return FileObject(
         id=file.id,
         bytes=file.size_bytes,
@@ -87,6 +93,8 @@ def to_object(file: StoredFile) -> FileObject:
         expires_at=None if file.expires_at is None else int(file.expires_at.timestamp()),
         filename=file.filename,
         purpose=file.purpose.value,
+        status=state,
+        status_details=details,
     )
 
 
@@ -109,7 +117,8 @@ async def create_file(request: Request, kept: Kept) -> FileObject:
         )
     finally:
         await form.close()
-    return to_object(stored)
+    await _begin_to_read(request, stored)
+    return to_object(request, stored)
 
 
 @router.get("/files")
@@ -125,7 +134,7 @@ async def list_files(
     part = PageQuery(limit=limit, after=after or None, is_oldest_first=order == "asc")
     query = FileQuery(purpose=purpose)
     page = await asyncio.to_thread(kept.files.list_page, owner_of(request), query, part)
-    data = [to_object(file) for file in page.items]
+    data = [to_object(request, file) for file in page.items]
     return FileList(
         data=data,
         first_id=data[0].id if data else None,
@@ -136,8 +145,12 @@ async def list_files(
 
 @router.get("/files/{file_id}")
 async def retrieve_file(request: Request, kept: Kept, file_id: str) -> FileObject:
-    """Show a file."""
-    return to_object(await asyncio.to_thread(kept.files.find, owner_of(request), file_id))
+    """Show a file; one that has not been read since the server started begins to be."""
+    file = await asyncio.to_thread(kept.files.find, owner_of(request), file_id)
+    documents: Documents = request.app.state.documents
+    if documents.state(file)[0] == "uploaded":
+        await _begin_to_read(request, file)
+    return to_object(request, file)
 
 
 @router.get("/files/{file_id}/content", response_class=FileResponse)
@@ -157,6 +170,13 @@ async def delete_file(request: Request, kept: Kept, file_id: str) -> FileDeleted
     """Delete a file."""
     await asyncio.to_thread(kept.files.delete, owner_of(request), file_id)
     return FileDeleted(id=file_id)
+
+
+async def _begin_to_read(request: Request, file: StoredFile) -> None:
+    """Have a document read; one that is read at once is shown as that."""
+    if file.purpose is FilePurpose.FILE_EXTRACT:
+        documents: Documents = request.app.state.documents
+        await asyncio.to_thread(futures.wait, [documents.begin(file)], READING_WAIT_S)
 
 
 async def _read_form(request: Request) -> FormData:

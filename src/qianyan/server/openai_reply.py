@@ -16,6 +16,7 @@ from qianyan.inputs.processor import Processor
 from qianyan.inputs.tokenizer import Tokenizer
 from qianyan.server.prompt_count import PromptCount
 from qianyan.server.searching import AskedSearch
+from qianyan.server.told import beside, inside
 
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON has no number for."""
@@ -82,7 +83,8 @@ class OpenAIReply:
         ]
         info = None if self.search is None else self.search.search_info
         whole = self._envelope("chat.completion", choices, self._usage(completions))
-        return whole if info is None else {**whole, "search_info": info}
+        found = {} if info is None else {"search_info": info}
+        return {**whole, **found, **beside(completions[0])}
 
     def first_chunk(self, index: int) -> dict[str, Any]:
         """Write the chunk that opens a choice."""
@@ -102,9 +104,9 @@ class OpenAIReply:
     def last_chunk(self, index: int, completion: Completion) -> dict[str, Any]:
         """Write what closes a choice: why it ended."""
         reason = self._finish_reason(completion)
-        return self._chunk(
-            index, {"content": ""}, finish_reason=reason, extra=_loop_words(completion)
-        )
+        delta = {"content": "", **inside(completion)}
+        chunk = self._chunk(index, delta, finish_reason=reason, extra=_loop_words(completion))
+        return {**chunk, **beside(completion)}
 
     def usage_chunk(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Write the token counts as the chunk without choices that ends a stream."""
@@ -172,6 +174,7 @@ class OpenAIReply:
             "refusal": None,
             "function_call": None,
             "tool_calls": calls or None,
+            **inside(completion),
         }
 
     def _finish_reason(self, completion: Completion) -> str:

@@ -14,11 +14,19 @@ from qianyan.engine.options import ChatOptions
 from qianyan.inputs.parts import PictureConfig
 from qianyan.inputs.patches import PatchConfig
 from qianyan.server.errors import RefusedError
+from qianyan.server.extraction import (
+    ExtractionOptions,
+    count_pictures,
+    read_ocr_options,
+    to_response_format,
+)
+from qianyan.server.extraction import to_messages as to_extraction
 from qianyan.server.generate import Question
 from qianyan.server.openai_messages import to_messages
 from qianyan.server.search_options import read_search_options
 from qianyan.server.searching import AskedSearch, WebSearch
 from qianyan.server.settings import ServerLimits
+from qianyan.server.told import Telling, read_space
 
 SAME_NAMES = (
     "temperature",
@@ -40,6 +48,7 @@ SAME_NAMES = (
     "parallel_tool_calls",
 )
 """Fields that mean the same as the engine's option of that name."""
+NOT_WITH_EXTRACTION = ("n", "tools", "enable_search", "response_format", "thinking_budget")
 WITHOUT_EFFECT = frozenset(
     {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
 )
@@ -91,6 +100,9 @@ class ChatRequest(BaseModel):
     enable_search: bool | None = None
     search_options: dict[str, Any] | None = None
     functions: list[dict[str, Any]] | None = None
+    ocr_options: dict[str, Any] | None = None
+    vl_enable_image_hw_output: bool | None = None
+    coordinate_space: str | None = None
 
     def to_question(
         self, pictures: PictureConfig | None, limits: ServerLimits, web: WebSearch | None = None
@@ -103,16 +115,22 @@ class ChatRequest(BaseModel):
         num_choices = 1 if self.n is None else self.n
         if not 1 <= num_choices <= limits.max_choices:
             raise _refused(f"n is {num_choices}; expected 1 to {limits.max_choices}.", "n")
+        messages = to_messages(
+            self.messages,
+            max_pixels=pictures.max_pixels if isinstance(pictures, PatchConfig) else None,
+            keeps_detail=bool(self.vl_high_resolution_images),
+        )
+        options, telling = self._options(), self._telling(messages)
+        if telling.extraction is not None:
+            messages = to_extraction(messages, telling.extraction)
+            options = self._extracting(options, telling.extraction)
         return Question(
-            messages=to_messages(
-                self.messages,
-                max_pixels=pictures.max_pixels if isinstance(pictures, PatchConfig) else None,
-                keeps_detail=bool(self.vl_high_resolution_images),
-            ),
-            options=self._options(),
+            messages=messages,
+            options=options,
             num_choices=num_choices,
             reasoning_effort=self.reasoning_effort,
             search=self._search(web, num_choices),
+            telling=telling,
         )
 
     @property
@@ -155,6 +173,33 @@ class ChatRequest(BaseModel):
         options: ChatOptions = {}
         options.update({name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
         return options
+
+    def _telling(self, messages: list[dict[str, Any]]) -> Telling:
+        """Read what is to be told beside the answer."""
+        space = read_space(self.coordinate_space)
+        num_pictures = count_pictures(messages)
+        if space is not None and num_pictures != 1:
+            raise _refused(
+                f"coordinate_space is given with {num_pictures} pictures in the messages; expected "
+                "exactly one.",
+                "coordinate_space",
+            )
+        return Telling(
+            shows_image_hw=bool(self.vl_enable_image_hw_output),
+            space=space,
+            extraction=None if self.ocr_options is None else read_ocr_options(self.ocr_options),
+        )
+
+    def _extracting(self, options: ChatOptions, extraction: ExtractionOptions) -> ChatOptions:
+        """Hold an answer to its task's form; what would make it another one is refused."""
+        for name in NOT_WITH_EXTRACTION:
+            if getattr(self, name) not in (None, False, 1, [], {"type": "text"}):
+                raise _refused(f"{name} is given with ocr_options; expected it left out.", name)
+        form = to_response_format(extraction)
+        held: ChatOptions = {"temperature": 0.0, "enable_thinking": False, **options}
+        if form is not None:
+            held["response_format"] = form
+        return held
 
     def _refuse_what_is_missing(self) -> None:
         """Refuse what would change the answer and is not there, rather than leave it out."""

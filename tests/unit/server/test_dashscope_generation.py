@@ -147,7 +147,7 @@ def test_parts_are_answered_with_parts_and_pictures_counted(
     width, height = done.images[0].seen_wh
     assert choice_of(answer)["message"] == {
         "role": "assistant",
-        "content": [{"text": done.text}, {"image_hw": [height, width]}],
+        "content": [{"text": done.text}, {"image_hw": [height, width], "original_hw": [90, 120]}],
     }
     usage, num_tokens = answer["usage"], width * height // 28**2
     assert usage["image_tokens"] == num_tokens
@@ -286,7 +286,7 @@ def test_a_body_without_what_is_needed_is_refused(
         ({"incremental_output": "yes"}, "'parameters.incremental_output'"),
         ({"n": 9}, "n is 9"),
         ({"result_format": "text", "n": 2}, "result_format is text"),
-        ({"ocr_options": {"task": "table_parsing"}}, "ocr_options is given"),
+        ({"ocr_options": {"task": "read it"}}, "ocr_options.task is"),
         ({"translation_options": {"target_lang": "English"}}, "translation_options is given"),
     ],
 )

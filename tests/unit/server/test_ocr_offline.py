@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 import qianyan
-from qianyan.errors import ConfigError, InputError
+from qianyan.errors import InputError, MediaError
 from qianyan.server.extraction import read_ocr_options
 from qianyan.server.ocr_offline import OfflineReader
 
@@ -59,7 +59,7 @@ def test_a_picture_without_text_has_none(reader: OfflineReader) -> None:
 
 
 def test_tasks_that_need_a_model_say_so() -> None:
-    with pytest.raises(InputError, match="needs a model that sees"):
+    with pytest.raises(InputError, match="needs a model that reads"):
         OfflineReader().extract(
             Image.new("RGB", (40, 40)), read_ocr_options({"task": "table_parsing"})
         )
@@ -67,5 +67,6 @@ def test_tasks_that_need_a_model_say_so() -> None:
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rapidocr", None)
-    with pytest.raises(ConfigError, match=r"qianyan\[ocr\]"):
+    with pytest.raises(MediaError, match=r"qianyan\[ocr\]") as refused:
         OfflineReader().read(Image.new("RGB", (40, 40)))
+    assert refused.value.code == "missing_extra"

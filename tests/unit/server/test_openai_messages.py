@@ -91,8 +91,44 @@ def test_urls_and_data_are_passed_on(source: str) -> None:
     assert part_of(part) == part
 
 
-def test_a_document_s_empty_fields_are_taken_off_and_an_id_is_refused() -> None:
+def test_a_document_s_empty_fields_are_taken_off_and_it_has_one_source() -> None:
     document = {"type": "file", "file": {"file_data": PNG, "filename": "a.png", "file_id": None}}
     assert part_of(document)["file"] == {"file_data": PNG, "filename": "a.png"}
-    with pytest.raises(InputError, match="file_id"):
-        part_of({"type": "file", "file": {"file_id": "file-1"}})
+    assert part_of({"type": "file", "file": {"file_id": "file-fe-1"}})["file"] == {
+        "file_id": "file-fe-1"
+    }
+    with pytest.raises(InputError, match="file_id and file_data"):
+        part_of({"type": "file", "file": {"file_id": "file-fe-1", "file_data": PNG}})
+    for wrong in ({"pages": 3}, {"pages": "1", "is_text": True}):
+        with pytest.raises(InputError):
+            part_of({"type": "file", "file": {"file_id": "file-fe-1", **wrong}})
+
+
+def named(*ids: str) -> dict[str, Any]:
+    return {"role": "system", "content": ",".join(f"fileid://{one}" for one in ids)}
+
+
+def test_documents_that_system_messages_name_stand_before_the_users_first_words() -> None:
+    asked = [
+        {"role": "system", "content": "Be brief."},
+        named("file-fe-a", "file-fe-b", "file-fe-a"),
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "This."},
+        {"role": "user", "content": "Why?"},
+    ]
+    role, first, *rest = to_messages(asked, max_pixels=None)
+    assert role == asked[0]
+    assert first == {
+        "role": "user",
+        "content": [
+            {"type": "file", "file": {"file_id": "file-fe-a"}},
+            {"type": "file", "file": {"file_id": "file-fe-b"}},
+            {"type": "text", "text": "What?"},
+        ],
+    }
+    assert rest == asked[3:]
+
+
+def test_what_a_user_writes_names_no_document() -> None:
+    asked = [{"role": "user", "content": "fileid://file-fe-a"}]
+    assert to_messages(asked, max_pixels=None) == asked

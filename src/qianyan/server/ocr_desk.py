@@ -1,0 +1,60 @@
+"""Who waits for the offline reader, which reads one picture at a time, and for how many.
+
+Pictures are fetched, decoded and read on threads; the line of those who wait is bounded.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from qianyan.errors import InputError
+from qianyan.inputs.fetch import fetch
+from qianyan.inputs.images import Photo, read_image
+from qianyan.inputs.media import MediaLimits
+from qianyan.server.errors import RefusedError
+from qianyan.server.extraction import Extraction, ExtractionOptions
+from qianyan.server.ocr_offline import OfflineReader
+
+MAX_WAITING = 16
+"""Pictures that wait for the reader; one more is refused with 429."""
+RETRY_AFTER_S = 5
+
+
+class OcrDesk:
+    """The offline reader behind its line; used on one event loop."""
+
+    def __init__(self, limits: MediaLimits, *, max_waiting: int = MAX_WAITING) -> None:
+        self.reader = OfflineReader()
+        self._limits = limits
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
+
+    async def extract(
+        self, picture: Mapping[str, Any], options: ExtractionOptions
+    ) -> tuple[Photo, Extraction]:
+        """Read a picture's part; raises InputError and RefusedError for what cannot be read."""
+        if self._num_waiting >= self._max_waiting:
+            raise RefusedError(
+                f"{self._num_waiting} pictures are waiting to be read, the most that may. Try "
+                "again later.",
+                status=429,
+                code="limit_requests",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._num_waiting += 1
+        try:
+            return await asyncio.to_thread(self._extract, picture, options)
+        finally:
+            self._num_waiting -= 1
+
+    def _extract(
+        self, picture: Mapping[str, Any], options: ExtractionOptions
+    ) -> tuple[Photo, Extraction]:
+        self.reader.check_task(options)
+        source = picture.get(str(picture.get("type")))
+        source = source.get("url") if isinstance(source, Mapping) else source
+        if not isinstance(source, str) or not source:
+            raise InputError("The picture's part names no picture; expected a URL or data: URI.")
+        fetched = fetch(source, limits=self._limits.fetch, allow_files=False, noun="picture")
+        photo = read_image(fetched.data, limits=self._limits.image)
+        return photo, self.reader.extract(photo.rgb, options)
