@@ -1,15 +1,32 @@
-"""The verbs that repeat how the bundled models were made."""
+"""The verb `train`: a recipe, or the verbs that repeat how the bundled models were made."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from qianyan.cli.options import Debug, option
+from qianyan.errors import ConfigError, quote
+
+RECIPE = "recipe"
+
+
+class _RecipeFirst(TyperGroup):
+    """Takes what is no verb for a recipe: `train site.toml` is `train recipe site.toml`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = [RECIPE, *args]
+        return super().resolve_command(ctx, args)
+
 
 verbs = typer.Typer(
-    help="Repeat how the bundled models were made; every run can be resumed.",
+    cls=_RecipeFirst,
+    help="Train a model by a recipe (qianyan train site.toml), or repeat how the bundled models "
+    "were made; every run can be resumed.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -19,6 +36,69 @@ Minutes = Annotated[float, option("--minutes", "how long to train, earlier sitti
 Seed = Annotated[int, option("--seed", "seed of everything drawn at random")]
 Resume = Annotated[bool, option("--resume", "go on where the run stopped")]
 Export = Annotated[Path, option("--out", "folder of the finished model")]
+
+
+@verbs.command(name=RECIPE)
+def train_a_recipe(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="a TOML file, or a name of qianyan train recipes"),
+    ],
+    model: Annotated[
+        str | None, option("--model", "checkpoint folder or hub name to begin from")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, option("--data", "samples, instead of the recipe's; can be repeated")
+    ] = None,
+    held_out: Annotated[
+        list[Path] | None, option("--held-out", "samples to measure on while training")
+    ] = None,
+    out: Export = Path("trained/model"),
+    run: RunDir = Path("runs/recipe"),
+    device: Annotated[str, option("--device", "where the model is trained: cpu, cuda …")] = "cpu",
+    resume: Resume = False,
+    show_list: Annotated[
+        bool, typer.Option("--list", help="name the recipes of the package")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model stage by stage, and write it in the official format.
+
+    Example: qianyan train finetune --model Qwen/Qwen2.5-VL-3B-Instruct --data site.jsonl
+    """
+    from qianyan.cli.train_display import TrainDisplay
+    from qianyan.engine.checkpoint import find_checkpoint
+    from qianyan.train.recipe import Dataset, read_recipe
+    from qianyan.train.training import Places, Training
+
+    read = read_recipe(recipe)
+    read = replace(
+        read,
+        model=model or read.model,
+        data=tuple(Dataset(path=path) for path in data) if data else read.data,
+        evaluation=tuple(Dataset(path=path) for path in held_out) if held_out else read.evaluation,
+    )
+    if read.model is None:
+        raise ConfigError(f"The recipe {quote(recipe)} names no model; expected one, or --model.")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    display = TrainDisplay(run)
+    try:
+        places = Places(source=find_checkpoint(read.model), run_dir=run, out=out)
+        Training(read, places, device=device, on_report=display.show).run(resume=resume)
+    finally:
+        display.close()
+    print(out)
+
+
+@verbs.command(name="recipes")
+def list_the_recipes(debug: Debug = False) -> None:
+    """Name the recipes that come with the package.
+
+    Example: qianyan train recipes
+    """
+    from qianyan.train.recipe import list_recipes
+
+    print("\n".join(list_recipes()))
 
 
 @verbs.command(name="detector")

@@ -1,0 +1,146 @@
+"""Packs: several examples as one pass, each attending to itself alone, positions its own.
+
+A packed pass gives every example the loss that it has alone. Sequences are filled from a small
+buffer, the first that fits first, so that little is left empty and the order stays reproducible.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from qianyan.models.attention import NoCache
+from qianyan.models.language_model import LanguageModel
+from qianyan.models.positions import Grid
+from qianyan.models.qwen import QWenLMHeadModel
+from qianyan.models.registry import Model
+from qianyan.models.vision_language import VisionLanguageModel
+from qianyan.train.examples import Example
+
+BUFFERED = 64
+"""Examples that wait while a sequence is filled."""
+
+
+class _Sized(Protocol):
+    def __len__(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=_Sized)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Examples as one pass; `logits_at` are the tokens before those that are learned."""
+
+    sources: tuple[str, ...]
+    input_ids: Tensor  # (tokens,)
+    position_ids: Tensor  # (axes, tokens)
+    lengths: tuple[int, ...]
+    logits_at: Tensor  # (learned,)
+    targets: Tensor  # (learned,)
+    num_learned: tuple[int, ...]  # of each example
+    pixel_values: Tensor | None
+    grid_thw: tuple[Grid, ...]
+
+    def to(self, device: torch.device | str) -> "Pack":
+        """Give the same on a device."""
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("input_ids", "position_ids", "logits_at", "targets")
+        }
+        pixels = None if self.pixel_values is None else self.pixel_values.to(device)
+        return Pack(
+            sources=self.sources,
+            lengths=self.lengths,
+            num_learned=self.num_learned,
+            grid_thw=self.grid_thw,
+            pixel_values=pixels,
+            **moved,
+        )
+
+
+def pack(examples: Sequence[Example]) -> Pack:
+    """Lay examples one after another."""
+    starts = np.cumsum([0, *(len(example) for example in examples)]).tolist()
+    at = [
+        start + index
+        for start, example in zip(starts, examples, strict=False)
+        for index in example.learned
+    ]
+    input_ids = torch.tensor([id_ for each in examples for id_ in each.inputs.prompt_token_ids])
+    pixels = [each.inputs.pixel_values for each in examples if each.inputs.pixel_values is not None]
+    return Pack(
+        sources=tuple(example.source for example in examples),
+        input_ids=input_ids,
+        position_ids=torch.cat([example.position_ids for example in examples], dim=1),
+        lengths=tuple(len(example) for example in examples),
+        logits_at=torch.tensor(at) - 1,
+        targets=input_ids[at],
+        num_learned=tuple(len(example.learned) for example in examples),
+        pixel_values=torch.from_numpy(np.concatenate(pixels)) if pixels else None,
+        grid_thw=tuple(grid for example in examples for grid in example.inputs.grid_thw),
+    )
+
+
+def token_losses(model: LanguageModel, packed: Pack) -> Tensor:
+    """Give the loss of each learned token in float32, (learned,)."""
+    features = (
+        None
+        if packed.pixel_values is None
+        else model.encode_images(packed.pixel_values, packed.grid_thw)
+    )
+    logits = model(
+        model.embed(packed.input_ids, features),
+        packed.position_ids,
+        NoCache(packed.lengths),
+        logits_at=packed.logits_at,
+    )
+    return cross_entropy(logits, packed.targets, reduction="none")
+
+
+def blank_loss(model: Model) -> Tensor:
+    """Give a loss of 0 through the tower: a pack without pictures trains what all others do.
+
+    Without it, devices whose packs differ in this would wait for one another without end.
+    """
+    if isinstance(model, VisionLanguageModel):
+        vision = model.config.vision
+        merge = vision.spatial_merge_size
+        shape: tuple[int, ...] = (merge**2, vision.patch_values)
+        grid = (1, merge, merge)
+    elif isinstance(model, QWenLMHeadModel) and model.config.visual is not None:
+        visual = model.config.visual
+        shape = (1, 3, visual.image_size, visual.image_size)
+        grid = (1, visual.grid_side, visual.grid_side)
+    else:
+        return torch.zeros(())
+    pixels = torch.zeros(shape, device=next(model.parameters()).device)
+    return 0 * model.encode_images(pixels, [grid]).float().sum()
+
+
+class Filler(Generic[Item]):
+    """Fills sequences of at most `max_tokens` from a stream; what waits is part of its state."""
+
+    def __init__(self, stream: Iterator[Item], *, max_tokens: int, joins: bool) -> None:
+        self._stream, self._max_tokens, self._joins = stream, max_tokens, joins
+        self.waiting: list[Item] = []
+
+    def next(self) -> list[Item]:
+        """Give the next sequence's items; empty when the stream has ended and nothing waits."""
+        if not self._joins:
+            return [one] if (one := next(self._stream, None)) is not None else []
+        while len(self.waiting) < BUFFERED and (one := next(self._stream, None)) is not None:
+            self.waiting.append(one)
+        room, taken, left = self._max_tokens, [], []
+        for item in self.waiting:
+            if len(item) <= room:
+                taken.append(item)
+                room -= len(item)
+            else:
+                left.append(item)
+        self.waiting = left
+        return taken

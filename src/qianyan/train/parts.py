@@ -1,0 +1,59 @@
+"""The parts of a model that stages train or freeze, told by the names of their parameters.
+
+A merger (Qwen2-VL), resampler (Qwen-VL) or projector (audio) lies inside its tower's module; it is
+a part of its own, because recipes that freeze the tower mostly train it.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Literal, get_args
+
+from torch import nn
+
+from qianyan.errors import ConfigError
+
+Part = Literal["vision", "audio", "merger", "language", "embeddings"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+_MERGER = re.compile(
+    r"visual\.(merger|attn_pool|ln_post)\.|visual\.proj$|audio_tower\.(ln_post|proj)\."
+)
+_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|lm_head)\.")
+_BLOCK = re.compile(r"\b(?:blocks|resblocks|audio_tower\.layers)\.(\d+)\.")
+
+
+def part_of(name: str) -> Part:
+    """Say which part a parameter belongs to."""
+    if _MERGER.search(name):
+        return "merger"
+    if "visual." in name:
+        return "vision"
+    if "audio_tower." in name:
+        return "audio"
+    return "embeddings" if _EMBEDDINGS.search(name) else "language"
+
+
+def tower_block(name: str) -> int:
+    """Say which block of its tower a parameter lies in: 0 upwards, -1 before the blocks."""
+    found = _BLOCK.search(name)
+    return int(found[1]) if found else -1
+
+
+def freeze(model: nn.Module, trained: Collection[Part]) -> list[str]:
+    """Let only the named parts learn; returns the names of the parameters that do.
+
+    Raises ConfigError for a part that this model has not.
+    """
+    present = {part_of(name) for name, _ in model.named_parameters()}
+    for part in trained:
+        if part not in present:
+            raise ConfigError(
+                f"The model has no {part} to train; expected some of "
+                f"{', '.join(part for part in PARTS if part in present)}."
+            )
+    learning = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in trained)
+        if parameter.requires_grad:
+            learning.append(name)
+    return learning

@@ -1,0 +1,289 @@
+"""One stage of a training: a step at a time, in a state that can be written down at any of them."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qianyan.errors import QianyanError, quote
+from qianyan.models.language_model import LanguageModel
+from qianyan.models.registry import Model
+from qianyan.train.examples import Example, ExampleMaker
+from qianyan.train.packing import Pack, blank_loss, pack, token_losses
+from qianyan.train.parts import part_of
+from qianyan.train.rates import make_optimizer, rate_share, set_rates
+from qianyan.train.recipe import Precision, Stage
+from qianyan.train.samples import Source
+from qianyan.train.streams import Draw, Draws, Stream, StreamState
+from qianyan.train.world import World
+
+logger = logging.getLogger(__name__)
+
+BAD_SAMPLES_NAMED = 20
+"""Samples that cannot be used are named up to here, and counted beyond."""
+PROBED = 64
+"""Samples that are measured to tell how many steps an epoch has."""
+
+
+class DivergedError(QianyanError):
+    """The loss or its gradient is no number any more."""
+
+    code = "diverged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one step came to: mean loss of a learned token, gradient's norm before the clip."""
+
+    step: int
+    num_steps: int
+    loss: float
+    gradient_norm: float
+    rate: float
+    num_tokens: int
+    num_learned: int
+    seconds: float
+
+
+class Samples:
+    """The sources of a stage with what makes examples of them.
+
+    `bad` has the code of the error for each sample that cannot be used.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], weights: Sequence[float], make: ExampleMaker, *, seed: int
+    ) -> None:
+        self.draws = Draws([len(source) for source in sources], weights, seed=seed)
+        self.bad: dict[Draw, str] = {}
+        self._sources, self._maker = sources, make
+
+    def make(self, draw: Draw) -> Example | None:
+        """Make the example of a draw; None, with a warning, where that cannot be done."""
+        source, index = draw
+        try:
+            sample = self._sources[source].read(index)
+            return self._maker(sample.messages, source=sample.source, tools=sample.tools)
+        except QianyanError as error:
+            if draw not in self.bad and len(self.bad) < BAD_SAMPLES_NAMED:
+                logger.warning("sample left out: %s", error)
+            self.bad[draw] = error.code
+            return None
+
+    def steps(self, stage: Stage) -> int:
+        """Count the steps of `stage.epochs`; with packing, as the first samples' lengths say."""
+        per_pack = 1.0
+        if stage.packing:
+            probed = (self.make(self.draws[number]) for number in range(self._num_probed))
+            lengths = [len(example) for example in probed if example is not None]
+            if lengths:
+                per_pack = max(1.0, stage.max_tokens * len(lengths) / sum(lengths))
+        return max(1, math.ceil(self.draws.epoch_size * stage.epochs / per_pack / stage.batch))
+
+    @property
+    def _num_probed(self) -> int:
+        return min(PROBED, self.draws.epoch_size)
+
+
+class StageRun:
+    """A stage under way on one device: `step` until `is_done`.
+
+    The parameters that learn are those with `requires_grad`; `loss` gives the losses of a pack's
+    learned tokens.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        model: Model,
+        samples: Samples,
+        *,
+        world: World,
+        precision: Precision,
+        loss: Callable[[LanguageModel, Pack], Tensor] = token_losses,
+    ) -> None:
+        self.stage, self.model, self.samples = stage, model, samples
+        self.step_number = 0
+        self.num_steps = samples.steps(stage) if stage.steps is None else stage.steps
+        self._world, self._precision, self._loss = world, precision, loss
+        self._device = next(model.parameters()).device
+        self.optimizer = make_optimizer(model.named_parameters(), stage)
+        self.average = _Average(model, stage.average) if stage.average else None
+        self._mine = range(world.rank, stage.batch, world.size)
+        self._states = {number: StreamState(number) for number in self._mine}
+        self._open()
+        learning = {part_of(name) for name, each in model.named_parameters() if each.requires_grad}
+        self._sees = not learning.isdisjoint(("vision", "merger"))
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="pack")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.step_number >= self.num_steps
+
+    def step(self) -> StepReport:
+        """Learn from one pack of each stream.
+
+        Raises DivergedError, before anything is changed, when the loss or gradient is no number.
+        """
+        begun = time.monotonic()
+        share = rate_share(self.stage.rates, self.step_number, self.num_steps)
+        set_rates(self.optimizer, share)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(3, dtype=torch.float64)  # loss, learned tokens, tokens
+        sources: list[str] = []
+        for packed in self._packs():
+            sources += packed.sources
+            losses = self._backward(packed)
+            sums += torch.tensor([losses, len(packed.targets), len(packed.input_ids)])
+        sums = self._world.sum(sums)
+        norm = self._scale_and_clip(float(sums[1]))
+        loss = float(sums[0] / sums[1])
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise DivergedError(
+                f"The {'gradient' if math.isfinite(loss) else 'loss'} of step "
+                f"{self.step_number + 1} is no number. It learned from {_some(sources)}; the last "
+                "state saved is good. Lower the rates or look at these samples, and resume."
+            )
+        self.optimizer.step()
+        self.step_number += 1
+        if self.average is not None:
+            self.average.follow(self.step_number)
+        return StepReport(
+            step=self.step_number,
+            num_steps=self.num_steps,
+            loss=loss,
+            gradient_norm=norm,
+            rate=self.stage.rates.language * share,
+            num_tokens=int(sums[2]),
+            num_learned=int(sums[1]),
+            seconds=time.monotonic() - begun,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Give what `load` goes on from, of all processes; parameters are not in it."""
+        gathered: dict[int, tuple[int, list[int]]] = {}
+        for states in self._world.gather(self._states):
+            gathered |= {
+                number: (one.next_draw, list(one.waiting)) for number, one in states.items()
+            }
+        return {
+            "step": self.step_number,
+            "num_steps": self.num_steps,
+            "streams": gathered,
+            "average": None if self.average is None else self.average.values,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state, of as many processes as it may have been."""
+        self.step_number, self.num_steps = state["step"], state["num_steps"]
+        self._states = {
+            number: StreamState(state["streams"][number][0], tuple(state["streams"][number][1]))
+            for number in self._mine
+        }
+        if self.average is not None:
+            self.average.load(state["average"])
+        self._open()
+
+    def close(self) -> None:
+        """Stop making packs ahead."""
+        self._ahead.shutdown(cancel_futures=True)
+
+    def _open(self) -> None:
+        self._streams = {
+            number: Stream(
+                self.samples.draws,
+                self.samples.make,
+                state=self._states[number],
+                stride=self.stage.batch,
+                max_tokens=self.stage.max_tokens,
+                joins=self.stage.packing,
+            )
+            for number in self._mine
+        }
+        self._next: Future[tuple[list[Example], StreamState]] | None = None
+
+    def _packs(self) -> Iterator[Pack]:
+        """Yield this process's packs of a step; the next is made while one is learned from."""
+        for place, number in enumerate(self._mine):
+            following = self._mine[(place + 1) % len(self._mine)]
+            made = self._next or self._ahead.submit(self._streams[number].next)
+            examples, state = made.result()
+            self._next = self._ahead.submit(self._streams[following].next)
+            self._states[number] = state
+            yield pack(examples).to(self._device)
+
+    def _backward(self, packed: Pack) -> float:
+        """Add a pack's gradient, of the sum of its tokens' losses; returns that sum."""
+        with torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16"
+        ):
+            total = self._loss(self.model, packed).sum()
+            if self._sees and packed.pixel_values is None:
+                total = total + blank_loss(self.model)
+        torch.autograd.backward(total)
+        return float(total.detach())
+
+    def _scale_and_clip(self, num_learned: float) -> float:
+        """Turn summed gradients into those of the mean loss, clip, and return their norm."""
+        learning = [each for group in self.optimizer.param_groups for each in group["params"]]
+        gradients = [each.grad for each in learning if each.grad is not None]
+        torch._foreach_mul_(gradients, self._world.size / num_learned)
+        return float(nn.utils.clip_grad_norm_(learning, self.stage.optimizer.clip))
+
+
+class _Average:
+    """A running average of the parameters that learn; young averages follow more quickly."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._learning = {
+            name: each for name, each in model.named_parameters() if each.requires_grad
+        }
+        self._decay = decay
+        self.values = {name: each.detach().clone() for name, each in self._learning.items()}
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move towards the parameters."""
+        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.values.values()), list(self._learning.values()), share)
+
+    @torch.no_grad()
+    def load(self, values: dict[str, Tensor]) -> None:
+        """Go on from an average."""
+        for name, value in values.items():
+            self.values[name].copy_(value)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Make the parameters the average."""
+        for name, parameter in self._learning.items():
+            parameter.copy_(self.values[name])
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the average in the parameters' place for the length of a block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self._learning.items():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name].copy_(kept)
+
+
+def _some(sources: Sequence[str]) -> str:
+    named = ", ".join(quote(source) for source in sources[:3])
+    return named if len(sources) <= 3 else f"{named} and {len(sources) - 3} more"

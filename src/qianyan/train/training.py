@@ -1,0 +1,219 @@
+"""A whole training: the stages of a recipe one after another, resumable, exported at the end."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from qianyan.errors import CheckpointError, ConfigError, quote
+from qianyan.inputs.processor import Processor
+from qianyan.models.registry import Model, load_model
+from qianyan.train.checkpoint import STATE_FILE, read_run_state, write_run_state
+from qianyan.train.examples import ExampleMaker
+from qianyan.train.export import export_model
+from qianyan.train.packing import pack, token_losses
+from qianyan.train.parts import freeze
+from qianyan.train.recipe import Dataset, Recipe, Stage
+from qianyan.train.samples import JsonLines, Source
+from qianyan.train.stage import Samples, StageRun, StepReport
+from qianyan.train.world import join_world
+
+MOST_EVALUATED = 256
+"""Samples of the evaluation that are measured each time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Mean loss of a learned token on samples that nobody learns from."""
+
+    step: int
+    loss: float
+    num_samples: int
+
+
+Report = StepReport | Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a training begins, keeps its state, and leaves its model."""
+
+    source: Path
+    run_dir: Path
+    out: Path
+
+
+class Training:
+    """A recipe under way: `run` it to the end, from the last saved state where asked to."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        places: Places,
+        *,
+        device: str = "cpu",
+        on_report: Callable[[Stage, Report], None] | None = None,
+    ) -> None:
+        """Load the model; raises CheckpointError and ConfigError."""
+        self.recipe, self.places = recipe, places
+        self._world = join_world(torch.device(device))
+        self._report = on_report or _ignore
+        self.model = load_model(places.source, dtype="float32", device=device)
+        self._changed: set[str] = set()
+        for stage in recipe.stages:  # what is wrong with a later stage is said at once
+            freeze(self.model, stage.train)
+
+    def run(self, *, resume: bool = False) -> None:
+        """Take all stages and export the model.
+
+        Raises DivergedError and InputError; the last state saved stays then.
+        """
+        state = self._resumed() if resume else None
+        begun_at = 0 if state is None else state["stage"]
+        for number, stage in enumerate(self.recipe.stages[begun_at:], begun_at):
+            is_begun = state is not None and state["is_begun"] and number == begun_at
+            self._run_stage(number, stage, state if is_begun else None)
+        if self._world.is_first:
+            export_model(self.model, self.places.source, self.places.out)
+
+    def _run_stage(self, number: int, stage: Stage, state: dict[str, Any] | None) -> None:
+        self._changed |= set(freeze(self.model, stage.train))
+        run = self._begin(number, stage)
+        held_out = self._held_out(stage)
+        if state is not None:
+            run.load(state["run"])
+            run.optimizer.load_state_dict(state["optimizer"])
+        with _checkpointing(self.model, is_on=stage.checkpointing):
+            try:
+                while not run.is_done:
+                    self._report(stage, run.step())
+                    if run.is_done or _is_due(run.step_number, stage.evaluate_every):
+                        self._evaluate(stage, run, held_out)
+                    if not run.is_done and _is_due(run.step_number, stage.save_every):
+                        self._save(number, run)
+            finally:
+                run.close()
+        if run.average is not None:
+            run.average.keep()
+        self._save(number, run)
+
+    def _begin(self, number: int, stage: Stage) -> StageRun:
+        data = stage.data or self.recipe.data
+        if not data:
+            raise ConfigError(f"Stage {quote(stage.name)} has no data; expected at least one file.")
+        samples = Samples(
+            [open_source(one) for one in data],
+            [one.weight for one in data],
+            self._maker(stage),
+            seed=self.recipe.seed + number,
+        )
+        return StageRun(
+            stage, self.model, samples, world=self._world, precision=self.recipe.precision
+        )
+
+    def _maker(self, stage: Stage) -> ExampleMaker:
+        processor = Processor.from_folder(
+            self.places.source, min_pixels=stage.min_pixels, max_pixels=stage.max_pixels
+        )
+        return ExampleMaker(self.model, processor, loss=stage.loss, max_tokens=stage.max_tokens)
+
+    def _held_out(self, stage: Stage) -> Samples | None:
+        data = self.recipe.evaluation
+        if not data:
+            return None
+        sources, weights = [open_source(one) for one in data], [one.weight for one in data]
+        return Samples(sources, weights, self._maker(stage), seed=0)
+
+    @torch.no_grad()
+    def _evaluate(self, stage: Stage, run: StageRun, held_out: Samples | None) -> None:
+        """Measure the loss on samples held out, with the averaged weights where there are any."""
+        if held_out is None:
+            return
+        loss = num_learned = num_samples = 0.0
+        with run.average.in_place() if run.average is not None else nullcontext():
+            for draw in range(min(MOST_EVALUATED, held_out.draws.epoch_size)):
+                example = held_out.make(held_out.draws[draw])
+                if example is not None:
+                    packed = pack([example]).to(next(self.model.parameters()).device)
+                    loss += float(token_losses(self.model, packed).sum())
+                    num_learned += len(packed.targets)
+                    num_samples += 1
+        if num_learned:
+            mean = loss / num_learned
+            report = Evaluation(step=run.step_number, loss=mean, num_samples=int(num_samples))
+            self._report(stage, report)
+
+    def _save(self, number: int, run: StageRun) -> None:
+        """Write down where the training is: every parameter that any stage has changed."""
+        run_state = run.state()
+        if not self._world.is_first:
+            return
+        named = dict(self.model.named_parameters())
+        state = {
+            "recipe": _fingerprint(self.recipe),
+            "stage": number + 1 if run.is_done else number,
+            "is_begun": not run.is_done,
+            "parameters": {name: named[name].detach() for name in sorted(self._changed)},
+            "optimizer": run.optimizer.state_dict(),
+            "run": run_state,
+        }
+        write_run_state(self.places.run_dir, state)
+
+    def _resumed(self) -> dict[str, Any] | None:
+        """Put the last saved parameters in place; raises CheckpointError where none fit."""
+        state = read_run_state(self.places.run_dir)
+        if state.get("recipe") != _fingerprint(self.recipe):
+            raise CheckpointError(
+                f"{STATE_FILE} in {quote(self.places.run_dir.name)} is of another recipe; expected "
+                "the one that the run began with. Use its recipe or start without resuming."
+            )
+        named = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in state["parameters"].items():
+                named[name].copy_(value)
+        self._changed = set(state["parameters"])
+        return state
+
+
+def open_source(data: Dataset) -> Source:
+    """Open the samples of a dataset; raises ConfigError for what cannot be read."""
+    return JsonLines(data.path, images=data.images)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _fingerprint(recipe: Recipe) -> str:
+    """Tell recipes apart by what changes a run: not by how often it is saved or measured."""
+    stages = tuple(replace(stage, save_every=0, evaluate_every=0) for stage in recipe.stages)
+    essence = repr(replace(recipe, stages=stages, evaluation=()))
+    return hashlib.sha256(essence.encode()).hexdigest()
+
+
+@contextmanager
+def _checkpointing(model: Model, *, is_on: bool) -> Iterator[None]:
+    """Let every block compute its activations a second time instead of keeping them."""
+    blocks = [
+        block
+        for holder in model.modules()
+        for block in (holder if isinstance(holder, nn.ModuleList) else ())
+    ]
+    for block in blocks if is_on else ():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks if is_on else ():
+            del block.forward
+
+
+def _ignore(stage: Stage, report: Report) -> None:
+    """Take no notice."""
