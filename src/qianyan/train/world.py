@@ -1,6 +1,5 @@
 """The processes of one training: one, or those that torchrun starts."""
 
-import os
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -41,9 +40,9 @@ class World:
 def join_world(device: torch.device) -> World:
     """Meet the other processes where torchrun has started several; gloo on processors, else nccl.
 
-    Without torchrun's variables this process is all there is.
+    Without torchrun this process is all there is.
     """
-    if "RANK" not in os.environ:
+    if not distributed.is_torchelastic_launched():
         return World()
     if not distributed.is_initialized():
         distributed.init_process_group("gloo" if device.type == "cpu" else "nccl")
