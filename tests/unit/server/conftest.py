@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from qianyan.engine.engine import Engine
 from qianyan.server.app import create_app
+from qianyan.server.search_providers import SearchSettings
 from qianyan.server.settings import ServerLimits, ServerSettings
 from qianyan.server.wire import listen_config
 
@@ -52,13 +53,18 @@ def listening(app: FastAPI, settings: ServerSettings) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def serve(engine: Engine) -> Served:
-    """Make a server with the given limits, two keys, and a client that has the first one."""
+    """Make a server with the given limits, two keys, and a client that has the first one.
+
+    Its model is the bundled one unless another is given.
+    """
 
     @contextmanager
     def run(
         *,
         api_keys: tuple[str, ...] = (KEY, OTHER_KEY),
         state_folder: Path | None = None,
+        model: Engine | None = None,
+        search: SearchSettings | None = None,
         **limits: Any,
     ) -> Iterator[httpx2.Client]:
         settings = ServerSettings(
@@ -66,9 +72,10 @@ def serve(engine: Engine) -> Served:
             api_keys=api_keys,
             limits=ServerLimits(**{"drain_s": 5, **limits}),
             state_folder=state_folder,
+            search=search,
         )
         headers = {"authorization": f"Bearer {KEY}"} if api_keys else {}
-        app = create_app(settings, engine)
+        app = create_app(settings, model or engine)
         with (
             listening(app, settings) as address,
             ServedClient(base_url=address, headers=headers, timeout=60) as client,
