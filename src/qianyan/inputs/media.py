@@ -27,6 +27,7 @@ from qianyan.inputs.parts import (
     video_source,
 )
 from qianyan.inputs.patches import GridTHW, make_frame_patches, make_patches
+from qianyan.inputs.prepared import Prepared, PreparedPictures
 from qianyan.inputs.squares import SquareConfig, make_squares
 from qianyan.inputs.strangers import break_up
 from qianyan.inputs.video import SeenVideo, read_frames, read_video
@@ -153,12 +154,14 @@ class Media:
         limits: MediaLimits,
         *,
         allow_files: bool,
+        prepared: PreparedPictures,
         control_words: Sequence[str] = (),
     ) -> None:
         """Start with none; without `pictures` or `videos` the model reads none of them.
 
-        `control_words` are the tokenizer's: the text of a document is a stranger's, and must not
-        open a turn, close one or hold a picture's place.
+        `prepared` are pictures that may have been sent before. `control_words` are the
+        tokenizer's: the text of a document is a stranger's, and must not open a turn, close one or
+        hold a picture's place.
         """
         self.items: list[Medium] = []
         self.documents: list[MediumDocument] = []
@@ -169,6 +172,7 @@ class Media:
         self._videos = videos
         self._limits = limits
         self._allow_files = allow_files
+        self._prepared = prepared
         self._control_words = control_words
 
     @property
@@ -296,11 +300,17 @@ class Media:
             raise CapacityError(
                 f"{where} is one picture more than {self._limits.max_images}. Send fewer."
             )
-        rgb, notes = self._open_image(source)
-        seen = rgb.resize(config.seen_size(*rgb.size), config.resample)
-        grid = config.grid(seen.size)
-        self.items.append(Medium(_cut(seen, config), grid, config.num_tokens(grid)))
-        self._images.append(SeenImage(rgb.size, seen.size, notes))
+        shown = self._prepare(source, config)
+        grid = config.grid(shown.seen.size)
+        self.items.append(Medium(_cut(shown.seen, config), grid, config.num_tokens(grid)))
+        self._images.append(SeenImage(shown.photo_wh, shown.seen.size, shown.notes))
+
+    def _prepare(self, source: Source, config: PictureConfig) -> Prepared:
+        if isinstance(source, Image.Image):
+            rgb = upright_rgb(source)
+            return Prepared(rgb.resize(config.seen_size(*rgb.size), config.resample), rgb.size)
+        data = self._fetch(source, "picture", self._limits.fetch).data
+        return self._prepared.prepare(data, config, self._limits.image)
 
     def _open_image(self, source: Source) -> _Opened:
         if isinstance(source, Image.Image):

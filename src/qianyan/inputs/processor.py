@@ -29,6 +29,7 @@ from qianyan.inputs.media import Media, MediaLimits, Seen
 from qianyan.inputs.messages import MessageReader, refuse_placeholders, take_begun
 from qianyan.inputs.parts import PictureConfig
 from qianyan.inputs.patches import GridTHW, PatchConfig
+from qianyan.inputs.prepared import PreparedPictures
 from qianyan.inputs.shortening import fit_documents
 from qianyan.inputs.squares import SquareConfig
 from qianyan.inputs.tokenizer import Tokenizer, read_json
@@ -92,6 +93,7 @@ class Processor:
         self.videos = videos
         self.limits = limits or MediaLimits()
         self.extra_stop_ids: frozenset[int] = frozenset()
+        self._prepared = PreparedPictures()
         self._encode = encode or tokenizer.encode
         self._pads = {
             token: tokenizer.token_id(token) for token in (IMAGE_PAD, VIDEO_PAD, SQUARE_PAD)
@@ -191,6 +193,7 @@ class Processor:
             self.videos,
             self.limits,
             allow_files=allow_files,
+            prepared=self._prepared,
             control_words=self.tokenizer.control_words,
         )
         reader = MessageReader(self.template, media)

@@ -15,7 +15,7 @@ from qianyan.engine.engine import Engine
 from qianyan.engine.faults import is_out_of_memory
 from qianyan.engine.request import Completion, Finished
 from qianyan.engine.scheduler import RECOVERY_PASSES, EngineConfig
-from qianyan.errors import CapacityError, CheckpointError, InputError, QianyanError
+from qianyan.errors import CapacityError, CheckpointError, InputError, NoMemoryError, QianyanError
 
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "logprobs": 2}
 
@@ -122,7 +122,7 @@ def refuse_grid(grid: tuple[int, int, int], error: Exception) -> Callable[..., N
     ("error", "kind", "sentence"),
     [
         (RuntimeError("index 7 is out of bounds"), QianyanError, "24 patches could not be looked"),
-        (torch.OutOfMemoryError("out of memory"), CapacityError, "24 patches .* Lower max_pixels"),
+        (torch.OutOfMemoryError("out of memory"), NoMemoryError, "24 patches .* Lower max_pixels"),
         (InputError("That is no picture."), InputError, "That is no picture."),
     ],
 )
