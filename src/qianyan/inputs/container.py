@@ -1,37 +1,32 @@
 """Video files: what frames they hold, and the wanted ones decoded.
 
-The only file that knows PyAV (the extra `video`). A file is read twice: once to list its packets,
-which decodes nothing and gives the time of every frame even where the index is broken or absent,
-and once to decode, which jumps to key frames where frames in between are not wanted.
+A file is read twice: once to list its packets, which decodes nothing and gives the time of every
+frame even where the index is broken or absent, and once to decode, which jumps to key frames where
+frames in between are not wanted.
 
-Files come from strangers. Formats and codecs are those of an allow-list, whatever a file's name
-says; a file cannot make the reader open another one (playlists, references); sizes are checked
-before anything is decoded and again by the decoder itself; one deadline covers all reading. Error
-sentences are ours, never the library's.
+Files come from strangers (`av_file.py`): sizes are checked before anything is decoded and again by
+the decoder itself; one deadline covers all reading.
 """
 
 from __future__ import annotations
 
 import bisect
 import os
-import stat
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qianyan.errors import MediaError, quote
+from qianyan.inputs.av_file import import_av, open_container
 from qianyan.inputs.frames import VideoLimits
-from qianyan.inputs.signatures import SIGNATURE_BYTES, check_signature, unreadable
 from qianyan.inputs.timeline import FALLBACK_FPS, Timeline
 
 if TYPE_CHECKING:
@@ -43,11 +38,6 @@ SEEK_FRAMES = 12  # what a jump costs, counted in frames decoded in the same tim
 THREADS = 4
 COUNTED_FORMATS = frozenset({"avi"})  # constant rate by definition, and no times of showing
 REORDERED_FRAMES = 16  # how far codecs store frames out of order at the most
-BUFFER_BYTES = 1 << 17
-FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu,flv,"
-    "asf,ogg,mxf,gif,mp3,wav,flac,aac,amr"  # the last ones only to say that they are sound
-)
 CODECS = (
     "h264,hevc,vp8,vp9,av1,libdav1d,mpeg4,mpeg2video,mpeg1video,msmpeg4v1,msmpeg4v2,msmpeg4,h261,"
     "h263,h263p,flv,wmv1,wmv2,wmv3,vc1,mjpeg,prores,dnxhd,theora,gif,rawvideo,qtrle,png,ffv1,"
@@ -92,7 +82,7 @@ class VideoFile:
         self._limits = limits
         self._deadline = time.monotonic() + limits.max_read_s
         self._is_torn = False
-        self._av = _import_av()
+        self._av = import_av("video")
 
     def list_frames(self) -> Listing:
         """List the frames without decoding any.
@@ -208,22 +198,10 @@ class VideoFile:
     @contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         """Open the container and pick its video; checks all that the header says."""
-        with _file(self._source) as file:
-            head = file.read(SIGNATURE_BYTES)
-            check_signature(head)
-            file.seek(0)
-            try:
-                container = self._av.open(
-                    _TimedFile(file, self._check_time),
-                    options={"format_whitelist": FORMATS, "codec_whitelist": CODECS},
-                    metadata_errors="replace",
-                    buffer_size=BUFFER_BYTES,
-                    io_open=_refuse_file,
-                )
-            except self._av.error.FFmpegError as error:
-                raise unreadable(head) from error
-            with container:
-                yield container, self._pick_stream(container)
+        with open_container(
+            self._source, wanted="video", codecs=CODECS, check_time=self._check_time
+        ) as container:
+            yield container, self._pick_stream(container)
 
     def _pick_stream(self, container: InputContainer) -> VideoStream:
         """Pick the video among the streams; a sound file's cover picture is none."""
@@ -368,60 +346,8 @@ def check_size(width: int, height: int, limits: VideoLimits) -> None:
         )
 
 
-class _TimedFile:
-    """A file that stops being read at the deadline; it has no name, which could be a URL."""
-
-    def __init__(self, file: BinaryIO, check_time: Callable[[], None]) -> None:
-        self._check_time = check_time
-        self._file = file
-        self.seek = file.seek
-        self.tell = file.tell
-
-    def read(self, size: int) -> bytes:
-        """Read up to `size` bytes before the deadline."""
-        self._check_time()
-        return self._file.read(size)
-
-
-def _refuse_file(*_: object) -> NoReturn:
-    """Refuse to open what a file refers to."""
-    raise MediaError(
-        "The video refers to another file, which is not followed. Send one whole file.",
-        code="unsupported_format",
-    )
-
-
 def _stated_s(container: InputContainer, stream: VideoStream) -> float | None:
     """Find the length that the header states, in seconds."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return None if container.duration is None else container.duration / 1e6
-
-
-@contextmanager
-def _file(source: bytes | Path) -> Iterator[BinaryIO]:
-    """Open the source; a path must be an ordinary file, as devices and pipes could be endless."""
-    if isinstance(source, bytes):
-        yield BytesIO(source)
-        return
-    shown = quote(source.name)
-    try:
-        if not stat.S_ISREG(source.stat().st_mode):
-            raise MediaError(f"{shown} is not an ordinary file.", code="not_found")
-        file = source.open("rb")
-    except (OSError, ValueError) as error:
-        raise MediaError(
-            f"There is no file {shown}, or it may not be read.", code="not_found"
-        ) from error
-    with file:
-        yield file
-
-
-def _import_av() -> ModuleType:
-    try:
-        import av  # noqa: PLC0415  (extra: video)
-    except ImportError as error:
-        raise MediaError(
-            "Videos need the extra: pip install 'qianyan[video]'.", code="unsupported_format"
-        ) from error
-    return av

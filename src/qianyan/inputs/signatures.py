@@ -1,9 +1,15 @@
-"""What a file that was sent as a video is, told by its first bytes."""
+"""What a file that was sent as a video or as a sound is, told by its first bytes."""
+
+from typing import Literal
 
 from qianyan.errors import MediaError
 
 SIGNATURE_BYTES = 512
-EXPECTED = "a video such as MP4, MOV, MKV, WebM, AVI or MPEG-TS"
+Wanted = Literal["video", "sound"]
+EXPECTED: dict[Wanted, str] = {
+    "video": "a video such as MP4, MOV, MKV, WebM, AVI or MPEG-TS",
+    "sound": "a sound such as WAV, MP3, FLAC, OGG, M4A, AAC or AMR",
+}
 
 _PICTURES = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -38,17 +44,25 @@ _VIDEOS = (
     (0, b"G@", ""),
     (0, b"GIF8", ""),
 )
+_SOUNDS = (
+    *((0, magic, "") for magic in (b"ID3", b"fLaC", b"#!AMR", b".snd", b"caff", b"FORM")),
+    *((0, b"\xff" + bytes([second]), "") for second in (0xFB, 0xFA, 0xF3, 0xF2, 0xF1, 0xF9)),
+    (8, b"WAVE", ""),
+)
 _ANIMATED = 0x02  # in the flags of a WebP's VP8X chunk
 
 
-def check_signature(head: bytes) -> None:
-    """Refuse what is empty or a still picture, before any video reader sees it."""
+def check_signature(head: bytes, wanted: Wanted) -> None:
+    """Refuse what is empty or a still picture, before any reader sees it."""
     if not head:
-        raise MediaError(f"The file is empty (0 bytes); expected {EXPECTED}.", code="empty_file")
+        raise MediaError(
+            f"The file is empty (0 bytes); expected {EXPECTED[wanted]}.", code="empty_file"
+        )
     picture = _match(head, _PICTURES)
     if head[4:8] == b"ftyp":
         picture = picture or _PICTURE_BRANDS.get(head[8:12])
-    if picture == "WebP" and head[12:16] == b"VP8X" and head[20] & _ANIMATED:
+    is_animated = picture == "WebP" and head[12:16] == b"VP8X" and bool(head[20] & _ANIMATED)
+    if is_animated and wanted == "video":
         raise MediaError(
             "The file is an animated WebP, which is not read as a video. Convert it to MP4 or "
             "GIF, or send its frames as pictures.",
@@ -56,21 +70,24 @@ def check_signature(head: bytes) -> None:
         )
     if picture:
         raise MediaError(
-            f"The file is a picture ({picture}), not a video. Send it as a picture.",
-            code="not_a_video",
+            f"The file is a picture ({picture}), not a {wanted}. Send it as a picture.",
+            code=f"not_a_{wanted}",
         )
 
 
-def unreadable(head: bytes) -> MediaError:
-    """Say why a file that no reader takes is not a video, or that it is a damaged one."""
-    if _match(head, _VIDEOS) is not None:
+def unreadable(head: bytes, wanted: Wanted) -> MediaError:
+    """Say why a file that no reader takes is not what is wanted, or that it is damaged."""
+    known = _VIDEOS if wanted == "video" else (*_SOUNDS, *_VIDEOS)
+    if _match(head, known) is not None:
         return MediaError(
-            "The video is cut short or its index is missing or damaged, so that it cannot be "
+            f"The {wanted} is cut short or its index is missing or damaged, so that it cannot be "
             "read. Copy it again, or repair it with a tool such as ffmpeg.",
             code="truncated",
         )
     what = _match(head, _OTHERS) or _text_kind(head) or "data of an unknown kind"
-    return MediaError(f"This is not a video but {what}; expected {EXPECTED}.", code="not_a_video")
+    return MediaError(
+        f"This is not a {wanted} but {what}; expected {EXPECTED[wanted]}.", code=f"not_a_{wanted}"
+    )
 
 
 def _match(head: bytes, table: tuple[tuple[int, bytes, str], ...]) -> str | None:
