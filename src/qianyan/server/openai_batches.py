@@ -13,7 +13,7 @@ from qianyan.server.batches import BatchQuery, BatchRow, BatchState
 from qianyan.server.dashscope_times import parse_time
 from qianyan.server.generate import collect
 from qianyan.server.keeping import Kept
-from qianyan.server.openai_reply import OpenAIReply, TokenWords
+from qianyan.server.openai_chat import begin_reply
 from qianyan.server.openai_request import ChatRequest
 from qianyan.server.owned import PageQuery
 from qianyan.server.serving import Serving
@@ -194,12 +194,6 @@ async def answer_chat(serving: Serving, body: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"{place}: {first['msg']}.") from error
     serving.check_model(asked.model)
     processor = serving.worker.engine.processor
-    words = None
-    if asked.num_logprobs is not None:
-        words = TokenWords(tokenizer=processor.tokenizer, num_top=asked.num_logprobs)
-    reply = OpenAIReply(
-        model=asked.model,
-        words=words,
-    )
-    question = asked.to_question(processor.pictures, serving.settings.limits)
+    question = asked.to_question(processor.pictures, serving.settings.limits, serving.web)
+    reply = begin_reply(asked, question, processor)
     return reply.whole(*await collect(serving.worker, question))

@@ -45,8 +45,11 @@ def taught(settings: SearchSettings, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def api(serve: Any, taught: Engine, settings: SearchSettings) -> Iterator[Any]:
-    with serve(model=taught, search=settings) as client:
+def api(
+    serve: Any, taught: Engine, settings: SearchSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("state")
+    with serve(model=taught, search=settings, state_folder=folder) as client:
         yield client
 
 
@@ -232,6 +235,28 @@ def test_a_provider_that_is_gone_leaves_an_answer_that_says_so(serve: Any, taugh
         chunks = chunks_of(chat(client, stream=True))
         (told,) = [chunk["search_info"] for chunk in chunks if "search_info" in chunk]
         assert told == answer["search_info"]
+
+
+def test_tasks_and_batches_search_too(api: Any) -> None:
+    body = json.loads(generate(api).request.content)
+    task = api.post(GENERATION, json=body, headers={"x-dashscope-async": "enable"}).json()
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions"}
+    line["body"] = json.loads(chat(api).request.content)
+    file = api.post(
+        "/v1/files", files={"file": ("in.jsonl", json.dumps(line))}, data={"purpose": "batch"}
+    ).json()
+    asked = {"input_file_id": file["id"], "endpoint": line["url"], "completion_window": "24h"}
+    batch = api.post("/v1/batches", json=asked).json()
+    end = time.monotonic() + 30
+    while batch.get("output_file_id") is None or "text" not in task["output"]:
+        assert time.monotonic() < end, (task, batch)
+        time.sleep(0.05)
+        task = api.get(f"/api/v1/tasks/{task['output']['task_id']}").json()
+        batch = api.get(f"/v1/batches/{batch['id']}").json()
+    assert task["output"]["text"] == ANSWER
+    check_sources(task["output"]["search_info"])
+    written = api.get(f"/v1/files/{batch['output_file_id']}/content").json()
+    check_sources(written["response"]["body"]["search_info"])
 
 
 OWN_SEARCH = [{"type": "function", "function": {"name": "web_search"}}]
