@@ -13,7 +13,7 @@ from qianyan.errors import QianyanError
 from qianyan.server.auth import owner_of
 from qianyan.server.database import ConflictError
 from qianyan.server.errors import to_failure
-from qianyan.server.generate import leave_all
+from qianyan.server.generate import AnyAnswer, leave_all
 from qianyan.server.keeping import Keeping, Kept, find_keeping
 from qianyan.server.openai_chat import DONE
 from qianyan.server.openai_responses_events import Event, ResponseWriter, replay
@@ -22,7 +22,6 @@ from qianyan.server.openai_responses_store import UNFINISHED, ResponseStatus
 from qianyan.server.openai_responses_turn import AskedTurn, answer_whole, read_turn, tell
 from qianyan.server.serving import Served
 from qianyan.server.stream import EventStream, to_json, unless_gone
-from qianyan.server.worker import Answer
 
 router = APIRouter(tags=["responses"])
 
@@ -149,7 +148,7 @@ async def _submit(turn: AskedTurn, keeping: Keeping, owner_id: str) -> Response:
 
 
 async def _stream(
-    writer: ResponseWriter, answers: Sequence[Answer], keep: Callable[[], None]
+    writer: ResponseWriter, answers: Sequence[AnyAnswer], keep: Callable[[], None]
 ) -> AsyncIterator[str]:
     """Write the events of an answer; what ends it early becomes the response's error."""
     try:

@@ -186,6 +186,22 @@ class Conversation:
             content = _to_content(item["content"], f"{place}.content")
             self._append({"role": item["role"], "content": content}, place)
 
+    @property
+    def num_turns(self) -> int:
+        """Count what users said, each with the answers to it."""
+        return sum(message["role"] == "user" for message in self.messages)
+
+    def without_oldest(self, num_turns: int) -> "Conversation":
+        """Leave the oldest turns out; what system and developer said stays."""
+        users = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
+        first = users[num_turns] if num_turns < len(users) else 0
+        kept = [
+            at
+            for at, message in enumerate(self.messages)
+            if at >= first or message["role"] in ("system", "developer")
+        ]
+        return Conversation([self.messages[at] for at in kept], [self.places[at] for at in kept])
+
     def _answer(self, place: str, *, is_new: bool = False) -> dict[str, Any]:
         """Find the assistant's message that is being put together, or begin one."""
         if is_new or not self._is_answer_open:

@@ -67,6 +67,7 @@ _RENAMED = {
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
     "logprobs": "top_logprobs",
+    "reasoning_effort": "reasoning.effort",
 }
 _PLACE = re.compile(r"[a-z_]+(?:\[\d+\]|\.\w+)*")
 _MESSAGE = re.compile(r"messages\[(\d+)\]")
@@ -173,8 +174,7 @@ class ResponseRequest(BaseModel):
         if self.wants_logprobs:
             asked |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         effort = None if self.reasoning is None else self.reasoning.effort
-        if effort is not None and self.enable_thinking is None:
-            asked["enable_thinking"] = effort not in ("none", "minimal")
+        asked["reasoning_effort"] = "xhigh" if effort == "max" else effort
         return ChatRequest.model_validate(
             {name: value for name, value in asked.items() if value not in (None, [])}
         )
@@ -276,12 +276,13 @@ def rename(error: QianyanError, request: ResponseRequest, places: Sequence[str])
         message = re.sub(rf"\b(?<!\.){re.escape(old)}\b", new, message)
     place = _PLACE.match(message)
     is_form = isinstance(error, GrammarError) and request.text is not None
+    named = _RENAMED.get(failure.param or "", failure.param)
     is_field = place is not None and re.split(r"[.\[]", place[0])[0] in ResponseRequest.model_fields
     return RefusedError(
         message,
         status=failure.status,
         code=failure.code,
-        param=place[0] if place is not None and is_field else "text.format" if is_form else None,
+        param=place[0] if place is not None and is_field else "text.format" if is_form else named,
     )
 
 

@@ -5,13 +5,15 @@ What was sent and what went before become one chat question; the answer is told 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from qianyan.engine.request import Finished
-from qianyan.errors import QianyanError
-from qianyan.server.generate import Question, begin, follow, leave_all
+from qianyan.errors import CapacityError, QianyanError
+from qianyan.server.errors import RefusedError
+from qianyan.server.generate import AnyAnswer, Question, begin, follow, leave_all
 from qianyan.server.openai_reply import TokenWords
 from qianyan.server.openai_responses_events import Event, ResponseWriter, new_response
 from qianyan.server.openai_responses_items import Conversation, Item, read_items, refused
@@ -44,30 +46,50 @@ class AskedTurn:
             conversation.add(item, f"input[{at}]")
         return conversation
 
-    def question(self, serving: Serving) -> Question:
-        """Ask it as chat would; raises what chat does, about the fields of this request."""
-        conversation = self.conversation()
-        pictures = serving.worker.engine.processor.pictures
-        try:
-            chat = self.request.to_chat(conversation)
-            return chat.to_question(pictures, serving.settings.limits)
-        except QianyanError as error:
-            raise rename(error, self.request, conversation.places) from error
+    def question(self, serving: Serving, *, num_dropped: int = 0) -> Question:
+        """Ask it as chat would, without the `num_dropped` oldest turns.
 
-    async def begin(self, serving: Serving) -> tuple[Sequence[Answer], ResponseWriter]:
+        Raises what chat does, about the fields of this request.
+        """
+        conversation = self.conversation().without_oldest(num_dropped)
+        pictures = serving.worker.engine.processor.pictures
+        with self._renaming(conversation):
+            chat = self.request.to_chat(conversation)
+            return chat.to_question(pictures, serving.settings.limits, serving.web)
+
+    async def begin(self, serving: Serving) -> tuple[Sequence[AnyAnswer], ResponseWriter]:
         """Let the answer run; whoever gets it must leave it. Raises what `question` does."""
-        question = await asyncio.to_thread(self.question, serving)
-        try:
-            answers = await begin(serving.worker, question)
-        except QianyanError as error:
-            raise rename(error, self.request, self.conversation().places) from error
-        sampling = answers[0].request.sampling
-        self.response.update(temperature=sampling.temperature, top_p=sampling.top_p)
+        question, answers = await self._begin(serving)
+        if isinstance(answers[0], Answer):
+            sampling = answers[0].request.sampling
+            self.response.update(temperature=sampling.temperature, top_p=sampling.top_p)
         num_top = question.options.get("logprobs")
         tokenizer = serving.worker.engine.processor.tokenizer
         words = None if num_top is None else TokenWords(tokenizer=tokenizer, num_top=num_top)
         writer = ResponseWriter(self.response, words=words, summarizes=self.request.summarizes)
         return answers, writer
+
+    async def _begin(self, serving: Serving) -> tuple[Question, Sequence[AnyAnswer]]:
+        """Begin with as many turns as fit, where asked to: without one, two, four … of them."""
+        conversation = self.conversation()
+        most = conversation.num_turns - 1 if self.request.truncation == "auto" else 0
+        num_dropped = 0
+        while True:
+            question = await asyncio.to_thread(self.question, serving, num_dropped=num_dropped)
+            try:
+                with self._renaming(conversation.without_oldest(num_dropped)):
+                    return question, await begin(serving.worker, question)
+            except RefusedError as error:
+                if num_dropped >= most or not isinstance(error.__cause__, CapacityError):
+                    raise
+                num_dropped = min(most, max(1, 2 * num_dropped))
+
+    @contextmanager
+    def _renaming(self, conversation: Conversation) -> Iterator[None]:
+        try:
+            yield
+        except QianyanError as error:
+            raise rename(error, self.request, conversation.places) from error
 
 
 def read_turn(
@@ -96,7 +118,7 @@ def _referred(item: Item, where: str, responses: Responses | None, owner_id: str
     return found
 
 
-async def tell(writer: ResponseWriter, answers: Sequence[Answer]) -> AsyncIterator[Event]:
+async def tell(writer: ResponseWriter, answers: Sequence[AnyAnswer]) -> AsyncIterator[Event]:
     """Tell an answer as it grows, from the first event to the one before the last."""
     for one in writer.begin():
         yield one

@@ -19,6 +19,7 @@ from qianyan.engine.engine import Engine
 from qianyan.server.errors import ModelFailedError
 
 OTHER = {"authorization": "Bearer sk-test-9876543210"}
+LAST = [{"role": "user", "content": "What is it?"}]
 LONG = {"type": "json_schema", "name": "long", "schema": {"type": "string", "minLength": 5000}}
 CLIENT = runpy.run_path(str(Path(__file__).with_name("folded_response.py")))
 fold: Callable[..., dict[str, Any]] = CLIENT["fold"]
@@ -160,6 +161,24 @@ def test_a_conversation_goes_on_from_a_response(kept: httpx2.Client) -> None:
     ]}  # fmt: skip
     counted = kept.post("/v1/chat/completions", json=chat).json()["usage"]["prompt_tokens"]
     assert counted == third["usage"]["input_tokens"]
+
+
+def test_the_oldest_turns_are_left_out_where_that_is_asked(kept: httpx2.Client) -> None:
+    long = {"role": "user", "content": "word " * 700}
+    said = [{"role": "developer", "content": "Be brief."}, *[long] * 9, *LAST]
+    assert error_of(post(kept, input=said), 400)["code"] == "context_length_exceeded"
+    cut = ask(kept, input=said, truncation="auto")
+    assert cut["truncation"] == "auto"
+    assert cut["status"] == "completed"
+    left = ask(kept, input=[said[0], *LAST])
+    assert cut["usage"]["input_tokens"] >= left["usage"]["input_tokens"]
+    (first, *_, last) = kept.get(
+        f"/v1/responses/{cut['id']}/input_items", params={"order": "asc"}
+    ).json()["data"]
+    assert (first["role"], last["content"][0]["text"]) == ("developer", "What is it?")
+    alone = [{"role": "user", "content": "word " * 20_000}]
+    error = error_of(post(kept, input=alone, truncation="auto"), 400)
+    assert error["code"] == "context_length_exceeded"
 
 
 def test_items_can_be_sent_by_their_ids(kept: httpx2.Client) -> None:
@@ -328,6 +347,8 @@ def test_probabilities_are_told_where_they_are_included(kept: httpx2.Client) -> 
             "tool_choice.tools",
         ),
         ({"reasoning": {"effort": "wild"}}, "reasoning.effort"),
+        ({"reasoning": {"effort": "max"}}, "reasoning.effort"),
+        ({"enable_thinking": True}, "enable_thinking"),
         ({"truncation": "some"}, "truncation"),
         ({"include": ["everything"]}, "include"),
         ({"metadata": {"a": 5}}, "metadata.a"),

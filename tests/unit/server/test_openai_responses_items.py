@@ -113,6 +113,18 @@ def test_thoughts_are_their_text_before_their_summary() -> None:
     assert messages_of([sealed, said("x")]) == [said("x")]
 
 
+def test_the_oldest_turns_are_left_out_and_places_stay_right() -> None:
+    sent = [said("rules", "system"), said("a"), said("A", "assistant"), said("b"), CALL, said("c")]
+    conversation = Conversation()
+    for at, item in enumerate(read_items(sent, RESPONSE)):
+        conversation.add(item, f"input[{at}]")
+    assert conversation.num_turns == 3
+    kept = conversation.without_oldest(1)
+    assert [message["content"] for message in kept.messages] == ["rules", "b", "", "c"]
+    assert kept.places == ["input[0]", "input[3]", "input[4]", "input[5]"]
+    assert conversation.without_oldest(0) == conversation
+
+
 def test_what_a_call_gave_may_be_a_picture() -> None:
     output = [{"type": "input_image", "image_url": URL}]
     (message,) = messages_of([{**GIVEN, "output": output}])
