@@ -34,6 +34,7 @@ from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt, Runner
 from qianyan.engine.sampler import Sampler
 from qianyan.engine.scheduler import EngineConfig, Scheduler
+from qianyan.engine.stops import settle_stops
 from qianyan.engine.tools import ToolUse, read_tool_use
 from qianyan.errors import ConfigError, InputError, QianyanError, quote
 from qianyan.inputs.processor import THINK_END, THINK_START, ModelInputs, Processor
@@ -313,9 +314,10 @@ class Engine:
         thinks = inputs.is_thinking or (
             self.processor.template.is_thinking and thinking is not False
         )
+        options, defaults = settle_stops(options, self._defaults, self.processor.tokenizer)
         sampling = to_sampling(
             options,
-            self._defaults,
+            defaults,
             prompt=size,
             lengths=self._lengths,
             may_think=(thinks or inputs.is_thinking) and form.think_end is not None,

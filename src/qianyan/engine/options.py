@@ -34,9 +34,10 @@ class ChatOptions(TypedDict, total=False):
     """Keyword arguments of `Engine.chat`, `stream` and `chat_many`; None means not given.
 
     `max_tokens` bounds the answer, `max_completion_tokens` the answer and the reasoning before it,
-    `thinking_budget` the reasoning. So many `loop_tokens` of one stretch over and over end the
-    answer, 2048 without, never at 0. `priority` is 0 without; requests of smaller numbers go first,
-    down to -MAX_PRIORITY.
+    `thinking_budget` the reasoning. `stop` ends the answer before one of its texts, or before what
+    one of its token ids or lists of ids spells. So many `loop_tokens` of one stretch over and over
+    end the answer, 2048 without, never at 0. `priority` is 0 without; requests of smaller numbers
+    go first, down to -MAX_PRIORITY.
     """
 
     max_tokens: int | None
@@ -52,7 +53,7 @@ class ChatOptions(TypedDict, total=False):
     logit_bias: dict[int, float] | dict[str, float] | None
     loop_tokens: int | None
     seed: int | None
-    stop: str | list[str] | None
+    stop: str | list[str] | list[int] | list[list[int]] | None
     logprobs: int | None
     response_format: dict[str, Any] | None
     tools: list[dict[str, Any]] | None
