@@ -28,10 +28,11 @@ STEPS = 150
 
 @dataclass(frozen=True)
 class Lesson:
-    """A photo and what is to be said about it, word for word."""
+    """A photo and what is to be said about it, word for word; asked to list, or as stated."""
 
     photo: Image.Image
     answer: str
+    question: str = ""
 
 
 def draw_fire() -> Image.Image:
@@ -76,7 +77,8 @@ def taught_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_checkpoint(folder: Path, *, lessons: list[Lesson]) -> Path:
     """Write all files of a tiny checkpoint, its model taught the lessons if there are any."""
     prompt = listing_prompt(lang="zh", notation=Notation.RESIZED_PIXELS, seen_wh=SEEN_WH)
-    tokenizer = train_vocabulary([prompt, FIRE] * 3, size=700)
+    words = [text for one in lessons if one.question for text in (one.question, one.answer)]
+    tokenizer = train_vocabulary([prompt, FIRE, *words] * 3, size=700)
     write_vocabulary(tokenizer, folder)
     config = {**judge_config(tokenizer, width=64, depth=2), "torch_dtype": "float32"}
     files = {
@@ -118,7 +120,8 @@ def teach(
     """Fit the model to the lessons until it would say every token of them."""
     questions, targets = [], []
     for lesson in lessons:
-        parts = [{"type": "image", "image": lesson.photo}, {"type": "text", "text": prompt}]
+        text = lesson.question or prompt
+        parts = [{"type": "image", "image": lesson.photo}, {"type": "text", "text": text}]
         questions.append(processor([{"role": "user", "content": parts}]))
         targets.append(processor.tokenizer.encode(f"{lesson.answer}<|im_end|>"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
