@@ -20,7 +20,7 @@ QUOTE_LIMIT = 80
 
 def quote(text: object) -> str:
     """Show what a user sent, cut to 80 characters."""
-    shown = str(text)
+    shown = str(text).encode("utf-8", "replace").decode()  # halves of surrogate pairs included
     return f"'{shown if len(shown) <= QUOTE_LIMIT else shown[: QUOTE_LIMIT - 1] + '…'}'"
 
 

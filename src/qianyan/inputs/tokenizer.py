@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import tokenizers
 
-from qianyan.errors import CheckpointError, ConfigError, quote
+from qianyan.errors import CheckpointError, ConfigError, InputError, quote
 from qianyan.inputs.tiktoken_vocabulary import VOCABULARY_NAME, load_tiktoken
 
 
@@ -71,8 +71,17 @@ class Tokenizer:
         return cls(backend, settings)
 
     def encode(self, text: str) -> list[int]:
-        """Turn text into token ids; adds nothing at either end."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        """Turn text into token ids; adds nothing at either end.
+
+        Raises InputError for a text that holds half of a character.
+        """
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        except TypeError as error:  # what it says of a str that is no UTF-8
+            raise InputError(
+                "The text holds half of a surrogate pair, which is no character; expected whole "
+                "characters."
+            ) from error
 
     def decode(self, token_ids: list[int], *, skip_special: bool = True) -> str:
         """Turn token ids into text; bytes that are no UTF-8 become U+FFFD."""

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 
 from fastapi import Request
+from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,6 +36,9 @@ GONE = 499
 """The status in log and counts of a request whose client went away before it was answered."""
 STRUCTURE = (b",", b"[", b"{")
 """What every value in JSON but the first has before it."""
+SUSPECT = (b"\\", b"\xed", b"\0")
+"""Bytes without which no JSON holds an escape, half a character, or another encoding than UTF-8."""
+_HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -146,6 +150,8 @@ class _Body:
         self._is_json = "json" in headers.get("content-type", "")
         self._is_whole = False
         self._num_values = 0
+        self._chunks: list[bytes] = []
+        self._is_suspect = False
         self._ends_at = time.monotonic() + limits.body_timeout_s
 
     async def __call__(self) -> Message:
@@ -162,7 +168,26 @@ class _Body:
             self._ends_at += len(body) / self._limits.least_body_rate
             if self._is_json:
                 self._count(body)
+                self._check_characters(body)
         return message
+
+    def _check_characters(self, body: bytes) -> None:
+        """Refuse halves of characters, which Python's parser takes and no answer can be sent with.
+
+        Only a body that may hold one is parsed for it.
+        """
+        self._chunks.append(body)
+        self._is_suspect = self._is_suspect or any(mark in body for mark in SUSPECT)
+        if not (self._is_whole and self._is_suspect):
+            return
+        whole = b"".join(self._chunks)
+        self._chunks.clear()
+        if _HALVES.search(whole) is None and b"\0" not in whole[:4]:
+            return
+        try:
+            from_json(whole)
+        except ValueError as error:
+            raise BodyError(_no_json()) from error
 
     def _ends_at_loop(self) -> float:
         return asyncio.get_running_loop().time() + self._ends_at - time.monotonic()
@@ -242,6 +267,14 @@ def owner_of(request: Request) -> str:
 def _too_slow() -> RefusedError:
     return RefusedError(
         "The body of the request came too slowly.", status=408, code="request_timeout"
+    )
+
+
+def _no_json() -> RefusedError:
+    return RefusedError(
+        "The body is not valid JSON: expected UTF-8, and \\uD800 to \\uDFFF in pairs.",
+        status=400,
+        code="invalid_json",
     )
 
 

@@ -22,6 +22,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, limits: ServerLimits, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.access_log = False  # its lines hold paths as they were sent; `logs.py` has ours
         self._limits = limits
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
