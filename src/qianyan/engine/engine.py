@@ -320,7 +320,7 @@ class Engine:
             defaults,
             prompt=size,
             lengths=self._lengths,
-            may_think=(thinks or inputs.is_thinking) and form.think_end is not None,
+            closing_tokens=len(form.closing) if thinks and form.think_end is not None else None,
             vocab_size=self.processor.tokenizer.vocab_size,
         )
         request = Request(

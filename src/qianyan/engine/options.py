@@ -169,12 +169,13 @@ def to_sampling(
     *,
     prompt: PromptSize,
     lengths: Lengths,
-    may_think: bool = False,
+    closing_tokens: int | None = None,
     vocab_size: int | None = None,
 ) -> Sampling:
     """Merge the caller's options with the checkpoint's defaults and check every value.
 
-    Where the model `may_think`, `max_tokens` leaves the reasoning uncounted. Raises InputError for
+    Where the model may think, `closing_tokens` is the size of the words that end a reasoning, and
+    `max_tokens` leaves the reasoning uncounted. Raises InputError for
     a value outside its range, CapacityError when prompt and answer cannot both fit.
     """
     given = {name: value for name, value in options.items() if value is not None}
@@ -189,10 +190,11 @@ def to_sampling(
         "frequency_penalty": _number(given, "frequency_penalty", 0.0, -2, 2),
         "min_p": _number(given, "min_p", defaults.min_p, 0, 1),
     }
-    answer = _lengths(given, prompt, lengths, may_think=may_think)
+    answer = _lengths(given, prompt, lengths, may_think=closing_tokens is not None)
+    room = lengths.limit - prompt.num_tokens - (closing_tokens or 0)
     return Sampling(
         **answer,
-        thinking_budget=_thinking_budget(given, answer["max_tokens"], prompt, lengths),
+        thinking_budget=_thinking_budget(given, answer["max_tokens"], room),
         seed=_optional(given, "seed", 0, MAX_SEED),
         logit_bias=_logit_bias(given.get("logit_bias", {}), vocab_size),
         stop=_stops(given.get("stop", ())),
@@ -260,13 +262,12 @@ def _lengths(
     return {"max_tokens": answer} | ({"max_completion_tokens": most} if may_think else {})
 
 
-def _thinking_budget(
-    given: dict[str, Any], max_tokens: int, prompt: PromptSize, lengths: Lengths
-) -> int | None:
+def _thinking_budget(given: dict[str, Any], max_tokens: int, room: int) -> int | None:
     """Leave the answer its length behind the reasoning, half of what there is room for at most."""
     budget = _optional(given, "thinking_budget", 0, MAX_THINKING_BUDGET)
-    room = lengths.limit - prompt.num_tokens
-    return budget if budget is None else min(budget, room - min(max_tokens, room // 2))
+    if budget is None:
+        return None
+    return max(0, min(budget, room - min(max_tokens, room // 2)))
 
 
 def _length(value: Any, name: str, prompt: PromptSize, lengths: Lengths) -> int:

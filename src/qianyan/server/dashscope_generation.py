@@ -156,7 +156,8 @@ def _choose_format(
     There models that think answer with messages and in pieces of their own accord.
     """
     stated = body.stated
-    thinks = processor.template.is_thinking and chat.enable_thinking is not False
+    is_told_not_to = chat.thinking is False or chat.reasoning_effort == "none"
+    thinks = processor.template.is_thinking and not is_told_not_to
     needs_message = has_parts or bool(chat.tools) or (chat.n or 1) > 1 or bool(chat.logprobs)
     if stated.result_format == "text" and needs_message and not has_parts:
         raise RefusedError(

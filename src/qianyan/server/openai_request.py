@@ -41,7 +41,6 @@ SAME_NAMES = (
     "stop",
     "max_tokens",
     "max_completion_tokens",
-    "enable_thinking",
     "thinking_budget",
     "tools",
     "tool_choice",
@@ -84,7 +83,7 @@ class ChatRequest(BaseModel):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | list[Any] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: dict[str, Any] | None = None
@@ -97,6 +96,7 @@ class ChatRequest(BaseModel):
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     enable_search: bool | None = None
     search_options: dict[str, Any] | None = None
     functions: list[dict[str, Any]] | None = None
@@ -132,6 +132,19 @@ class ChatRequest(BaseModel):
             search=self._search(web, num_choices),
             telling=telling,
         )
+
+    @property
+    def thinking(self) -> bool | None:
+        """What is said of thinking by a switch: Bailian's, or the one of other servers' clients."""
+        if self.enable_thinking is not None:
+            return self.enable_thinking
+        stated = (self.chat_template_kwargs or {}).get("enable_thinking")
+        if stated is not None and not isinstance(stated, bool):
+            raise _refused(
+                "chat_template_kwargs.enable_thinking is neither true nor false.",
+                "chat_template_kwargs",
+            )
+        return stated
 
     @property
     def includes_usage(self) -> bool:
@@ -170,6 +183,7 @@ class ChatRequest(BaseModel):
         if form is not None and form.get("type") != "text":
             given["response_format"] = form
         given["logprobs"] = self.num_logprobs
+        given["enable_thinking"] = self.thinking
         options: ChatOptions = {}
         options.update({name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
         return options
@@ -208,6 +222,12 @@ class ChatRequest(BaseModel):
                 f"The model {self.model[:80]} does not speak; expected modalities ['text'] and no "
                 "audio.",
                 "modalities",
+            )
+        if set(self.chat_template_kwargs or ()) - {"enable_thinking"}:
+            raise _refused(
+                "chat_template_kwargs holds what this server does not know; expected only "
+                "enable_thinking.",
+                "chat_template_kwargs",
             )
         if self.functions:
             raise _refused("functions are of an older API; expected tools.", "functions")

@@ -183,8 +183,27 @@ def test_the_answer_is_bounded_and_all_that_comes(
     options: ChatOptions, may_think: bool, answer: int, every: int
 ) -> None:
     prompt = PromptSize(num_tokens=100)
-    sampling = to_sampling(options, DEFAULTS, prompt=prompt, lengths=LENGTHS, may_think=may_think)
+    closing_tokens = 12 if may_think else None
+    sampling = to_sampling(
+        options, DEFAULTS, prompt=prompt, lengths=LENGTHS, closing_tokens=closing_tokens
+    )
     assert (sampling.max_tokens, sampling.max_output_tokens) == (answer, every)
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [
+        ({}, None),
+        ({"thinking_budget": 500}, 500),
+        ({"thinking_budget": 10_000, "max_tokens": 9}, 3996 - 12 - 9),
+        ({"thinking_budget": 10_000, "max_tokens": 3000}, (3996 - 12) // 2),
+        ({"thinking_budget": 0}, 0),
+    ],
+)
+def test_a_budget_leaves_room_for_the_answer(options: ChatOptions, budget: int | None) -> None:
+    prompt = PromptSize(num_tokens=100)
+    sampling = to_sampling(options, DEFAULTS, prompt=prompt, lengths=LENGTHS, closing_tokens=12)
+    assert sampling.thinking_budget == budget
 
 
 def test_a_logit_bias_is_read_with_keys_as_json_has_them() -> None:
