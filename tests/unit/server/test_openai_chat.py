@@ -175,6 +175,69 @@ def test_a_schema_is_kept(client: httpx2.Client) -> None:
     assert answer["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("begun", ["", '{"fire": ', '{"smoke": [1'])
+def test_json_objects_are_kept_whole_and_streamed(
+    client: httpx2.Client, engine: Engine, begun: str
+) -> None:
+    """An answer that is begun shows that the form holds inside of it, too."""
+    messages = [{"role": "user", "content": "hello"}]
+    if begun:
+        messages.append({"role": "assistant", "content": begun, "partial": True})  # type: ignore[dict-item]
+    fields: dict[str, Any] = {
+        "messages": messages,
+        "response_format": {"type": "json_object"},
+        "logit_bias": dict.fromkeys(map(str, engine.processor.tokenizer.encode('"]}')), 60),
+        "max_tokens": 200,
+    }
+    (choice,) = ask(client, **fields).json()["choices"]
+    text = choice["message"]["content"]
+    assert isinstance(json.loads(begun + text), dict)
+    assert choice["finish_reason"] == "stop"
+    chunks = events_of(ask(client, stream=True, **fields))
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == text
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    free = ask(client, **fields | {"response_format": {"type": "text"}}).json()["choices"][0]
+    assert free["message"]["content"] != text
+
+
+@pytest.mark.parametrize("are_lists", [False, True])
+def test_an_answer_ends_at_token_ids(
+    client: httpx2.Client, engine: Engine, are_lists: bool
+) -> None:
+    done = engine.chat([{"role": "user", "content": "hello"}], max_tokens=12)
+    ids = done.token_ids[4:6] if are_lists else done.token_ids[4:5]
+    spelled = engine.processor.tokenizer.decode(ids)
+    (choice,) = ask(client, max_tokens=12, stop=[ids] if are_lists else ids).json()["choices"]
+    assert choice["message"]["content"] == done.text[: done.text.index(spelled)]
+    assert choice["finish_reason"] == "stop"
+    assert "all of one kind" in error_of(ask(client, stop=["a", 1]), 400)["message"]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_usage_tells_pictures_from_text(client: httpx2.Client, streams: bool) -> None:
+    parts = [
+        {"type": "image_url", "image_url": {"url": red_picture()}},
+        {"type": "text", "text": "fire?"},
+    ]
+    fields: dict[str, Any] = {
+        "messages": [{"role": "user", "content": parts}],
+        "max_tokens": 3,
+        "stream": streams,
+        "stream_options": {"include_usage": True} if streams else None,
+    }
+    answer = ask(client, **fields)
+    usage = (events_of(answer)[-1] if streams else answer.json())["usage"]
+    told = usage["prompt_tokens_details"]
+    assert told["image_tokens"] > 0
+    assert told["image_tokens"] + told["text_tokens"] == usage["prompt_tokens"]
+    assert "video_tokens" not in told
+    assert usage["completion_tokens_details"]["text_tokens"] == 3
+    alone = ask(client, max_tokens=3).json()["usage"]
+    assert set(alone["prompt_tokens_details"]) == {"audio_tokens", "cached_tokens"}, (
+        "the notes' own"
+    )
+
+
 def test_stop_and_text_format_and_null_fields_are_taken(client: httpx2.Client) -> None:
     fields: dict[str, Any] = {"response_format": {"type": "text"}, "seed": None, "stop": ["n"]}
     (choice,) = ask(client, max_tokens=20, **fields).json()["choices"]
