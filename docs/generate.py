@@ -20,6 +20,7 @@ from qianyan.inputs.frames import VideoLimits
 from qianyan.inputs.images import ImageLimits
 from qianyan.inputs.media import MediaLimits
 from qianyan.server.batch_lines import BatchLimits
+from qianyan.server.documents import UploadedDocumentLimits
 from qianyan.server.files import FileLimits
 from qianyan.server.search_results import SearchLimits
 from qianyan.server.settings import ServerLimits
@@ -84,6 +85,7 @@ LIMITS = {
     "Web search": SearchLimits,
     "Serving": ServerLimits,
     "Files": FileLimits,
+    "Uploaded documents": UploadedDocumentLimits,
     "Tasks": TaskLimits,
     "Batches": BatchLimits,
 }
