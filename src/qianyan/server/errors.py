@@ -5,6 +5,7 @@ by the beginning of its paths. Errors that nobody foresaw become 500 without a w
 log has them, under the request's id.
 """
 
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 BAD_REQUEST = "invalid_request_error"
 SERVER_FAULT = "server_error"
 NO_MEMORY_RETRY_S = 10
+NO_ROOM_RETRY_S = 10
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
@@ -126,6 +129,14 @@ def _find_failure(error: Exception) -> Failure:
         return _from_validation(error)
     if isinstance(error, HTTPException):
         return _from_status(error.status_code)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:  # where uploads are held meanwhile
+        return Failure(
+            status=503,
+            code="storage_failed",
+            message="The disk of the server is full. Try again later.",
+            type=SERVER_FAULT,
+            retry_after_s=NO_ROOM_RETRY_S,
+        )
     return Failure(
         status=500,
         code="internal_error",

@@ -9,7 +9,7 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qianyan.errors import CheckpointError, ConfigError
+from qianyan.errors import CheckpointError, ConfigError, InputError
 from qianyan.inputs.tokenizer import Tokenizer
 
 
@@ -22,6 +22,11 @@ def test_control_words_become_single_tokens_and_nothing_is_added(tokenizer: Toke
     ids = tokenizer.encode("<|im_start|>fire<|im_end|>")
     assert [tokenizer.token_text(id_) for id_ in ids] == ["<|im_start|>", "fire", "<|im_end|>"]
     assert tokenizer.encode("") == []
+
+
+def test_half_a_character_is_refused_with_a_sentence(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        tokenizer.encode("a\ud800")
 
 
 def test_special_tokens_can_be_left_out_and_added_plain_ones_stay(tokenizer: Tokenizer) -> None:
