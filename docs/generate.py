@@ -25,6 +25,7 @@ from qianyan.server.files import FileLimits
 from qianyan.server.search_results import SearchLimits
 from qianyan.server.settings import ServerLimits
 from qianyan.server.tasks import TaskLimits
+from qianyan.server.thinking import EffortBudgets
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "qianyan"
@@ -83,6 +84,7 @@ LIMITS = {
     "Documents": DocumentLimits,
     "Engine": EngineConfig,
     "Web search": SearchLimits,
+    "Thinking by reasoning_effort": EffortBudgets,
     "Serving": ServerLimits,
     "Files": FileLimits,
     "Uploaded documents": UploadedDocumentLimits,

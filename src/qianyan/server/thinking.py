@@ -15,9 +15,15 @@ from qianyan.server.errors import RefusedError
 
 @dataclass(frozen=True, kw_only=True)
 class EffortBudgets:
-    """What each reasoning_effort means, in tokens.
+    """What each reasoning_effort means, in tokens of reasoning.
 
-    Those of low, medium and xhigh are Bailian's.
+    Args:
+        none: no thinking.
+        minimal: a few thoughts.
+        low: Bailian's.
+        medium: Bailian's.
+        high: between its neighbours.
+        xhigh: Bailian's.
     """
 
     none: int = 0
