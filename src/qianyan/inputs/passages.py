@@ -16,6 +16,8 @@ PASSAGE_CHARS = 800
 """Longest passage; shorter paragraphs under one heading are put together up to this."""
 OVERLAP_CHARS = 120
 """Most that a passage repeats of the end of the one before it under the same heading."""
+MOST_MISSES = 100
+"""Passages that do not fit, one after the other, after which no more are tried."""
 GAP_MARK = "[…]"
 MAX_QUESTION_CHARS = 2_000
 MAX_HEADING_CHARS = 200
@@ -118,11 +120,17 @@ def choose_passages(
     left = max_tokens
     taken: list[int] = []
     around = count(f"\n\n{GAP_MARK}\n\n")
+    num_misses = 0
     for at in _order(scores):
         cost = count(headed[at]) + around
         if cost <= left:
             taken.append(at)
             left -= cost
+            num_misses = 0
+        else:
+            num_misses += 1
+        if num_misses == MOST_MISSES:
+            break
     chosen = [passages[at] for at in sorted(taken)]
     numbers = range(len(documents))
     of_each = [[one for one in chosen if one.document == number] for number in numbers]

@@ -14,6 +14,8 @@ from qianyan.inputs.passages import Chosen, choose_passages, strip_places
 ATTEMPTS = 4
 SLACK_TOKENS = 16
 """Taken off besides what a prompt is too long by: joined texts encode a little differently."""
+LONGEST_TOKEN = 256
+"""Characters; no token of a Qwen vocabulary is as long, the longest being 128 blanks."""
 LEAST_CHARS_PER_PICTURE = 40
 """A document with less text for each of its pictures is one of scans."""
 
@@ -40,22 +42,26 @@ def fit_documents(
     Raises MediaError (missing_extra) without the package that ranks passages.
     """
     documents = [document for document in media.documents if _has_text(document)]
-    if not documents or measure(messages) <= max_tokens:
+    if not documents or _fits(documents, messages, measure, max_tokens):
         return
+    has_pictures = any(document.pictures for document in documents)
     for document in documents:
         media.drop_pictures(document)
     _remove_pictures(messages, documents)
-    size = measure(messages)
+    if has_pictures and _fits(documents, messages, measure, max_tokens):
+        return
     texts = [document.text for document in documents]
     question = _question(messages, media)
-    budget = sum(map(count, texts))
+    for document in documents:
+        document.write("")
+    budget = max_tokens - measure(messages) - SLACK_TOKENS
     chosen = None
     for _ in range(ATTEMPTS):
-        if size <= max_tokens:
-            break
-        budget -= size - max_tokens + SLACK_TOKENS
         tried = choose_passages(texts, question, max_tokens=max(budget, 0), count=count)
         if not any(tried.num_read):
+            if chosen is None:  # too long it stays, and is refused by whoever knows the limit
+                for document, text in zip(documents, texts, strict=True):
+                    document.write(text)
             return
         chosen = tried
         for document, text, *numbers in zip(
@@ -65,6 +71,9 @@ def fit_documents(
                 f"[{document.name}: {' of '.join(map(str, numbers))} passages]\n\n{text}"
             )
         size = measure(messages)
+        if size <= max_tokens:
+            break
+        budget -= size - max_tokens + SLACK_TOKENS
     if chosen:
         how = "those nearest to the question" if chosen.is_matched else _SPREAD
         for number, document in enumerate(documents):
@@ -78,6 +87,17 @@ _SPREAD = "spread evenly because none shares a word with the question"
 def _read(chosen: Chosen, number: int) -> str:
     """Say how much is read of one document."""
     return f"{chosen.num_read[number]} of {chosen.num_all[number]} passages"
+
+
+def _fits(
+    documents: Sequence[MediumDocument],
+    messages: Plain,
+    measure: Callable[[Plain], int],
+    max_tokens: int,
+) -> bool:
+    """Whether a prompt is short enough; where that is plain to see, its tokens are not counted."""
+    num_characters = sum(len(document.text) for document in documents)
+    return num_characters <= max_tokens * LONGEST_TOKEN and measure(messages) <= max_tokens
 
 
 def _has_text(document: MediumDocument) -> bool:

@@ -67,6 +67,21 @@ def test_a_longer_one_is_read_in_the_passages_that_matter(process: Processor) ->
     assert text.endswith("When are cranes inspected?<|im_end|>\n<|im_start|>assistant\n")
 
 
+def test_a_document_far_longer_than_fits_is_not_counted_whole(
+    process: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, lengths = process._encode, []
+
+    def counting(text: str) -> list[int]:
+        lengths.append(len(text))
+        return encode(text)
+
+    monkeypatch.setattr(process, "_encode", counting)
+    inputs = process(ask(file("a.md", handbook(4_000))), max_prompt_tokens=700)
+    assert "Cranes are inspected every morning at six." in shown(process, inputs)
+    assert max(lengths) < 10_000
+
+
 def test_a_question_in_another_message_or_language_chooses_too(process: Processor) -> None:
     book = "# 用电\n" + "电缆不得拖地。" * 40 + "\n\n# 起重\n起重机每天早上六点检查。\n\n# 其他\n"
     data = (book + "其他事项另行通知。" * 60).encode()
