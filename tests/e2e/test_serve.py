@@ -1,6 +1,7 @@
 """`qianyan serve` from the outside: wrong settings, and a signal to stop."""
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ from typing import Any
 import httpx2
 import pytest
 
+MARK = "Zebrafink-4711"
+SAID = [{"role": "user", "content": f"say {MARK} again"}]
 COMMAND = [sys.executable, "-m", "qianyan", "serve"]
 
 
@@ -137,6 +140,7 @@ def test_two_servers_do_not_share_a_state_folder(tmp_path: Path) -> None:
 
 
 def test_the_first_start_makes_a_key_shows_it_once_and_keeps_its_hash(tmp_path: Path) -> None:
+    """The second one knows it, and its log holds neither it nor a word of what is asked."""
     state = tmp_path / "state"
     process, address, made = start("--state-dir", str(state), QIANYAN_API_KEYS="")
     try:
@@ -154,11 +158,37 @@ def test_the_first_start_makes_a_key_shows_it_once_and_keeps_its_hash(tmp_path: 
     assert digest in held
     assert key not in held
     assert (state / "api-keys").stat().st_mode & 0o777 == 0o600
-    process, address, said = start("--state-dir", str(state), QIANYAN_API_KEYS="")
+    logged = ["--log-format", "json", "--log-level", "debug"]
+    process, address, said = start("--state-dir", str(state), *logged, QIANYAN_API_KEYS="")
     try:
         assert "sk-" not in said
         again = httpx2.get(f"{address}/v1/models", headers=right, timeout=30)
         assert again.status_code == 200
+        for fields in (
+            {},
+            {"stream": True},
+            {"temperature": MARK},
+            {"messages": [{"role": MARK, "content": "x"}]},
+            {"stop": [MARK], "n": 9},
+            {MARK: 1, "model": MARK},
+        ):
+            body = {"model": "bundled", "messages": SAID, "max_tokens": 3, **fields}
+            asked = httpx2.post(
+                f"{address}/v1/chat/completions?{MARK}=1", json=body, headers=right, timeout=60
+            )
+            assert asked.headers["x-request-id"]
+        httpx2.get(f"{address}/v1/files/{MARK}", headers=right)
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=60)
+    lines = [json.loads(line) for line in errors.splitlines()]
+    requests = [line for line in lines if line["event"] == "request"]
+    assert len(requests) == 8
+    assert all(
+        {"request_id", "status", "duration_s", "route", "key"} <= set(one) for one in requests
+    )
+    assert {one["key"] for one in requests} == {digest[:8]}
+    answered = [one for one in requests if one["completion_tokens"]]
+    assert [one["completion_tokens"] for one in answered] == [3, 3]
+    for secret in (MARK, key, key[3:], digest):
+        assert secret not in errors + out
