@@ -77,7 +77,7 @@ def test_a_document_far_longer_than_fits_is_not_counted_whole(
         return encode(text)
 
     monkeypatch.setattr(process, "_encode", counting)
-    inputs = process(ask(file("a.md", handbook(3_000))), max_prompt_tokens=700)
+    inputs = process(ask(file("a.md", handbook(2_500))), max_prompt_tokens=700)
     assert "Cranes are inspected every morning at six." in shown(process, inputs)
     assert max(lengths) < 10_000
 
