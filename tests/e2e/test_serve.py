@@ -40,6 +40,11 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (["--api-keys-file", "no-such-file"], "cannot be read"),
         (["--host", "192.0.2.1", "--api-key", "sk-0123456789"], "Nothing can listen"),
         (["--max-waiting", "-1"], "max-waiting"),
+        (["--search-provider", "searxng"], "has no address"),
+        (["--search-provider", "searxng", "--search-url", "ftp://x"], "expected an http(s) URL"),
+        (["--search-provider", "tavily"], "has no API key"),
+        (["--search-provider", "bing"], "searxng"),
+        (["--search-url", "http://127.0.0.1:9"], "without --search-provider"),
     ],
 )
 def test_wrong_settings_end_with_a_sentence_and_2(options: list[str], words: str) -> None:

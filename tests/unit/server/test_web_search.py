@@ -237,6 +237,50 @@ def test_a_provider_that_is_gone_leaves_an_answer_that_says_so(serve: Any, taugh
         assert told == answer["search_info"]
 
 
+TALLY = {
+    "type": "function",
+    "function": {
+        "name": "tally",
+        "parameters": {
+            "type": "object",
+            "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+            "required": ["n"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_the_client_s_own_functions_are_called_beside_a_search(api: Any) -> None:
+    named = {"type": "function", "function": {"name": "tally"}}
+    how: dict[str, Any] = {"tools": [TALLY], "tool_choice": named, "parallel_tool_calls": False}
+    (choice,) = chat(api, **how).json()["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "tally"
+    assert choice["finish_reason"] == "tool_calls"
+    chunks = chunks_of(chat(api, stream=True, **how))
+    pieces = [
+        piece for chunk in chunks for piece in chunk["choices"][0]["delta"]["tool_calls"] or ()
+    ]
+    assert next(piece.get("function", {}).get("name") for piece in pieces) == "tally"
+    assert sum("id" in piece for piece in pieces) == 1
+    arguments = "".join(piece["function"]["arguments"] for piece in pieces)
+    assert arguments == call["function"]["arguments"]
+    packets = packets_of(generate(api, streams=True, incremental_output=True, **how))
+    messages = [one["output"]["choices"][0]["message"] for one in packets]
+    told = [call for message in messages for call in message.get("tool_calls", ())]
+    assert "".join(one["function"]["arguments"] for one in told) == arguments
+    assert next(one["function"].get("name") for one in told) == "tally"
+
+
+def test_a_form_is_kept_after_a_forced_search(api: Any) -> None:
+    form = {"type": "json_object"}
+    answer = chat(api, search_options={"forced_search": True}, response_format=form, max_tokens=200)
+    text = answer.json()["choices"][0]["message"]["content"]
+    assert text.startswith("{")
+    assert answer.json()["search_info"]["search_results"]
+
+
 def test_tasks_and_batches_search_too(api: Any) -> None:
     body = json.loads(generate(api).request.content)
     task = api.post(GENERATION, json=body, headers={"x-dashscope-async": "enable"}).json()
