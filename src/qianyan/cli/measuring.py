@@ -51,15 +51,16 @@ def evaluate(
     Example: qianyan eval photos/images --annotations photos/annotations_val.json
     """
     from qianyan.inspection.evaluate import evaluate as score
-    from qianyan.inspection.evaluate import evaluation_table, read_coco
+    from qianyan.inspection.evaluate import evaluation_table
     from qianyan.inspection.inspector import open_look
     from qianyan.inspection.service import inspect_source
+    from qianyan.labels.reading import read_coco
 
     settings = look_settings(context)
-    photos = read_coco(annotations)
+    photos = read_coco(annotations, images=folder)
     opened = open_look(settings)
     result = score(
-        (photo, inspect_source(str(folder / photo.file), opened.look, settings.fetch_limits))
+        (photo, inspect_source(str(photo.path), opened.look, settings.fetch_limits))
         for photo in photos
     )
     print(dumps(result.as_record(), indent=1) if json else evaluation_table(result))

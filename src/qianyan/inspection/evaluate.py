@@ -5,18 +5,13 @@ say whether an alarm would have been raised. Only what was labelled in a photo i
 (`labeled_categories`); a fire photo with unboxed firefighters says nothing about persons.
 """
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from qianyan.errors import ConfigError, quote
 from qianyan.inspection.records import Box, Detection, Hazard, Inspection, SubLabel
-
-Corners = tuple[float, float, float, float]
-Kind = Literal["fire", "smoke", "person", "helmet", "head"]
+from qianyan.labels.photos import Corners, LabelledBox, LabelledPhoto, iou
 
 BOX_IOU = 0.5
 # Data sets disagree on what a head box is (the hat, or the whole head), so a loose overlap counts.
@@ -24,29 +19,6 @@ HEAD_IOU = 0.3
 HEAD_STATE: dict[str, SubLabel] = {"helmet": SubLabel.HELMET, "head": SubLabel.NO_HELMET}
 HEAD_FIGURES = ("found", "right", "uncertain", "bare_right", "bare_recall", "bare_alarms")
 CONFIDENCE_Z = 1.96  # 95 %
-
-
-@dataclass(frozen=True)
-class LabelledBox:
-    """One labelled box in photo pixels; `head_box` is the whole head where the label is a hat."""
-
-    kind: Kind
-    box: Corners
-    sub_label: SubLabel | None = None
-    head_box: Corners | None = None
-
-
-@dataclass(frozen=True)
-class LabelledPhoto:
-    """A photo with its labels; kinds outside `labelled` were never looked for by the annotators."""
-
-    file: str
-    labelled: frozenset[str]
-    boxes: tuple[LabelledBox, ...]
-
-    def of_kind(self, *kinds: str) -> list[LabelledBox]:
-        """List the labels of these kinds."""
-        return [label for label in self.boxes if label.kind in kinds]
 
 
 @dataclass(frozen=True)
@@ -214,19 +186,6 @@ def _percent(share: float | None) -> str:
     return "   none" if share is None else f"{share * 100:6.1f}%"
 
 
-def iou(first: Corners, second: Corners) -> float:
-    """Intersection over union of two boxes in the same pixels, 0..1."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    whole = _area(first) + _area(second) - shared
-    return shared / whole if whole > 0 else 0.0
-
-
-def _area(box: Corners) -> float:
-    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
-
-
 def _corners(box: Box) -> Corners:
     return (box.x1, box.y1, box.x2, box.y2)
 
@@ -255,7 +214,7 @@ def box_score(photo: LabelledPhoto, found: Sequence[Detection], hazard: Hazard) 
         left.remove(best)
         hits += 1
         if best.sub_label is not None:
-            sub_label += Rate(int(best.sub_label is detection.sub_label), 1)
+            sub_label += Rate(int(best.sub_label == detection.sub_label), 1)
     return BoxScore(hits, len(mine) - hits, total - hits, sub_label)
 
 
@@ -335,48 +294,3 @@ def evaluate(pairs: Iterable[tuple[LabelledPhoto, Inspection]]) -> Evaluation:
             boxes[hazard] += box_score(photo, inspection.detections, hazard)
         heads += head_score(photo, inspection.detections)
     return Evaluation(photos, failed, images, boxes, heads)
-
-
-def read_coco(path: Path) -> tuple[LabelledPhoto, ...]:
-    """Load COCO-like annotations: boxes [x, y, width, height] and, per image, labeled_categories.
-
-    An image without labeled_categories counts as labelled for every category of the file.
-    """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-        names = {category["id"]: category["name"] for category in data["categories"]}
-        unknown = set(names.values()) - {"fire", "smoke", "person", "helmet", "head"}
-        if unknown:
-            raise ConfigError(
-                f"{path.name} has the category {quote(min(unknown))}; "
-                "expected fire, smoke, person, helmet and head only."
-            )
-        boxes: dict[Any, list[LabelledBox]] = {image["id"]: [] for image in data["images"]}
-        for label in data["annotations"]:
-            boxes[label["image_id"]].append(
-                LabelledBox(
-                    names[label["category_id"]],
-                    _from_xywh(label["bbox"]),
-                    head_box=_from_xywh(label["bbox_head"]) if label.get("bbox_head") else None,
-                )
-            )
-        return tuple(
-            LabelledPhoto(
-                image["file_name"],
-                frozenset(image.get("labeled_categories", names.values())),
-                tuple(boxes[image["id"]]),
-            )
-            for image in data["images"]
-        )
-    except OSError as error:
-        raise ConfigError(f"{quote(path)} cannot be opened; expected a COCO-like file.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{quote(path)} is not a COCO-like annotation file; expected images, annotations "
-            "and categories."
-        ) from error
-
-
-def _from_xywh(box: Sequence[float]) -> Corners:
-    x, y, width, height = box
-    return (x, y, x + width, y + height)

@@ -2,29 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from qianyan.errors import ConfigError
 from qianyan.inspection.evaluate import (
-    LabelledBox,
-    LabelledPhoto,
     Rate,
     box_score,
     evaluate,
     evaluation_table,
     head_score,
     image_score,
-    read_coco,
 )
 from qianyan.inspection.records import Box, Detection, Failure, Hazard, Inspection, SubLabel
+from qianyan.labels.photos import KINDS, Kind, LabelledBox, LabelledPhoto
 
-ALL = frozenset({"fire", "smoke", "person", "helmet", "head"})
+ALL: frozenset[Kind] = frozenset(KINDS)
 
 
-def photo(*boxes: LabelledBox, labelled: frozenset[str] = ALL) -> LabelledPhoto:
-    return LabelledPhoto("a.jpg", labelled, boxes)
+def photo(*boxes: LabelledBox, labelled: frozenset[Kind] = ALL) -> LabelledPhoto:
+    return LabelledPhoto(Path("a.jpg"), 400, 400, labelled, boxes)
 
 
 def fire(x: int, y: int, side: int = 100, *, score: float = 0.5) -> Detection:
@@ -35,7 +31,7 @@ def person(x: int, sub_label: SubLabel) -> Detection:
     return Detection(Hazard.PERSON, sub_label, Box(x, 100, x + 100, 400))
 
 
-FLAME = LabelledBox("fire", (0, 0, 100, 100), SubLabel.MINOR)
+FLAME = LabelledBox("fire", (0, 0, 100, 100), sub_label="minor")
 
 
 def test_a_hazard_that_was_not_looked_for_is_not_scored() -> None:
@@ -129,46 +125,3 @@ def test_the_interval_is_wilsons(hits: int, total: int, low: float, high: float)
     interval = Rate(hits, total).interval
     assert interval == pytest.approx((low, high), abs=0.001)
     assert Rate(0, 0).interval is None
-
-
-def coco(**more: Any) -> dict[str, Any]:
-    return {
-        "categories": [{"id": 1, "name": "fire"}, {"id": 4, "name": "helmet"}],
-        "images": [{"id": 7, "file_name": "d.jpg", "labeled_categories": ["fire"]}],
-        "annotations": [
-            {"image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40]},
-            {"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4], "bbox_head": [1, 2, 3, 5]},
-        ],
-        **more,
-    }
-
-
-def test_annotations_are_read_with_what_was_labelled(tmp_path: Path) -> None:
-    file = tmp_path / "labels.json"
-    file.write_text(json.dumps(coco()))
-    (photo,) = read_coco(file)
-    assert photo.labelled == {"fire"}
-    assert photo.boxes[0].box == (10, 20, 40, 60)
-    assert photo.boxes[1].head_box == (1, 2, 4, 7)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "[]",
-        json.dumps(coco(images=None)),
-        json.dumps(coco(categories=[{"id": 1, "name": "x"}])),
-    ],
-)
-def test_other_files_are_refused_with_a_sentence(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "labels.json"
-    file.write_text(content)
-    with pytest.raises(ConfigError, match="expected"):
-        read_coco(file)
-
-
-def test_development_labels_can_be_read(shared: Path) -> None:
-    photos = read_coco(shared / "data" / "dev" / "annotations_val.json")
-    assert len(photos) == 528
-    assert sum(bool(photo.of_kind("fire")) for photo in photos) == 237

@@ -9,9 +9,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional
 
+from qianyan.labels.photos import LabelledBox
 from qianyan.models.detector import Kind
 from qianyan.train.bundled.flames import Floats
-from qianyan.train.bundled.photos import LabelledBox
 
 Pixels = NDArray[np.uint8]
 Edges = tuple[float, float, float, float]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qianyan.labels.photos import LabelledPhoto
 from qianyan.models.detector import Detector, DetectorConfig, Proposal, save_detector
 from qianyan.train.bundled.detector_loss import Targets, detector_loss
 from qianyan.train.bundled.detector_scores import (
@@ -29,7 +30,7 @@ from qianyan.train.bundled.detector_scores import (
     score_photos,
     score_scenes,
 )
-from qianyan.train.bundled.photos import LabelledPhoto, read_photos, split_held_out
+from qianyan.train.bundled.photos import read_photos, split_held_out
 from qianyan.train.bundled.samples import SampleSource
 from qianyan.train.bundled.scene_store import CHUNK, draw_chunk
 from qianyan.train.checkpoint import read_run_state, write_run_state

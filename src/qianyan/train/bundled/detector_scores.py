@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from qianyan.labels.photos import LabelledBox, LabelledPhoto
 from qianyan.models.boxes import box_overlap
 from qianyan.models.detector import KINDS, Detector, Kind, Proposal
-from qianyan.train.bundled.photos import LabelledBox, LabelledPhoto
 from qianyan.train.bundled.scene_store import scene_boxes
 from qianyan.train.bundled.scenes import UNSEEN_FROM, draw_scene
 

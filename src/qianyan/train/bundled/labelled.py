@@ -12,8 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from qianyan.inputs.crops import upper_body
+from qianyan.labels.photos import LabelledBox, LabelledPhoto
 from qianyan.models.detector import KINDS, Kind
-from qianyan.train.bundled.photos import LabelledBox, LabelledPhoto
 from qianyan.train.bundled.scene_store import StoredScenes
 from qianyan.train.bundled.sentences import Contents
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qianyan.labels.photos import LabelledBox, LabelledPhoto
 from qianyan.models.detector import KINDS, Kind, normalise
 from qianyan.train.bundled.augment import (
     MIN_PIXELS,
@@ -26,7 +27,6 @@ from qianyan.train.bundled.augment import (
     stretch,
 )
 from qianyan.train.bundled.detector_loss import Targets
-from qianyan.train.bundled.photos import LabelledBox, LabelledPhoto
 from qianyan.train.bundled.scene_store import StoredScenes, read_chunk, whole_chunks
 
 PASTE_FIRE, PASTE_HEAD, MOSAIC, CROP = 0.15, 0.18, 0.2, 0.85

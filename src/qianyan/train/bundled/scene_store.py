@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qianyan.errors import CheckpointError
+from qianyan.labels.photos import LabelledBox
 from qianyan.models.detector import Kind
-from qianyan.train.bundled.photos import LabelledBox
 from qianyan.train.bundled.scenes import Scene, draw_scene, training_seed
 
 CHUNK = 100

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from qianyan.inputs.crops import square_crop
+from qianyan.labels.photos import LabelledPhoto
 from qianyan.models.detector import KINDS, Kind, Proposal, load_detector
 from qianyan.models.registry import load_model
 from qianyan.train.bundled.crops import CROP_SIDE, Bytes
@@ -27,7 +28,7 @@ from qianyan.train.bundled.labelled import (
     photo_pictures,
 )
 from qianyan.train.bundled.lessons import Packer, letter_probabilities
-from qianyan.train.bundled.photos import LabelledPhoto, read_photos, split_held_out
+from qianyan.train.bundled.photos import read_photos, split_held_out
 from qianyan.train.bundled.sentences import Language, load_questions
 
 VETO_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)

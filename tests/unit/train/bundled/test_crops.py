@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from qianyan.inputs.crops import crop_region, upper_body
+from qianyan.labels.photos import LabelledBox
 from qianyan.models.detector import KINDS, Kind
 from qianyan.train.bundled.crops import CROP_SIDE, CropBook, colour_jitter
 from qianyan.train.bundled.labelled import (
@@ -17,7 +18,6 @@ from qianyan.train.bundled.labelled import (
     headgear_of,
     overlap,
 )
-from qianyan.train.bundled.photos import LabelledBox
 from qianyan.train.bundled.sentences import load_questions
 
 COLOURS: dict[Kind, tuple[int, int, int]] = {

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from qianyan.labels.photos import LabelledBox
 from qianyan.models.detector import KINDS, Kind, Proposal
 from qianyan.train.bundled.crops import CropBook
 from qianyan.train.bundled.decoys import DECOYS_FILE, find_decoys, read_decoys
 from qianyan.train.bundled.labelled import LabelledPicture
-from qianyan.train.bundled.photos import LabelledBox
 
 ALL = frozenset(KINDS)
 

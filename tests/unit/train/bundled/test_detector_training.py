@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from qianyan.errors import CheckpointError
+from qianyan.labels.photos import LabelledBox
 from qianyan.models.detector import KINDS, Detector, DetectorConfig, cell_centres, normalise
 from qianyan.train.bundled.augment import Sample, crop, paste_fire, paste_head
 from qianyan.train.bundled.detector import DetectorRecipe, DetectorTraining, calibrate, propose_all
@@ -19,7 +20,6 @@ from qianyan.train.bundled.detector_scores import (
     head_score,
     threshold_for,
 )
-from qianyan.train.bundled.photos import LabelledBox
 from qianyan.train.bundled.samples import SampleSource, make_targets
 from qianyan.train.bundled.scene_store import draw_chunk
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qianyan.labels.photos import LabelledBox
 from qianyan.models.detector import KINDS, Kind, Proposal
 from qianyan.train.bundled.labelled import LabelledPicture
-from qianyan.train.bundled.photos import LabelledBox
 from qianyan.train.bundled.sentences import load_questions
 from qianyan.train.bundled.vetoes import Judged, hazard_rates, head_rates, judge_proposals
 

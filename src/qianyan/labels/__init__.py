@@ -1,0 +1,1 @@
+"""Labelled photos: what annotators say is in them, read from the formats of their tools."""
