@@ -1,12 +1,16 @@
 """Every path needs a key but two, and every refusal has its dialect's body."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from qianyan.errors import ConfigError
+from qianyan.server.auth import OPEN_PATHS
+from qianyan.server.keys import hash_key
 from qianyan.server.settings import ServerSettings
 
 
@@ -27,6 +31,46 @@ def test_everything_else_needs_a_right_key(client: httpx2.Client, path: str, hea
     assert error["code"] == "invalid_api_key"
     assert set(error) == {"message", "type", "param", "code"}
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_every_route_needs_a_key_but_those_that_the_docs_name(client: Any) -> None:
+    """Walks over all that the app answers; a new route is behind the key unless it is named."""
+    paths: dict[str, Any] = client.app.openapi()["paths"]
+    walked = {
+        (method.upper(), re.sub(r"\{\w+\}", "x", path))
+        for path, item in paths.items()
+        for method in item
+        if method in {"get", "post", "put", "patch", "delete"}
+    }
+    walked |= {("GET", getattr(route, "path", "/")) for route in client.app.routes}
+    assert len(walked) > 15
+    open_ones = set()
+    for method, path in walked:
+        status = client.request(method, path, headers={"authorization": ""}).status_code
+        if status != 401:
+            open_ones.add(path)
+    assert open_ones == OPEN_PATHS
+    docs = (Path(__file__).parents[3] / "docs" / "security.md").read_text("utf-8")
+    for path in OPEN_PATHS:
+        assert f"`{path}`" in docs
+
+
+def test_a_websocket_is_no_way_round_the_key(client: Any) -> None:
+    headers = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    key = {"sec-websocket-key": "x3JJHMbDL1EzLkh9GBhXDw==", "authorization": ""}
+    assert client.get("/v1/models", headers={**headers, **key}).status_code == 401
+
+
+def test_the_hash_of_a_key_opens_nothing(client: Any) -> None:
+    digest = hash_key("sk-test-0123456789")
+    for given in (digest, f"sha256:{digest}"):
+        answer = client.get("/v1/models", headers={"authorization": f"Bearer {given}"})
+        assert answer.status_code == 401
+
+
+def test_a_key_may_be_set_as_its_hash(serve: Callable[..., Any]) -> None:
+    with serve(api_keys=(f"sha256:{hash_key('sk-test-0123456789')}",)) as client:
+        assert client.get("/v1/models").status_code == 200
 
 
 def test_each_of_several_keys_opens(client: httpx2.Client) -> None:
@@ -62,7 +106,10 @@ def test_a_server_that_others_can_reach_needs_a_key() -> None:
     assert ServerSettings(model_names=("m",), host="::1").is_loopback
 
 
-@pytest.mark.parametrize("key", ["", "short", "with blank 123", "schlüssel-0123", "tab\t0123456"])
+@pytest.mark.parametrize(
+    "key",
+    ["", "short", "with blank 123", "schlüssel-0123", "tab\t0123456", "sha256:0123456789abcdef"],
+)
 def test_a_key_that_no_header_carries_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match="API key"):
         ServerSettings(model_names=("m",), api_keys=(key,))
