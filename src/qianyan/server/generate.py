@@ -40,7 +40,7 @@ async def begin(worker: Worker, question: Question) -> Sequence[AnyAnswer]:
     telling, engine = question.telling, worker.engine
     reads = engine.processor.pictures is not None and engine.name != CANNOT_READ
     if telling.extraction is not None and not reads:
-        picture = find_picture(question.messages)
+        picture = find_picture(await asyncio.to_thread(worker.attach, question.messages))
         return [OcrAnswer(*await worker.ocr.extract(picture, telling.extraction), telling)]
     answers = await _begin(worker, question)
     if not telling:

@@ -5,6 +5,7 @@ Pictures are fetched, decoded and read on threads; the line of those who wait is
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qianyan.errors import InputError
@@ -53,7 +54,7 @@ class OcrDesk:
         self.reader.check_task(options)
         source = picture.get(str(picture.get("type")))
         source = source.get("url") if isinstance(source, Mapping) else source
-        if not isinstance(source, str) or not source:
+        if not isinstance(source, str | Path) or source == "":
             raise InputError("The picture's part names no picture; expected a URL or data: URI.")
         fetched = fetch(source, limits=self._limits.fetch, allow_files=False, noun="picture")
         photo = read_image(fetched.data, limits=self._limits.image)

@@ -1,8 +1,10 @@
 """Documents with OpenAI's own client against a real server: every format, every refusal."""
 
 import base64
+import json
 import runpy
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -277,6 +279,38 @@ def test_dashscope_takes_documents_as_well(served: httpx2.Client, client: openai
     assert answer.status_code == 400
     assert answer.json()["code"] == "InvalidParameter"
     assert "cannot be found" in answer.json()["message"]
+
+
+def test_a_batch_asks_about_the_documents_of_its_owner(
+    client: openai.OpenAI, served: httpx2.Client
+) -> None:
+    with client_of(served, OTHER_KEY) as other:
+        foreign = upload(other, "a.txt", WORDS.encode())
+    lines = [
+        {
+            "custom_id": file_id,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "judge", "messages": [named(file_id), QUESTION], "max_tokens": 4},
+        }
+        for file_id in (upload(client, "a.txt", WORDS.encode()), foreign)
+    ]
+    sent = upload(client, "in.jsonl", "\n".join(map(json.dumps, lines)).encode(), "batch")
+    batch = client.batches.create(
+        input_file_id=sent, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    end = time.monotonic() + 60
+    while client.batches.retrieve(batch.id).status not in ("completed", "failed"):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    done = client.batches.retrieve(batch.id)
+    assert done.output_file_id
+    assert done.error_file_id
+    (answer,) = client.files.content(done.output_file_id).text.splitlines()
+    assert json.loads(answer)["response"]["body"]["usage"]["prompt_tokens"] > 20
+    (error,) = client.files.content(done.error_file_id).text.splitlines()
+    assert json.loads(error)["custom_id"] == foreign
+    assert "cannot be found" in error
 
 
 def test_a_server_without_a_state_folder_says_so(client: openai.OpenAI, serve: Serve) -> None:
