@@ -1,14 +1,26 @@
 """Qwen2.5-Omni's Thinker against transformers, on a small random checkpoint of the whole model."""
 
+import base64
 import json
+import wave
 from collections.abc import Sequence
+from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from qianyan.engine.engine import Engine
+from qianyan.engine.scheduler import EngineConfig
 from qianyan.inputs.interleaving import interleave
+from qianyan.inputs.mel import MelConfig, log_mel
+from qianyan.inputs.processor import ModelInputs
 from qianyan.models.attention import NoCache
 from qianyan.models.omni.thinker import Thinker
 from qianyan.models.registry import load_model
@@ -398,3 +410,252 @@ def test_hidden_states_and_embeddings_for_the_voice_equal(ours: Thinker, theirs:
     positions = ours.place(prompt.ids, prompt.grids, prompt.seconds).prompt
     last = ours.model(embedded, positions, NoCache([len(prompt.ids)]))
     torch.testing.assert_close(last, expected[-1][0], atol=1e-4, rtol=1e-4)
+
+
+def waveform(num_samples: int, seed: int = 0) -> np.ndarray:
+    """Something like speech: two tones that come and go, over a little noise."""
+    times = np.arange(num_samples) / 16_000
+    rng = np.random.default_rng(num_samples + seed)
+    tones = np.sin(2 * np.pi * 220 * (1 + seed) * times) + np.sin(2 * np.pi * 1760 * times)
+    swell = 0.2 * (1 + np.sin(2 * np.pi * 3 * times))
+    return (swell * tones + 0.01 * rng.standard_normal(num_samples)).astype(np.float32)
+
+
+def extract(samples: np.ndarray, seconds: int = 300) -> np.ndarray:
+    """What the released feature extractor makes of a sound of up to so many seconds."""
+    from transformers import WhisperFeatureExtractor
+
+    extractor = WhisperFeatureExtractor(feature_size=128, chunk_length=seconds)
+    out = extractor(samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="np")
+    frames: np.ndarray = out["input_features"][0][:, : int(out["attention_mask"].sum())].T
+    return frames
+
+
+@pytest.mark.parametrize(
+    "num_samples", [480, 481, 16_000, 48_077, 20 * 16_000, 4_799_700, 4_799_950, 4_800_000]
+)
+def test_mel_frames_equal(num_samples: int) -> None:
+    samples = waveform(num_samples)
+    frames = log_mel(samples, MelConfig())
+    expected = extract(samples)
+    assert frames.shape == expected.shape
+    assert np.abs(frames - expected).max() < 1e-4
+
+
+def test_mel_frames_of_a_sound_beyond_the_released_length_are_those_of_one_whole_sound() -> None:
+    samples = waveform(310 * 16_000)
+    assert np.abs(log_mel(samples, MelConfig()) - extract(samples, seconds=400)).max() < 1e-4
+
+
+def test_silence_and_a_clipped_sound_give_the_same_frames() -> None:
+    for samples in (np.zeros(8000, np.float32), (9 * waveform(8000)).clip(-1, 1)):
+        assert np.abs(log_mel(samples, MelConfig()) - extract(samples)).max() < 1e-4
+
+
+@pytest.mark.parametrize("seconds", [1.0, 0.7, 2 / 2.987, 3.3, 8.0])
+@pytest.mark.parametrize("num_audio_tokens", [1, 49, 50, 51, 333])
+def test_a_video_and_its_sound_are_mixed_alike(seconds: float, num_audio_tokens: int) -> None:
+    from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
+
+    marks = {"audio_bos": "<", "audio_eos": ">", "video": "V", "audio": "A"}
+    marks = {f"{name}_token": mark for name, mark in marks.items()}
+    for grid in ((1, 4, 6), (5, 4, 4), (14, 2, 6)):
+        theirs = Qwen2_5OmniProcessor.replace_video_with_audio_token(
+            SimpleNamespace(
+                video_processor=SimpleNamespace(merge_size=2),
+                get_chunked_index=lambda *how: Qwen2_5OmniProcessor.get_chunked_index(None, *how),
+                **marks,
+            ),
+            {"video_grid_thw": [np.array(grid)], "video_second_per_grid": [seconds]},
+            0,
+            {"num_audio_tokens": [num_audio_tokens]},
+            0,
+            position_id_per_seconds=25,
+            seconds_per_chunk=2.0,
+        )
+        ours = interleave(
+            num_moments=grid[0],
+            tokens_per_moment=grid[1] * grid[2] // 4,
+            second_per_grid_t=seconds,
+            num_audio_tokens=num_audio_tokens,
+        )
+        assert f"<{''.join('V' if is_video else 'A' for is_video in ours)}>" == theirs
+
+
+NUM_TOKENS = 16
+
+
+def wav(num_samples: int, seed: int = 0, rate: int = 16_000) -> bytes:
+    file = BytesIO()
+    with wave.open(file, "wb") as written:
+        written.setnchannels(1)
+        written.setsampwidth(2)
+        written.setframerate(rate)
+        written.writeframes((waveform(num_samples, seed) * 32767).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def audio(num_samples: int, seed: int = 0, rate: int = 16_000) -> dict[str, Any]:
+    """A content part as OpenAI's clients send it."""
+    data = base64.b64encode(wav(num_samples, seed, rate)).decode()
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
+def image(width: int, height: int) -> dict[str, Any]:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return {"type": "image", "image": Image.fromarray(pixels)}
+
+
+def video(seconds: float, num_samples: int, **how: Any) -> dict[str, Any]:
+    """A content part with a real file: moving noise, and a sound where it has samples."""
+    file = BytesIO()
+    rng = np.random.default_rng(round(seconds * 10))
+    with av.open(file, "w", format="matroska") as container:
+        stream: Any = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 112, 84
+        sound: Any = container.add_stream("pcm_s16le", rate=16_000) if num_samples else None
+        for index in range(round(seconds * 10)):
+            pixels = rng.integers(0, 256, (84, 112, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if num_samples:
+            samples = (waveform(num_samples) * 32767).astype("<i2")[None]
+            heard = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            heard.sample_rate, heard.pts = 16_000, 0
+            container.mux(sound.encode(heard))
+            container.mux(sound.encode(None))
+    data = base64.b64encode(file.getvalue()).decode()
+    url = {"url": f"data:video/x-matroska;base64,{data}"}
+    return {"type": "video_url", "video_url": url, "max_pixels": 28 * 28 * 6, **how}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def user(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": list(parts)}
+
+
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
+    "text": [user(text("Who is there?"))],
+    "sound": [user(text("Listen: "), audio(30_000), text("What was that?"))],
+    "sounds and a picture": [
+        user(audio(9_000), image(84, 112), text("and"), audio(40_000, rate=44_100)),
+        {"role": "assistant", "content": "A bell."},
+        user(audio(5_000, seed=1), text("Again?")),
+    ],
+    "silent video": [user(video(3.0, 0), text("What moves?"))],
+    "unheard video": [user(video(3.0, 40_000, use_audio_in_video=False), text("What moves?"))],
+    "video with its sound": [user(video(5.0, 80_000), text("What is said?"))],
+    "sound that outlasts its video": [
+        user(text("Look "), video(3.0, 90_000, use_audio_in_video=True), image(56, 56))
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return Engine(folder, dtype="float32")
+
+
+def for_oracle(inputs: ModelInputs) -> dict[str, Any]:
+    """Sort what our processor packed the way transformers wants it."""
+    ids = torch.tensor([inputs.prompt_token_ids])
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if inputs.pixel_values is not None:
+        pixels = torch.from_numpy(inputs.pixel_values)
+        rows = pixels.split([t * h * w for t, h, w in inputs.grid_thw])
+        for is_video, name, grids in (
+            (False, "pixel_values", "image_grid_thw"),
+            (True, "pixel_values_videos", "video_grid_thw"),
+        ):
+            picked = [i for i, (t, _, _) in enumerate(inputs.grid_thw) if (t > 1) is is_video]
+            if picked:
+                given[name] = torch.cat([rows[i] for i in picked])
+                given[grids] = torch.tensor([inputs.grid_thw[i] for i in picked])
+    if inputs.second_per_grid_ts:
+        given["video_second_per_grid"] = torch.tensor(inputs.second_per_grid_ts)
+    if inputs.input_features is not None:
+        frames = torch.from_numpy(inputs.input_features)
+        given |= to_oracle(frames, inputs.num_audio_frames)
+    start = IDS["<|vision_bos|>"], IDS["<|audio_bos|>"]
+    pairs = zip(inputs.prompt_token_ids, inputs.prompt_token_ids[1:], strict=False)
+    return given | {"use_audio_in_video": start in list(pairs)}
+
+
+@pytest.fixture(scope="module")
+def oracle_tokens(theirs: Any, engine: Engine) -> dict[str, list[int]]:
+    """The greedy tokens of transformers for each conversation."""
+    answers = {}
+    num_tokens = engine.processor.tokenizer.vocab_size
+    for name, messages in CONVERSATIONS.items():
+        given = for_oracle(engine.processor(messages))
+        theirs.model.rope_deltas = None
+        generated = theirs.generate(
+            **given,
+            max_new_tokens=NUM_TOKENS,
+            do_sample=False,
+            suppress_tokens=list(range(num_tokens, 400)),
+            eos_token_id=399,
+            pad_token_id=0,
+        )
+        answers[name] = generated[0, given["input_ids"].shape[1] :].tolist()
+    return answers
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_greedy_tokens_equal_those_of_transformers(
+    name: str, engine: Engine, oracle_tokens: dict[str, list[int]]
+) -> None:
+    done = engine.chat(CONVERSATIONS[name], max_tokens=NUM_TOKENS, temperature=0)
+    assert done.token_ids == oracle_tokens[name]
+    assert len(done.token_ids) == NUM_TOKENS
+
+
+def test_a_batch_of_all_conversations_gives_the_same_tokens(
+    folder: Path, oracle_tokens: dict[str, list[int]]
+) -> None:
+    done = Engine(folder, dtype="float32").chat_many(
+        list(CONVERSATIONS.values()), max_tokens=NUM_TOKENS, temperature=0
+    )
+    assert [each.token_ids for each in done] == list(oracle_tokens.values())
+
+
+@pytest.mark.parametrize("chunk", [7, 64])
+def test_prompts_computed_in_chunks_give_the_same_tokens(
+    chunk: int, folder: Path, oracle_tokens: dict[str, list[int]]
+) -> None:
+    engine = Engine(folder, config=EngineConfig(max_batch_tokens=chunk))
+    done = engine.chat_many(list(CONVERSATIONS.values()), max_tokens=8, temperature=0)
+    assert [each.token_ids for each in done] == [ids[:8] for ids in oracle_tokens.values()]
+
+
+def test_what_was_heard_is_told(engine: Engine) -> None:
+    done = engine.chat(CONVERSATIONS["sounds and a picture"], max_tokens=1)
+    assert [heard.rate_hz for heard in done.audios] == [16_000, 44_100, 16_000]
+    assert [round(heard.duration_s, 3) for heard in done.audios] == [0.562, 0.907, 0.312]
+    assert len(done.images) == 1
+    done = engine.chat(CONVERSATIONS["video with its sound"], max_tokens=1)
+    assert [heard.duration_s for heard in done.audios] == [5.0]
+    assert len(done.videos) == 1
+
+
+def test_a_sound_heard_before_is_not_computed_again(folder: Path) -> None:
+    """A second question about a sound finds its keys and values; another sound does not."""
+    engine = Engine(folder, dtype="float32")
+    options: dict[str, Any] = {"max_tokens": 4, "temperature": 0, "logprobs": 3}
+    first = [user(audio(64_000), text("What was that?"))]
+    second = [user(audio(64_000), text("And who?"))]
+    other = [user(audio(64_000, seed=1), text("And who?"))]
+    engine.chat(first, **options)
+    reused, fresh = engine.chat(second, **options), engine.chat(other, **options)
+    assert reused.usage.cached_tokens >= 100
+    assert fresh.usage.cached_tokens < 100
+    for done, messages in ((reused, second), (fresh, other)):
+        alone = Engine(folder, dtype="float32").chat(messages, **options)
+        assert done.token_ids == alone.token_ids
+        for ours, theirs in zip(done.logprobs or [], alone.logprobs or [], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)

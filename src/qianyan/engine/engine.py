@@ -297,7 +297,9 @@ class Engine:
         """Make one answer of a prompt to be run."""
         grammar, calls_grammar = grammars
         size = PromptSize(
-            num_tokens=len(inputs.prompt_token_ids), num_vision_tokens=len(prompt.vision_rows)
+            num_tokens=len(inputs.prompt_token_ids),
+            num_vision_tokens=len(prompt.rows) - prompt.num_heard,
+            num_audio_tokens=prompt.num_heard,
         )
         if inputs.begun is not None:
             thinking = False

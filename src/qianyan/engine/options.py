@@ -136,10 +136,14 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSize:
-    """Tokens of a prompt; `num_vision_tokens` of them stand for pictures and videos."""
+    """Tokens of a prompt; `num_vision_tokens` of them stand for pictures and videos.
+
+    `num_audio_tokens` of them stand for sounds.
+    """
 
     num_tokens: int
     num_vision_tokens: int = 0
+    num_audio_tokens: int = 0
 
 
 def check_names(options: ChatOptions) -> None:
@@ -286,6 +290,9 @@ def _too_long(prompt: PromptSize, lengths: Lengths) -> str:
     if prompt.num_vision_tokens:
         pictures = f", {prompt.num_vision_tokens} of them pictures and videos"
         ways = ["Send less text or fewer pictures", "lower max_pixels"]
+    if prompt.num_audio_tokens:
+        pictures += f", {prompt.num_audio_tokens} of them sound (25 a second)"
+        ways.append("send shorter sounds")
     if lengths.max_cache_tokens < lengths.max_model_len:
         ways.append("raise max_cache_tokens")
     return (

@@ -20,6 +20,7 @@ from qianyan.engine.options import Sampling
 from qianyan.engine.reply import Reply, ToolCall
 from qianyan.errors import QianyanError
 from qianyan.inputs.media import Seen, SeenImage
+from qianyan.inputs.sound import HeardAudio
 from qianyan.inputs.video import SeenVideo
 
 FinishReason = Literal["stop", "length"]
@@ -55,11 +56,11 @@ class Completion:
     </think>, None for a model that did not think; `tool_calls` are looked for where `tools` were
     given, and `cut_call` is one that the answer's length cut, from its <tool_call> on. `loop` is
     the endless repetition that ended the answer, with the `finish_reason` "length", which one that
-    `is_cut_by_time` has as well. `images` and
-    `videos` tell what was seen of each, in order, `notes` what documents left out and what was done
-    about the answer. `logprobs[i]` maps token ids to natural-log probabilities of the model itself
-    at step i, before grammar, penalties, temperature and filters: the likeliest ones and the chosen
-    one. A token that was forced took no step: its entry is {token_id: 0.0}.
+    `is_cut_by_time` has as well. `images` and `videos` tell what was seen of each, in order,
+    `audios` what was heard, and `notes` what documents left out and what was done about the answer.
+    `logprobs[i]` maps token ids to natural-log probabilities of the model itself at step i, before
+    grammar, penalties, temperature and filters: the likeliest ones and the chosen one. A token that
+    was forced took no step: its entry is {token_id: 0.0}.
     """
 
     text: str
@@ -75,6 +76,7 @@ class Completion:
     is_cut_by_time: bool = False
     images: tuple[SeenImage, ...] = ()
     videos: tuple[SeenVideo, ...] = ()
+    audios: tuple[HeardAudio, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -318,6 +320,7 @@ class Request:
             is_cut_by_time=self._is_cut,
             images=self.seen.images,
             videos=self.seen.videos,
+            audios=self.seen.audios,
             notes=self.seen.notes + self._notes,
         )
 

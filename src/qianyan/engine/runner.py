@@ -1,4 +1,4 @@
-"""From a plan to logits: lists become tensors, pictures become features, once for each picture."""
+"""From a plan to logits: lists become tensors, pictures and sounds features, once for each."""
 
 import hashlib
 import math
@@ -15,47 +15,55 @@ from qianyan.engine.graphs import CudaCapture, Decoding, FixedSteps, Row
 from qianyan.engine.plan import Chunk, Plan
 from qianyan.engine.request import Request
 from qianyan.engine.upload import Upload
-from qianyan.errors import QianyanError
+from qianyan.errors import InputError, QianyanError
 from qianyan.inputs.processor import ModelInputs
 from qianyan.models.language_model import LanguageModel
+from qianyan.models.omni.thinker import Thinker
 from qianyan.models.positions import Grid, Positions
 
 MAX_FEATURE_BYTES = 128 * 2**20
-"""Features of pictures and videos that stay for later questions; the least recently used go."""
+"""Features of media that stay for later questions; the least recently used go."""
 
 
 @dataclass(frozen=True)
 class Medium:
-    """One picture or video before the tower: its packed pixels, and what tells it from others."""
+    """One picture, video or sound before its tower, and what tells it from others.
+
+    `values` are its own packed pixels, or its mel frames where there is no grid.
+    """
 
     digest: bytes
-    grid_thw: Grid
-    pixel_values: Tensor  # the rows of this one alone
+    values: Tensor
+    grid_thw: Grid | None = None
 
     @property
     def num_patches(self) -> int:
-        """Count the patches."""
-        return math.prod(self.grid_thw)
+        """Count the patches, or what costs a sound's tower as much: two mel frames."""
+        return len(self.values) // 2 if self.grid_thw is None else math.prod(self.grid_thw)
 
 
 @dataclass
 class Prompt:
     """What the runner knows of one request beside its token ids.
 
-    `vision_rows` are the prompt's places for the features of pictures and videos. Pixels are let
-    go as soon as the features exist.
+    `rows` are the prompt's places for the features of media, ascending, and `order` is how the
+    features of all media, one after the other, are sorted into them: those of a video and of its
+    sound are mixed. Pixels and mel frames are let go as soon as the features exist.
     """
 
     positions: Positions
-    vision_rows: Tensor  # (merged_tokens,)
-    looks: tuple[tuple[int, bytes], ...] = ()  # first row and digest of each picture and video
-    media: tuple[Medium, ...] = ()  # the same in order of appearance, until their features exist
-    vision_features: Tensor | None = None  # (merged_tokens, hidden)
+    rows: Tensor  # (features,)
+    order: Tensor  # (features,)
+    looks: tuple[tuple[int, bytes], ...] = ()  # first row and digest of each medium
+    media: tuple[Medium, ...] = ()  # what is seen, then what is heard, until features exist
+    num_heard: int = 0  # rows that are heard
+    features: Tensor | None = None  # (features, hidden)
 
     def take(self, known: Mapping[bytes, Tensor]) -> None:
-        """Take the features of the media, and let go of their pixels."""
+        """Take the features of the media, and let go of what they were made of."""
         own = [known[medium.digest] for medium in self.media]
-        self.vision_features = own[0] if len(own) == 1 else torch.cat(own)
+        features = own[0] if len(own) == 1 else torch.cat(own)
+        self.features = features[self.order.to(features.device)] if self.num_heard else features
         self.media = ()
 
     def name_block(self, start: int, token_ids: list[int], before: bytes) -> bytes:
@@ -63,7 +71,7 @@ class Prompt:
 
         The key of the block before it, its tokens, and where they stand: positions hold a
         picture's shape and a video's time, and for the first generation the prompt's length; what
-        pictures show is in their digests.
+        pictures show and sounds say is in their digests.
         """
         stop = start + len(token_ids)
         name = hashlib.blake2b(before, digest_size=16)
@@ -88,6 +96,7 @@ class Runner:
         decoding: Decoding,
     ) -> None:
         self._model = model
+        self._ears = model if isinstance(model, Thinker) else None
         self._device = device
         self._upload = Upload(device)
         self._max_encode_patches = max_encode_patches
@@ -100,15 +109,38 @@ class Runner:
         self._features = FeatureCache(MAX_FEATURE_BYTES)
 
     def to_prompt(self, inputs: ModelInputs) -> Prompt:
-        """Place a prompt's tokens; raise InputError when tokens and pictures do not agree."""
+        """Place a prompt's tokens; raise InputError when tokens and media do not agree."""
         positions = self._model.place(
             inputs.prompt_token_ids, inputs.grid_thw, inputs.second_per_grid_ts
         )
-        rows = self._model.vision_rows(torch.tensor(inputs.prompt_token_ids))
-        media = _media(inputs)
-        firsts = [int(own[0]) for own in _split(rows, inputs.grid_thw)] if media else []
-        digests = [medium.digest for medium in media]
-        return Prompt(positions, rows, tuple(zip(firsts, digests, strict=True)), media)
+        ids = torch.tensor(inputs.prompt_token_ids)
+        media = _seen(inputs)
+        rows = list(_split(self._model.vision_rows(ids), inputs.grid_thw)) if media else []
+        num_seen = sum(map(len, rows))
+        if inputs.input_features is not None:
+            heard = _heard(inputs)
+            rows += self._audio_rows(ids, heard)
+            media += heard
+        together = torch.cat(rows) if rows else ids.new_empty(0)
+        sorted_rows, order = together.sort()
+        looks = tuple((int(own[0]), medium.digest) for own, medium in zip(rows, media, strict=True))
+        num_heard = len(together) - num_seen
+        return Prompt(positions, sorted_rows, order, looks, media, num_heard)
+
+    def _audio_rows(self, input_ids: Tensor, heard: Sequence[Medium]) -> list[Tensor]:
+        """Give each sound's rows of a prompt."""
+        assert self._ears is not None, "sounds for a model that does not hear"
+        rows, counts = self._ears.audio_rows(input_ids), self._count_tokens(heard)
+        if len(rows) != sum(counts):
+            raise InputError(
+                f"The prompt holds {len(rows)} places for sound; expected {sum(counts)}, one for "
+                "each 40 ms."
+            )
+        return list(torch.split(rows, counts))
+
+    def _count_tokens(self, heard: Sequence[Medium]) -> list[int]:
+        assert self._ears is not None, "sounds for a model that does not hear"
+        return [self._ears.config.audio.num_tokens(len(medium.values)) for medium in heard]
 
     def add(self, request_id: int, prompt: Prompt) -> None:
         """Keep a prompt until its request is released."""
@@ -205,36 +237,58 @@ class Runner:
             prompt.take(known)
 
     def _encode_together(self, media: list[Medium]) -> dict[bytes, Tensor]:
-        """Run the tower once, and keep what it gives."""
-        grids = [medium.grid_thw for medium in media]
-        pixels = [medium.pixel_values for medium in media]
-        packed = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
-        features = self._model.encode_images(self._upload(packed), grids)
-        fresh = {
-            medium.digest: own for medium, own in zip(media, _split(features, grids), strict=True)
-        }
+        """Run each tower once, and keep what they give."""
+        seen = [(medium, medium.grid_thw) for medium in media if medium.grid_thw is not None]
+        heard = [medium for medium in media if medium.grid_thw is None]
+        fresh: dict[bytes, Tensor] = {}
+        if seen:
+            grids = [grid for _, grid in seen]
+            features = self._model.encode_images(self._upload(_pack(m for m, _ in seen)), grids)
+            own = _split(features, grids)
+            fresh |= {medium.digest: one for (medium, _), one in zip(seen, own, strict=True)}
+        if heard:
+            assert self._ears is not None, "sounds for a model that does not hear"
+            num_frames = [len(medium.values) for medium in heard]
+            features = self._ears.encode_audio(self._upload(_pack(heard)), num_frames)
+            own = torch.split(features, self._count_tokens(heard))
+            fresh |= {medium.digest: one for medium, one in zip(heard, own, strict=True)}
         self._features.keep(fresh)
         return fresh
 
 
-def _media(inputs: ModelInputs) -> tuple[Medium, ...]:
+def _seen(inputs: ModelInputs) -> tuple[Medium, ...]:
     """Take a prompt's packed pixels apart, and name each picture and video by its content."""
     if inputs.pixel_values is None:
         return ()
     pixels = torch.from_numpy(inputs.pixel_values)
     return tuple(
-        Medium(_digest(own, grid), grid, own)
+        Medium(_digest(own, grid), own, grid)
         for own, grid in zip(_split(pixels, inputs.grid_thw), inputs.grid_thw, strict=True)
     )
 
 
-def _digest(pixels: Tensor, grid: Grid) -> bytes:
-    """Hash what the tower sees: equal digests have equal features.
+def _heard(inputs: ModelInputs) -> tuple[Medium, ...]:
+    """Take a prompt's packed mel frames apart, and name each sound by its content."""
+    frames = torch.from_numpy(inputs.input_features)
+    return tuple(
+        Medium(_digest(own, None), own)
+        for own in torch.split(frames, list(inputs.num_audio_frames))
+    )
+
+
+def _pack(media: Iterable[Medium]) -> Tensor:
+    """Lay the values of media one after the other."""
+    values = [medium.values for medium in media]
+    return values[0] if len(values) == 1 else torch.cat(values)
+
+
+def _digest(values: Tensor, grid: Grid | None) -> bytes:
+    """Hash what a tower is given: equal digests have equal features.
 
     Processors have instructions for SHA-256: 18 MB of rows take 10 ms, with BLAKE2b 19.
     """
-    digest = hashlib.sha256(repr((grid, tuple(pixels.shape))).encode())
-    digest.update(pixels.flatten().numpy().data)
+    digest = hashlib.sha256(repr((grid, tuple(values.shape))).encode())
+    digest.update(values.flatten().numpy().data)
     return digest.digest()
 
 
@@ -257,17 +311,17 @@ def _needs_features(chunk: Chunk, prompt: Prompt) -> bool:
     """
     if not prompt.media:
         return False
-    rows = prompt.vision_rows
+    rows = prompt.rows
     return bool(((rows >= chunk.start) & (rows < chunk.stop)).any())
 
 
 def _find_features(chunk: Chunk, prompt: Prompt) -> tuple[Tensor, list[Tensor]]:
-    """Find the rows of a chunk that hold vision features, and those features (rows, hidden)."""
-    if prompt.vision_features is None or chunk.start >= prompt.positions.prompt.shape[1]:
-        return prompt.vision_rows[:0], []
+    """Find the rows of a chunk that hold features, and those features (rows, hidden)."""
+    if prompt.features is None or chunk.start >= prompt.positions.prompt.shape[1]:
+        return prompt.rows[:0], []
     bounds = torch.tensor([chunk.start, chunk.stop])
-    begin, end = torch.searchsorted(prompt.vision_rows, bounds).tolist()
-    return prompt.vision_rows[begin:end] - chunk.start, [prompt.vision_features[begin:end]]
+    begin, end = torch.searchsorted(prompt.rows, bounds).tolist()
+    return prompt.rows[begin:end] - chunk.start, [prompt.features[begin:end]]
 
 
 def _to_row(chunk: Chunk, prompt: Prompt) -> Row:

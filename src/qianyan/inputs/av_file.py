@@ -1,4 +1,4 @@
-"""Files of pictures in motion and of sound, opened with PyAV (the extra `video`).
+"""Files of pictures in motion and of sound, opened with PyAV (the extras `audio` and `video`).
 
 Files come from strangers. Formats and codecs are those of an allow-list, whatever a file's name
 says; a file cannot make the reader open another one (playlists, references); whoever reads sets a

@@ -41,7 +41,7 @@ from qianyan.inputs.addresses import find_literal, is_hostname, is_public
 from qianyan.inputs.connection import PinnedBackend
 
 Resolver = Callable[[str, int], Sequence[str]]
-Noun = Literal["picture", "video", "document"]
+Noun = Literal["picture", "video", "sound", "document"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: C:\ is a path
 _UNSAFE_IN_URL = re.compile(r"[\x00-\x20\x7f\\]")

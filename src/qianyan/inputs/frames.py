@@ -104,6 +104,9 @@ class VideoLimits:
 class VideoRequest:
     """What a content part asks for, in the keys of qwen-vl-utils; None leaves the default.
 
+    `use_audio_in_video` is whether the video is heard as well: None where it has sound and the
+    model can hear it.
+
     `where` is the part's place in the request ("messages[0].content[1]"), for error sentences.
 
     Raises:
@@ -119,12 +122,15 @@ class VideoRequest:
     total_pixels: int | None = None
     video_start: float | None = None
     video_end: float | None = None
+    use_audio_in_video: bool | None = None
     where: str = "video"
 
     def __post_init__(self) -> None:
         for key in ("nframes", "min_frames", "max_frames", "min_pixels", "max_pixels"):
             self._check_count(key)
         self._check_count("total_pixels")
+        if not isinstance(self.use_audio_in_video, bool | None):
+            raise self.refused("use_audio_in_video", "true or false")
         for key in ("fps", "video_start", "video_end"):
             self._check_number(key)
         if self.fps is not None and not 0 < self.fps <= MAX_FPS:

@@ -1,4 +1,4 @@
-"""The pictures, videos and documents of one prompt, in the order in which they appear.
+"""The pictures, videos, sounds and documents of one prompt, in the order in which they appear.
 
 Parts are read as messages are walked; what a model sees of each is kept, resized, until the
 prompt's tokens are known. A document becomes parts of text and pictures in its place.
@@ -12,22 +12,26 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image
 
-from qianyan.errors import CapacityError, InputError
+from qianyan.errors import CapacityError, InputError, MediaError
 from qianyan.inputs.documents import Document, DocumentLimits, read_document
 from qianyan.inputs.fetch import Fetched, FetchLimits, Noun, fetch, find_file
 from qianyan.inputs.first_generation import IMAGE_PAD, find_references
 from qianyan.inputs.frames import VideoConfig, VideoLimits, VideoRequest
 from qianyan.inputs.images import ImageLimits, read_image, upright_rgb
+from qianyan.inputs.medium import Heard, Medium
+from qianyan.inputs.mel import MelConfig, log_mel
 from qianyan.inputs.parts import (
     PictureConfig,
     Source,
+    audio_source,
     file_source,
     picture_config,
     picture_source,
     video_source,
 )
-from qianyan.inputs.patches import GridTHW, make_frame_patches, make_patches
+from qianyan.inputs.patches import make_frame_patches, make_patches
 from qianyan.inputs.prepared import Prepared, PreparedPictures
+from qianyan.inputs.sound import AudioLimits, HeardAudio, Sound, read_sound, read_soundtrack
 from qianyan.inputs.squares import SquareConfig, make_squares
 from qianyan.inputs.strangers import break_up
 from qianyan.inputs.video import SeenVideo, read_frames, read_video
@@ -44,59 +48,52 @@ class SeenImage:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model sees of a prompt's pictures and videos, and what documents left out."""
+    """What the model sees and hears of a prompt, and what documents left out.
+
+    `audios` are sounds and what is heard of videos, in order.
+    """
 
     images: tuple[SeenImage, ...] = ()
     videos: tuple[SeenVideo, ...] = ()
     notes: tuple[str, ...] = ()
+    audios: tuple[HeardAudio, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
-    """What pictures, videos and documents of one prompt may cost.
+    """What pictures, videos, sounds and documents of one prompt may cost.
 
     Args:
         max_images: pictures, those out of documents included; frames of videos do not count.
         max_videos: videos, files and lists of frames.
+        max_audios: sounds, those of videos included.
         fetch: of pictures.
         fetch_video: of video files that are not local.
+        fetch_audio: of sound files that are not local.
         fetch_document: of documents.
         image: what is accepted as a picture.
         video: what is accepted as a video.
+        audio: what is accepted as a sound.
         document: what a document may cost.
     """
 
     max_images: int = 64
     max_videos: int = 8
+    max_audios: int = 16
     fetch: FetchLimits = field(default_factory=FetchLimits)
     fetch_video: FetchLimits = field(
         default_factory=lambda: FetchLimits(max_bytes=500_000_000, timeout_s=300.0)
+    )
+    fetch_audio: FetchLimits = field(
+        default_factory=lambda: FetchLimits(max_bytes=200_000_000, timeout_s=120.0)
     )
     fetch_document: FetchLimits = field(
         default_factory=lambda: FetchLimits(max_bytes=100_000_000, timeout_s=60.0)
     )
     image: ImageLimits = field(default_factory=ImageLimits)
     video: VideoLimits = field(default_factory=VideoLimits)
+    audio: AudioLimits = field(default_factory=AudioLimits)
     document: DocumentLimits = field(default_factory=DocumentLimits)
-
-
-@dataclass(frozen=True)
-class Medium:
-    """One picture or video, cut into float32 rows as the model reads them.
-
-    `num_tokens` is what it takes in the prompt. `second_per_grid_t` is the time between two
-    temporal patches of a video, None for a picture.
-    """
-
-    rows: np.ndarray
-    grid: GridTHW
-    num_tokens: int
-    second_per_grid_t: float | None = None
-
-    @property
-    def is_video(self) -> bool:
-        """Whether it moves."""
-        return self.second_per_grid_t is not None
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class MediumDocument:
 
     name: str
     parts: list[dict[str, Any]]
-    pictures: list[Medium]
+    pictures: list[Medium | Heard]
     images: list[SeenImage]
 
     @property
@@ -144,32 +141,40 @@ class _Frames(Sequence[Image.Image]):
 _Opened = tuple[Image.Image, tuple[str, ...]]
 
 
+@dataclass(frozen=True)
+class Senses:
+    """How a checkpoint wants what is no text; None for what it does not read."""
+
+    pictures: PictureConfig | None = None
+    videos: VideoConfig | None = None
+    sounds: MelConfig | None = None
+
+
 class Media:
-    """Collects a prompt's pictures and videos."""
+    """Collects a prompt's pictures, videos and sounds."""
 
     def __init__(
         self,
-        pictures: PictureConfig | None,
-        videos: VideoConfig | None,
+        senses: Senses,
         limits: MediaLimits,
         *,
         allow_files: bool,
         prepared: PreparedPictures,
         control_words: Sequence[str] = (),
     ) -> None:
-        """Start with none; without `pictures` or `videos` the model reads none of them.
+        """Start with none.
 
         `prepared` are pictures that may have been sent before. `control_words` are the
         tokenizer's: the text of a document is a stranger's, and must not open a turn, close one or
         hold a picture's place.
         """
-        self.items: list[Medium] = []
+        self.items: list[Medium | Heard] = []
         self.documents: list[MediumDocument] = []
         self._images: list[SeenImage] = []
         self._seen_videos: list[SeenVideo] = []
+        self._audios: list[HeardAudio] = []
         self._notes: list[str] = []
-        self._pictures = pictures
-        self._videos = videos
+        self._pictures, self._videos, self._sounds = senses.pictures, senses.videos, senses.sounds
         self._limits = limits
         self._allow_files = allow_files
         self._prepared = prepared
@@ -178,7 +183,12 @@ class Media:
     @property
     def seen(self) -> Seen:
         """What the model sees so far."""
-        return Seen(tuple(self._images), tuple(self._seen_videos), tuple(self._notes))
+        return Seen(
+            tuple(self._images),
+            tuple(self._seen_videos),
+            tuple(self._notes),
+            tuple(self._audios),
+        )
 
     def add_text(self, text: str, where: str) -> None:
         """Read the pictures that a text names between <img> and </img> (first generation only)."""
@@ -208,7 +218,7 @@ class Media:
             raise CapacityError(
                 f"The messages hold more than {self._limits.max_videos} videos. Send fewer."
             )
-        request = VideoRequest.from_part(part, where)
+        request, heard = VideoRequest.from_part(part, where), None
         if isinstance(source, list):
             if len(source) > self._limits.video.max_frames:
                 raise CapacityError(
@@ -218,15 +228,67 @@ class Media:
             frames = _Frames(source, self._open_image)
             sampled = read_frames(frames, request, self._videos, self._limits.video)
         else:
-            is_allowed = self._allow_files or isinstance(source, Path)
-            path = find_file(source) if is_allowed else None
-            data = path or self._fetch(source, "video", self._limits.fetch_video).data
+            data = self._find(source) or self._fetch(source, "video", self._limits.fetch_video).data
             sampled = read_video(data, request, self._videos, self._limits.video)
+            heard = self._listen(data, request)
         patches = self._videos.patches
         grid = patches.video_grid(len(sampled.frames), sampled.record.seen_wh)
         rows = make_frame_patches(sampled.frames, patches)
-        self.items.append(Medium(rows, grid, patches.num_tokens(grid), sampled.second_per_grid_t))
+        self.items.append(
+            Medium(rows, grid, patches.num_tokens(grid), sampled.second_per_grid_t, heard)
+        )
         self._seen_videos.append(sampled.record)
+
+    def add_audio(self, part: Mapping[str, Any], where: str) -> None:
+        """Read one sound, a file of its own or that of a video."""
+        if self._sounds is None:
+            raise InputError(f"{where} is a sound; this model does not hear.")
+        source = audio_source(part, where)
+        if isinstance(source, bytes):
+            data: bytes | Path = source
+        else:
+            data = self._find(source) or self._fetch(source, "sound", self._limits.fetch_audio).data
+        sound = read_sound(data, self._sounds.sampling_rate, self._limits.audio)
+        self.items.append(self._hear(sound, self._sounds))
+
+    def _listen(self, data: bytes | Path, request: VideoRequest) -> Heard | None:
+        """Read what is heard of a video, unless it is not wanted or the model does not hear.
+
+        Unasked, a sound that cannot be read is left out with a note.
+        """
+        wanted = request.use_audio_in_video
+        if self._sounds is None and wanted:
+            raise request.refused("use_audio_in_video", "false, as this model does not hear")
+        if self._sounds is None or wanted is False:
+            return None
+        try:
+            sound = read_soundtrack(
+                data,
+                self._sounds.sampling_rate,
+                self._limits.audio,
+                start_s=request.video_start or 0.0,
+                end_s=request.video_end,
+            )
+        except MediaError as error:
+            if wanted:
+                raise
+            self.note(f"{request.where} is seen and not heard: {error}")
+            return None
+        if sound is None and wanted:
+            raise MediaError(
+                f"{request.where} has no sound to be heard; expected some with use_audio_in_video. "
+                "Leave that out.",
+                code="no_sound",
+            )
+        return None if sound is None else self._hear(sound, self._sounds)
+
+    def _hear(self, sound: Sound, config: MelConfig) -> Heard:
+        if len(self._audios) >= self._limits.max_audios:
+            raise CapacityError(
+                f"The messages hold more than {self._limits.max_audios} sounds. Send fewer."
+            )
+        self._audios.append(sound.record)
+        return Heard(log_mel(sound.samples, config))
 
     def add_document(self, part: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         """Read a document into parts for the template: text, and pictures where they are seen."""
@@ -271,9 +333,20 @@ class Media:
         self._notes.append(text)
 
     @property
+    def seen_items(self) -> list[Medium]:
+        """The pictures and videos among the items."""
+        return [item for item in self.items if isinstance(item, Medium)]
+
+    @property
+    def heard_frames(self) -> list[np.ndarray]:
+        """The mel frames of each sound, those of videos included."""
+        heard = (item if isinstance(item, Heard) else item.heard for item in self.items)
+        return [one.frames for one in heard if one is not None]
+
+    @property
     def second_per_grid_ts(self) -> tuple[float, ...]:
         """Seconds between two temporal patches, for each video."""
-        times = (item.second_per_grid_t for item in self.items)
+        times = (item.second_per_grid_t for item in self.seen_items)
         return tuple(seconds for seconds in times if seconds is not None)
 
     def _harmless(self, text: str, name: str) -> str:
@@ -285,9 +358,9 @@ class Media:
 
     def rows(self) -> np.ndarray | None:
         """Give the packed float32 rows of all pictures and videos, in order; None for none."""
-        if not self.items:
+        arrays = [item.rows for item in self.seen_items]
+        if not arrays:
             return None
-        arrays = [item.rows for item in self.items]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def _need_pictures(self, where: str) -> PictureConfig:
@@ -318,6 +391,11 @@ class Media:
         fetched = self._fetch(source, "picture", self._limits.fetch)
         photo = read_image(fetched.data, limits=self._limits.image)
         return photo.rgb, photo.notes
+
+    def _find(self, source: str | Path) -> Path | None:
+        """Take what may name a local file as such; None for what is to be fetched."""
+        is_allowed = self._allow_files or isinstance(source, Path)
+        return find_file(source) if is_allowed else None
 
     def _fetch(self, source: str | Path, noun: Noun, limits: FetchLimits) -> Fetched:
         return fetch(source, limits=limits, allow_files=self._allow_files, noun=noun)

@@ -2,8 +2,9 @@
 
 Messages are OpenAI chat messages: content is text or a list of parts. A part is text, a picture
 (`image_url` with an http(s) URL, a data: URI or, in process, a local path; `image` with a
-PIL.Image), a video (`video_url`, `video`) or a document (`file`). A message outside the form is an
-InputError; what its pictures, videos and documents hold is `media.py`'s matter.
+PIL.Image), a video (`video_url`, `video`), a sound (`input_audio`, `audio_url`, `audio`) or a
+document (`file`). A message outside the form is an InputError; what its pictures, videos, sounds
+and documents hold is `media.py`'s matter.
 """
 
 import json
@@ -13,13 +14,12 @@ from typing import Any
 from qianyan.errors import InputError, quote
 from qianyan.inputs.chat import ChatTemplate
 from qianyan.inputs.media import Media
-from qianyan.inputs.parts import IMAGE_KINDS, VIDEO_KINDS, only_keys
+from qianyan.inputs.parts import AUDIO_KINDS, IMAGE_KINDS, VIDEO_KINDS, only_keys
 
 ROLES = ("system", "user", "assistant", "tool")
 _MESSAGE_KEYS = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "partial"}
 )
-_LATER_PARTS = frozenset({"audio", "audio_url", "input_audio"})
 
 
 class MessageReader:
@@ -96,13 +96,12 @@ class MessageReader:
         if kind in VIDEO_KINDS:
             self._media.add_video(part, where)
             return [{"type": "video"}]
+        if kind in AUDIO_KINDS:
+            self._media.add_audio(part, where)
+            return [{"type": "audio"}]
         if kind == "file":
             return self._media.add_document(part, where)
-        known = ", ".join(("text", *IMAGE_KINDS, *VIDEO_KINDS, "file"))
-        if kind in _LATER_PARTS:
-            raise InputError(
-                f"{where} is of type {quote(kind)}; this model does not hear. Expected {known}."
-            )
+        known = ", ".join(("text", *IMAGE_KINDS, *VIDEO_KINDS, *AUDIO_KINDS, "file"))
         raise InputError(f"{where} is of type {quote(kind)}; expected {known}.")
 
     def _tool_calls(self, calls: Any, where: str) -> list[dict[str, Any]]:
@@ -145,8 +144,8 @@ def refuse_placeholders(value: Any, placeholders: Sequence[str]) -> None:
         for placeholder in placeholders:
             if placeholder in value:
                 raise InputError(
-                    f"A text contains {placeholder}, the model's own placeholder for pictures. "
-                    "Remove it and send pictures as image_url parts."
+                    f"A text contains {placeholder}, the model's own placeholder for pictures and "
+                    "the like. Remove it and send pictures as image_url parts."
                 )
     elif isinstance(value, Mapping):
         for key, item in value.items():

@@ -1,5 +1,6 @@
 """What one content part of a message says: its keys checked, its source taken out."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from qianyan.inputs.squares import SquareConfig
 
 IMAGE_KINDS = ("image_url", "image")
 VIDEO_KINDS = ("video_url", "video")
+AUDIO_KINDS = ("input_audio", "audio_url", "audio")
 PictureConfig = PatchConfig | SquareConfig
 """How a checkpoint wants its pictures: at their own shape, or as squares of one size."""
 
 Source = str | Path | Image.Image
 DocumentReader = Callable[[bool], Document]
 """Reads a document that the program itself knows; told whether the model sees pictures."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # base64 has no colon
 FILE_KEYS = frozenset({"filename", "file_data", "pages"})
 
 
@@ -88,6 +91,28 @@ def video_source(part: Mapping[str, Any], where: str) -> str | Path | list[Sourc
         f"{where} names no video; expected a URL or a path"
         + ("." if kind == "video_url" else ", or a list of frames.")
     )
+
+
+def audio_source(part: Mapping[str, Any], where: str) -> str | Path | bytes:
+    """Take a sound's source out of an input_audio, audio_url or audio part.
+
+    `input_audio` has base64, a URL or a data: URI; its `format` is not needed, as files say what
+    they are. In process, an `audio` part may hold the file's bytes.
+    """
+    kind = part["type"]
+    only_keys(part, {"type", kind}, where)
+    source = part.get(kind)
+    key = {"input_audio": "data", "audio_url": "url", "audio": ""}[kind]
+    if key and isinstance(source, Mapping):
+        only_keys(source, {key, "format"} if kind == "input_audio" else {key}, f"{where}.{kind}")
+        source = source.get(key)
+    allowed: tuple[type, ...] = (str, Path, bytes) if kind == "audio" else (str, Path)
+    if not isinstance(source, allowed) or not source:
+        expected = "base64, a URL or a data: URI" if kind == "input_audio" else "a URL or a path"
+        raise InputError(f"{where} names no sound; expected {expected}.")
+    if kind == "input_audio" and isinstance(source, str) and not _ADDRESS.match(source):
+        return f"data:;base64,{source}"
+    return source  # type: ignore[return-value]  # one of those allowed
 
 
 def file_source(

@@ -1,8 +1,8 @@
 """The one way from chat messages to what a model reads.
 
-Messages are checked (`messages.py`), their pictures, videos and documents read (`media.py`), the
-checkpoint's template writes the prompt (`chat.py`), its tokenizer cuts it (`tokenizer.py`), and
-here each picture's placeholder is widened to the tokens it takes.
+Messages are checked (`messages.py`), their pictures, videos, sounds and documents read
+(`media.py`), the checkpoint's template writes the prompt (`chat.py`), its tokenizer cuts it
+(`tokenizer.py`), and each picture's placeholder is widened to the tokens it takes (`medium.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,9 @@ from qianyan.inputs.first_generation import (
     template_source,
 )
 from qianyan.inputs.frames import VideoConfig
-from qianyan.inputs.media import Media, MediaLimits, Seen
+from qianyan.inputs.media import Media, MediaLimits, Seen, Senses
+from qianyan.inputs.medium import IMAGE_PAD, VIDEO_PAD, Pads
+from qianyan.inputs.mel import MelConfig
 from qianyan.inputs.messages import MessageReader, refuse_placeholders, take_begun
 from qianyan.inputs.parts import PictureConfig
 from qianyan.inputs.patches import GridTHW, PatchConfig
@@ -35,8 +37,8 @@ from qianyan.inputs.squares import SquareConfig
 from qianyan.inputs.tokenizer import Tokenizer, read_json
 from qianyan.inputs.tool_words import write_tools
 
-IMAGE_PAD = "<|image_pad|>"
-VIDEO_PAD = "<|video_pad|>"
+__all__ = ["IMAGE_PAD", "VIDEO_PAD", "ModelInputs", "Processor"]
+
 THINK_START, THINK_END = "<think>", "</think>"
 VIDEO_TOKENS = {"qwen2_vl": 16_384}
 """Most tokens of one video by model_type: those of training (Qwen2-VL, section 2.1)."""
@@ -51,8 +53,10 @@ class ModelInputs:
     `pixel_values` is float32 over all pictures and videos in order of appearance, (patches, 1176)
     or (pictures, 3, side, side) by the model's kind, None without any; `grid_thw` has the patches
     of each. `second_per_grid_ts` holds, for each video, the seconds between two temporal patches.
-    `is_thinking` says that the prompt ends inside the reasoning; `begun` is the beginning of the
-    answer that the prompt ends with, None where a new turn begins.
+    `input_features` are the mel frames of all sounds, those of videos included, in order, (frames,
+    mel), None without any; `num_audio_frames` has the frames of each. `is_thinking` says that the
+    prompt ends inside the reasoning; `begun` is the beginning of the answer that the prompt ends
+    with, None where a new turn begins.
     """
 
     prompt_token_ids: list[int]
@@ -62,6 +66,8 @@ class ModelInputs:
     seen: Seen = field(default_factory=Seen)
     is_thinking: bool = False
     begun: str | None = None
+    input_features: np.ndarray | None = None
+    num_audio_frames: tuple[int, ...] = ()
 
 
 class Processor:
@@ -95,11 +101,10 @@ class Processor:
         self.extra_stop_ids: frozenset[int] = frozenset()
         self._prepared = PreparedPictures()
         self._encode = encode or tokenizer.encode
-        self._pads = {
-            token: tokenizer.token_id(token) for token in (IMAGE_PAD, VIDEO_PAD, SQUARE_PAD)
-        }
-        needed = SQUARE_PAD if isinstance(pictures, SquareConfig) else IMAGE_PAD
-        if pictures is not None and self._pads[needed] is None:
+        self.sounds: MelConfig | None = None
+        self.pads = Pads.of(tokenizer)
+        needed = SQUARE_PAD if isinstance(pictures, SquareConfig) else self.pads.words[0]
+        if pictures is not None and tokenizer.token_id(needed) is None:
             raise ConfigError(
                 f"The tokenizer has no {needed} though the checkpoint reads pictures; "
                 "copy the tokenizer from the same repository as the other files."
@@ -128,19 +133,22 @@ class Processor:
         if tokenizer.is_first_generation:
             return cls._first_generation(folder, tokenizer, limits)
         template = ChatTemplate.from_folder(folder, special_tokens=tokenizer.special_tokens)
-        settings = _picture_settings(folder)
+        settings = _settings(folder, "image_processor")
         if not settings:
             return cls(tokenizer, template, limits=limits)
         pictures = PatchConfig.from_json(settings)
         model_type = read_json(folder / "config.json").get("model_type")
         total_tokens = VIDEO_TOKENS.get(str(model_type), DEFAULT_VIDEO_TOKENS)
-        return cls(
+        processor = cls(
             tokenizer,
             template,
             pictures.within(min_pixels=min_pixels, max_pixels=max_pixels),
             videos=VideoConfig(patches=pictures, total_tokens=total_tokens),
             limits=limits,
         )
+        if processor.pads.sound is not None:
+            processor.sounds = MelConfig.from_json(_settings(folder, "feature_extractor"))
+        return processor
 
     @classmethod
     def _first_generation(
@@ -171,7 +179,7 @@ class Processor:
         allow_files: bool = True,
         max_prompt_tokens: int | None = None,
     ) -> ModelInputs:
-        """Read messages into token ids and pixel rows.
+        """Read messages into token ids, pixel rows and mel frames.
 
         Args:
             messages: OpenAI chat messages; where the last is an assistant's and `partial`, its text
@@ -180,8 +188,8 @@ class Processor:
                 of none, in the words of Qwen2.5's.
             add_generation_prompt: end with the opening of the assistant's turn.
             enable_thinking: passed to templates that know it; None leaves their default.
-            allow_files: whether texts may name pictures, videos and documents by a local path;
-                a Path always may.
+            allow_files: whether texts may name pictures, videos, sounds and documents by a local
+                path; a Path always may.
             max_prompt_tokens: where a prompt is longer, its documents are shortened to the
                 passages that matter for the question, and the notes say so; None leaves them whole.
 
@@ -189,8 +197,7 @@ class Processor:
             InputError: a message is outside the form; MediaError for its pictures and the like.
         """
         media = Media(
-            self.pictures,
-            self.videos,
+            Senses(self.pictures, self.videos, self.sounds),
             self.limits,
             allow_files=allow_files,
             prepared=self._prepared,
@@ -225,17 +232,19 @@ class Processor:
                 max_tokens=max_prompt_tokens,
                 count=lambda text: len(self.tokenizer.encode(text)),
             )
-        prompt = render(plain)
+        prompt, heard = render(plain), media.heard_frames
         return ModelInputs(
             self._widen(self._encode(prompt), media),
             media.rows(),
-            tuple(item.grid for item in media.items),
+            tuple(item.grid for item in media.seen_items),
             media.second_per_grid_ts,
             media.seen,
             is_thinking=(
                 add_generation_prompt and begun is None and prompt.rstrip().endswith(THINK_START)
             ),
             begun=begun,
+            input_features=np.concatenate(heard) if heard else None,
+            num_audio_frames=tuple(len(frames) for frames in heard),
         )
 
     def seen_wh(self, photo_wh: tuple[int, int]) -> tuple[int, int]:
@@ -248,24 +257,13 @@ class Processor:
     def _placeholders(self) -> tuple[str, ...]:
         if isinstance(self.pictures, SquareConfig):
             return ()  # texts are searched for them with their tags, in `Media.add_text`
-        return (IMAGE_PAD, VIDEO_PAD)
+        return self.pads.words
 
     def _widen(self, token_ids: list[int], media: Media) -> list[int]:
-        """Widen each placeholder to the tokens that its picture or video takes."""
+        """Widen each placeholder to the tokens that its picture, video or sound takes."""
         if isinstance(self.pictures, SquareConfig):  # encoding has widened them
             return token_ids
-        pads = {self._pads[IMAGE_PAD]: False, self._pads[VIDEO_PAD]: True}
-        places = [pads[token_id] for token_id in token_ids if token_id in pads]
-        if places != [item.is_video for item in media.items]:
-            raise InputError(
-                f"The prompt has {len(places)} places for {len(media.items)} pictures and videos; "
-                f"the chat template drops some in this position, or a text spells {IMAGE_PAD}."
-            )
-        widths = iter([item.num_tokens for item in media.items])
-        widened: list[int] = []
-        for token_id in token_ids:
-            widened += [token_id] * (next(widths) if token_id in pads else 1)
-        return widened
+        return self.pads.widen(token_ids, media.items)
 
 
 def _after_thinking(prompt: str) -> str:
@@ -275,12 +273,10 @@ def _after_thinking(prompt: str) -> str:
     return f"{prompt.rstrip()}\n\n{THINK_END}\n\n"
 
 
-def _picture_settings(folder: Path) -> dict[str, Any]:
-    """Read preprocessor_config.json, or the image part of processor_config.json."""
+def _settings(folder: Path, part: str) -> dict[str, Any]:
+    """Read preprocessor_config.json, or a part of processor_config.json."""
     settings = read_json(folder / "preprocessor_config.json")
     if settings:
         return settings
-    combined: dict[str, Any] = read_json(folder / "processor_config.json").get(
-        "image_processor", {}
-    )
+    combined: dict[str, Any] = read_json(folder / "processor_config.json").get(part, {})
     return combined

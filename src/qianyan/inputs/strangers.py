@@ -9,6 +9,8 @@ from collections.abc import Iterable
 USUAL_CONTROL_WORDS = (
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>"),
     *("<|image_pad|>", "<|video_pad|>", "<|audio_pad|>", "<tool_call>", "</tool_call>"),
+    *("<|vision_bos|>", "<|vision_eos|>", "<|audio_bos|>", "<|audio_eos|>"),  # Qwen2.5-Omni's
+    *("<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>"),
     *("<tool_response>", "</tool_response>", "<think>", "</think>"),
     *("<img>", "</img>", "<ref>", "</ref>", "<box>", "</box>"),  # the first generation's
 )

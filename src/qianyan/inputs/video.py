@@ -159,6 +159,8 @@ def _check_list(count: int, request: VideoRequest, limits: VideoLimits) -> None:
     for key in ("nframes", "min_frames", "max_frames", "video_start", "video_end"):
         if getattr(request, key) is not None:
             raise request.refused(key, "no such key, as frames given as a list are all shown")
+    if request.use_audio_in_video:
+        raise request.refused("use_audio_in_video", "false, as frames given as a list are silent")
 
 
 def _delay_s(listing: Listing, index: int, frame: VideoFrame) -> float:
