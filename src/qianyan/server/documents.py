@@ -186,11 +186,13 @@ class Documents:
     def _begin(self, key: "_Key", file: StoredFile) -> "Future[Document]":
         with self._lock:
             reading = self._reading.get(key)
-            if reading is None:
-                reading = self._threads.submit(self._read, key, file)
-                self._reading[key] = reading
-                reading.add_done_callback(partial(self._settle, key))
-            return reading
+            if reading is not None:
+                return reading
+            reading = self._threads.submit(self._read, key, file)
+            self._reading[key] = reading
+        # Without the lock: what has been read meanwhile is settled by this thread, which takes it.
+        reading.add_done_callback(partial(self._settle, key))
+        return reading
 
     def _read(self, key: "_Key", file: StoredFile) -> Document:
         files = self._find_files()
