@@ -14,8 +14,11 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from qianyan import __version__
 from qianyan.engine.engine import Engine
 from qianyan.server import (
+    dashscope_files,
     dashscope_generation,
+    dashscope_models,
     dashscope_tasks,
+    dashscope_tokenizer,
     dashscope_uploads,
     health,
     openai_batches,
@@ -48,6 +51,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     dashscope_generation.router,
     dashscope_tasks.router,
     dashscope_uploads.router,
+    dashscope_files.router,
+    dashscope_tokenizer.router,
+    dashscope_models.router,
 )
 ENVELOPES[PREFIX] = dashscope_body
 LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = (

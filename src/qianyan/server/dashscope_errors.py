@@ -16,6 +16,11 @@ _BY_CODE = {
     "missing_input": "BadRequest.EmptyInput",
     "model_not_found": "ModelNotFound",
     "server_busy": "ModelServingError",
+    "no_memory": "ModelServingError",
+    "request_timeout": "RequestTimeOut",
+    "limit_concurrency": "Throttling.RateQuota",
+    "limit_requests": "Throttling.RateQuota",
+    "limit_tokens": "Throttling.AllocationQuota",
     "client_closed_request": "ClientDisconnect",
     "wrong_state": "UnsupportedOperation",
     "bad_url": "InvalidURL",
@@ -46,10 +51,11 @@ _OF_SERVER = frozenset(
 
 def dashscope_body(failure: Failure, request_id: str) -> dict[str, Any]:
     """Write a failure as DashScope does."""
-    return {"code": _code(failure), "message": failure.message, "request_id": request_id}
+    return {"code": to_code(failure), "message": failure.message, "request_id": request_id}
 
 
-def _code(failure: Failure) -> str:
+def to_code(failure: Failure) -> str:
+    """Give Bailian's code of a failure."""
     known = _BY_CODE.get(failure.code) or _BY_STATUS.get(failure.status)
     return known or ("InternalError" if failure.status >= 500 else "InvalidParameter")
 
@@ -59,4 +65,4 @@ def task_error_code(code: str | None) -> str:
     if code == TOO_LONG:
         return "InternalError.Timeout"
     status = 500 if code is None or code in _OF_SERVER else 400
-    return _code(Failure(status=status, code=code or "", message=""))
+    return to_code(Failure(status=status, code=code or "", message=""))

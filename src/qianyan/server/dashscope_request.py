@@ -79,8 +79,8 @@ class GenerationRequest(BaseModel):
         """The parameters, none of them given where the request has none."""
         return self.parameters or Parameters()
 
-    def to_chat(self) -> ChatRequest:
-        """Read the request as one in OpenAI's form; what may go wrong is answered with 400."""
+    def named_model(self) -> str:
+        """Give the model's name; RefusedError when there is none."""
         if not self.model:
             raise RefusedError(
                 "The request names no model; you must provide a model parameter.",
@@ -88,12 +88,17 @@ class GenerationRequest(BaseModel):
                 code="missing_model",
                 param="model",
             )
+        return self.model
+
+    def to_chat(self) -> ChatRequest:
+        """Read the request as one in OpenAI's form; what may go wrong is answered with 400."""
+        model = self.named_model()
         self.stated.refuse_what_is_missing()
         extra = self.stated.model_extra or {}
         given = {name: value for name, value in extra.items() if name not in ELSEWHERE}
         messages = (self.input or Conversation()).to_messages()
         try:
-            return ChatRequest.model_validate({**given, "model": self.model, "messages": messages})
+            return ChatRequest.model_validate({**given, "model": model, "messages": messages})
         except ValidationError as error:
             places = [{**one, "loc": ("parameters", *one["loc"])} for one in error.errors()]
             raise RequestValidationError(places) from error

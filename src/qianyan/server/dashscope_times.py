@@ -14,6 +14,11 @@ def to_time(at: datetime) -> str:
     return at.astimezone(BEIJING).isoformat(" ", "milliseconds").removesuffix("+08:00")
 
 
+def to_second(at: datetime) -> str:
+    """Write a time as files show it: 2026-03-01 17:38:24."""
+    return at.astimezone(BEIJING).isoformat(" ", "seconds").removesuffix("+08:00")
+
+
 def to_milliseconds(at: datetime | None) -> int | None:
     """Write a time as lists show it."""
     return None if at is None else int(at.timestamp() * 1000)

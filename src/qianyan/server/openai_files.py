@@ -17,7 +17,7 @@ from qianyan.errors import InputError, quote
 from qianyan.server.auth import owner_of
 from qianyan.server.documents import Documents, State
 from qianyan.server.files import FileLimits, FilePurpose, FileQuery, StoredFile
-from qianyan.server.keeping import Kept
+from qianyan.server.keeping import Keeping, Kept
 from qianyan.server.owned import PageQuery
 from qianyan.server.store import read_chunks
 
@@ -80,6 +80,16 @@ class FileDeleted(BaseModel):
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True
+
+
+def content_of(kept: Keeping, file: StoredFile) -> FileResponse:
+    """Give a file's content, never as anything that a browser would run."""
+    return FileResponse(
+        kept.files.store.path(file.id),
+        media_type="application/octet-stream",
+        filename=file.filename,
+        headers={"x-content-type-options": "nosniff"},
+    )
 
 
 def to_object(request: Request, file: StoredFile) -> FileObject:
@@ -155,14 +165,8 @@ async def retrieve_file(request: Request, kept: Kept, file_id: str) -> FileObjec
 
 @router.get("/files/{file_id}/content", response_class=FileResponse)
 async def read_file(request: Request, kept: Kept, file_id: str) -> FileResponse:
-    """Give a file's content; never as anything that a browser would run."""
-    file = await asyncio.to_thread(kept.files.find, owner_of(request), file_id)
-    return FileResponse(
-        kept.files.store.path(file.id),
-        media_type="application/octet-stream",
-        filename=file.filename,
-        headers={"x-content-type-options": "nosniff"},
-    )
+    """Give a file's content."""
+    return content_of(kept, await asyncio.to_thread(kept.files.find, owner_of(request), file_id))
 
 
 @router.delete("/files/{file_id}")
