@@ -9,10 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 dashscope = pytest.importorskip("dashscope", reason="Bailian's SDK is not installed")
 import aiohttp  # noqa: E402  (comes with the SDK)
@@ -112,6 +113,26 @@ def test_a_picture_is_seen_whole_and_streamed() -> None:
     )
     contents = [packet.output.choices[0].message.content for packet in packets]
     assert "".join(one["text"] for content in contents for one in content) == part["text"]
+
+
+def test_the_text_of_a_local_picture_is_read_with_its_place(tmp_path: Path) -> None:
+    """The SDK sends the file up and names it by oss://; the bundled model cannot read."""
+    pytest.importorskip("rapidocr", reason="the extra ocr is not installed")
+    picture = Image.new("RGB", (640, 240), "white")
+    ImageDraw.Draw(picture).text((40, 80), "Fire exit 7", font_size=48, fill="black")
+    picture.save(tmp_path / "sign.png")
+    part = {"image": f"file://{tmp_path / 'sign.png'}", "enable_rotate": True}
+    answer = dashscope.MultiModalConversation.call(
+        "qwen-plus",
+        messages=[{"role": "user", "content": [part]}],
+        ocr_options={"task": "advanced_recognition"},
+    )
+    assert answer.status_code == 200, answer
+    (read,) = answer.output.choices[0].message.content
+    (line,) = read["ocr_result"]["words_info"]
+    assert read["text"] == line["text"]
+    assert line["text"].replace(" ", "") == "Fireexit7"
+    assert line["location"][:2] == pytest.approx([40, 85], abs=20)
 
 
 def test_many_calls_at_once_on_an_event_loop(text: str) -> None:
