@@ -106,8 +106,8 @@ class SearchTurns:
     ) -> None:
         """Start; nothing is searched yet.
 
-        Raises InputError when the caller has a function of the same name as ours, or when there
-        is no question in text.
+        Raises InputError when the caller has a function of the same name as ours, when there is no
+        question in text, or when the answer has begun and would be searched for in the middle.
         """
         if any((tool.get("function") or {}).get("name") == TOOL_NAME for tool in tools):
             raise InputError(
@@ -123,6 +123,11 @@ class SearchTurns:
         self._asker = asker or Asker()
         self._limits = limits or SearchLimits()
         self._question = _question(messages)
+        if messages[-1].get("partial") and not self.searches_first:
+            raise InputError(
+                "The last message is partial, and the model cannot ask for a search within its "
+                "answer; expected forced_search true in search_options, or no partial message."
+            )
         self._lang = "zh" if _CHINESE.search(self._question) else "en"
         self._sources = Sources(self._limits)
         self._answers: list[str] = []
@@ -137,7 +142,7 @@ class SearchTurns:
     def tools(self) -> list[dict[str, Any]] | None:
         """The functions to show with the next question; None for none."""
         own = list(self._own_tools)
-        if self._searches_first or self._rounds_left <= 0:
+        if self.searches_first or self._rounds_left <= 0:
             return own or None
         return [*own, _tool(self._lang, self._options.prompt_intervene)]
 
@@ -180,7 +185,7 @@ class SearchTurns:
 
         Raises EndpointError when the provider fails: a search that was forced did not happen.
         """
-        if not self._searches_first:
+        if not self.searches_first:
             return
         found = self._search(self._question)
         text = self._told(found)
@@ -204,9 +209,9 @@ class SearchTurns:
         self._thought.append(completion.reasoning or "")
         kinds = {True: self._thought, False: self._said}
         self._gaps = {is_reasoning for is_reasoning, texts in kinds.items() if any(texts)}
-        calls = [call for call in completion.tool_calls if call.name == TOOL_NAME]
-        if not calls or self._rounds_left <= 0:
+        if not self.asks(completion):
             return False
+        calls = [call for call in completion.tool_calls if call.name == TOOL_NAME]
         self._rounds_left -= 1
         number = len(self.messages)
         named = [(f"call_{number}_{place}", call) for place, call in enumerate(calls)]
@@ -216,6 +221,11 @@ class SearchTurns:
             said = content if isinstance(content, str) else content[self._lang]
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": said})
         return True
+
+    def asks(self, completion: Completion) -> bool:
+        """Whether an answer asks for searches that will be run."""
+        is_asked = any(call.name == TOOL_NAME for call in completion.tool_calls)
+        return is_asked and self._rounds_left > 0
 
     def join(self, token: TokenText) -> TokenText:
         """Set off the first text of a turn from what earlier turns said, as `finish` does."""
@@ -241,7 +251,8 @@ class SearchTurns:
         )
 
     @property
-    def _searches_first(self) -> bool:
+    def searches_first(self) -> bool:
+        """Whether `begin` searches."""
         return self._options.forced_search or not self._asker.can_call
 
     def _run(self, call: ToolCall) -> str:
@@ -257,7 +268,7 @@ class SearchTurns:
 
     def _search(self, text: str) -> Found:
         strategy = self._options.strategy
-        scope = self._options.prompt_intervene if self._searches_first else ""
+        scope = self._options.prompt_intervene if self.searches_first else ""
         self.num_searches += 1
         return self._provider.search(
             SearchQuery(

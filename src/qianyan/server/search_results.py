@@ -32,6 +32,8 @@ class SearchLimits:
         max_snippet_chars: longest text of one result; the rest is cut.
         max_source_chars: of all sources of one conversation together; further ones are left out.
         max_calls: searches that a model may ask for in one reply; it is told of the others.
+        max_at_once: conversations that a server searches for at the same time.
+        max_waiting: conversations that wait for one of those; one more is refused with 429.
     """
 
     timeout_s: float = 10.0
@@ -43,6 +45,8 @@ class SearchLimits:
     max_snippet_chars: int = 1_000
     max_source_chars: int = 12_000
     max_calls: int = 3
+    max_at_once: int = 16
+    max_waiting: int = 256
 
 
 @dataclass(frozen=True, kw_only=True)

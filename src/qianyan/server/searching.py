@@ -1,17 +1,19 @@
 """An answer with web search on the event loop: followed like any other, though it takes turns.
 
-Between two turns the provider is asked on a thread, so that the loop and the model go on; the seat
-of the turn before has been given back by then. Calls are held back until their turn has ended,
-because only then it is known whether one of them was ours.
+Between two turns the provider is asked on a thread that only searches use, so that the loop, the
+model and all else go on; the seat of the turn before has been given back by then. Calls are held
+back until their turn has ended, because only then it is known whether one of them was ours.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, TypeVar
 
 from qianyan.engine.options import ChatOptions
-from qianyan.engine.request import Finished, Request, TokenText
+from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.errors import EndpointError
 from qianyan.inputs.media import Seen
 from qianyan.inputs.processor import Processor
@@ -22,6 +24,37 @@ from qianyan.server.search_providers import SearchProvider, SearchSettings, open
 from qianyan.server.search_results import SearchLimits
 from qianyan.server.worker import Answer, Event, Worker
 
+Made = TypeVar("Made")
+
+
+class SearchThreads:
+    """Searches of many conversations, so many at once; used on the event loop."""
+
+    def __init__(self, limits: SearchLimits) -> None:
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(limits.max_at_once, thread_name_prefix="search")
+        self._num_open = 0
+
+    async def run(self, work: Callable[[], Made]) -> Made:
+        """Do work that searches; raises RefusedError where too many wait."""
+        if self._num_open >= self._limits.max_at_once + self._limits.max_waiting:
+            raise RefusedError(
+                f"{self._limits.max_waiting} requests wait for a search, the most that may. Try "
+                "again later.",
+                status=429,
+                code="limit_requests",
+                retry_after_s=round(self._limits.timeout_s),
+            )
+        self._num_open += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._num_open -= 1
+
+    def close(self) -> None:
+        """Begin no more searches; those under way end by themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WebSearch:
@@ -30,6 +63,7 @@ class WebSearch:
     provider: SearchProvider
     asker: Asker
     limits: SearchLimits
+    threads: SearchThreads
 
 
 def open_web(settings: SearchSettings | None, processor: Processor) -> WebSearch | None:
@@ -43,7 +77,12 @@ def open_web(settings: SearchSettings | None, processor: Processor) -> WebSearch
         can_call=shows_tools(processor.template),
         control_words=processor.tokenizer.control_words,
     )
-    return WebSearch(provider=open_provider(settings), asker=asker, limits=settings.limits)
+    return WebSearch(
+        provider=open_provider(settings),
+        asker=asker,
+        limits=settings.limits,
+        threads=SearchThreads(settings.limits),
+    )
 
 
 class AskedSearch:
@@ -67,7 +106,7 @@ class AskedSearch:
             asker=self._web.asker,
             limits=self._web.limits,
         )
-        answer = SearchingAnswer(worker, self._turns, options)
+        answer = SearchingAnswer(worker, self._turns, options, self._web.threads)
         await answer.start()
         return answer
 
@@ -121,8 +160,11 @@ class SearchingAnswer:
     the sources. `leave` must be called when nobody reads any longer, as with `Answer`.
     """
 
-    def __init__(self, worker: Worker, turns: SearchTurns, options: ChatOptions) -> None:
+    def __init__(
+        self, worker: Worker, turns: SearchTurns, options: ChatOptions, threads: SearchThreads
+    ) -> None:
         self.turns = turns
+        self._threads = threads
         self._worker = worker
         self._options = options
         self._answer: Answer | None = None
@@ -137,7 +179,8 @@ class SearchingAnswer:
         Raises what `Worker.begin` does, and RefusedError where a forced search failed.
         """
         try:
-            await asyncio.to_thread(self.turns.begin)
+            if self.turns.searches_first:
+                await self._threads.run(self.turns.begin)
         except EndpointError as error:
             raise RefusedError(
                 f"The search that was asked for failed. {error}", status=502, code="search_failed"
@@ -171,7 +214,7 @@ class SearchingAnswer:
             async for event in self._answer:
                 if isinstance(event, Finished):
                     self._answer = None  # from now on its counts are the turns'
-                    goes_on = await asyncio.to_thread(self.turns.take, event.completion)
+                    goes_on = await self._take(event.completion)
                     for one in held:
                         yield replace(one, calls=(), logprobs=None) if goes_on else one
                     if not goes_on:
@@ -182,6 +225,10 @@ class SearchingAnswer:
                 else:
                     yield self.turns.join(event)
             await self._ask()
+
+    async def _take(self, completion: Completion) -> bool:
+        take = partial(self.turns.take, completion)
+        return await self._threads.run(take) if self.turns.asks(completion) else take()
 
     async def _ask(self) -> None:
         """Let the next turn run, unless its reader has gone meanwhile."""

@@ -279,3 +279,15 @@ def test_long_questions_are_cut_for_the_provider(provider: SearchProvider, serve
     turns = SearchTurns(ask("why " * 500), provider, SearchOptions(forced_search=True))
     turns.begin()
     assert len(server.asked[0][1]["q"]) <= 400
+
+
+def test_an_answer_that_has_begun_is_searched_for_beforehand_or_not_at_all(
+    provider: SearchProvider,
+) -> None:
+    begun = [*ask(), {"role": "assistant", "content": "Every", "partial": True}]
+    with pytest.raises(InputError, match="forced_search true"):
+        SearchTurns(begun, provider, SearchOptions())
+    turns = SearchTurns(begun, provider, SearchOptions(forced_search=True))
+    turns.begin()
+    assert turns.messages[-1] == begun[-1]
+    assert "<search_results>" in turns.messages[0]["content"]
