@@ -5,6 +5,7 @@ of pictures alone, for a model that reads text only, is read by the offline read
 in the document's notes.
 """
 
+import time
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -55,7 +56,7 @@ def read_for_model(
     except MediaError as error:
         if error.code != "no_text":
             raise
-    return _written_out(file.read(limits, wants_pictures=True), ocr)
+    return _written_out(file.read(limits, wants_pictures=True), limits, ocr)
 
 
 def _as_text(file: DocumentFile, limits: DocumentLimits, too_much: CapacityError) -> Document:
@@ -69,14 +70,21 @@ def _as_text(file: DocumentFile, limits: DocumentLimits, too_much: CapacityError
     return replace(document, notes=tuple(notes))
 
 
-def _written_out(document: Document, ocr: OfflineReader) -> Document:
+def _written_out(document: Document, limits: DocumentLimits, ocr: OfflineReader) -> Document:
     """Put the text of a document's pictures in their places."""
+    deadline = time.monotonic() + limits.timeout_s
     parts: list[str | Image.Image] = []
     num_read = 0
     for part in document.parts:
         if isinstance(part, str):
             parts.append(part)
             continue
+        if time.monotonic() > deadline:
+            raise MediaError(
+                f"{quote(document.name)} consists of pictures whose text takes longer than "
+                f"{limits.timeout_s:g} seconds to read. Send some of its pages.",
+                code="timeout",
+            )
         lines = ocr.read(part)
         num_read += bool(lines)
         parts.append("\n".join(line.text for line in lines) or NOTHING_TO_READ)

@@ -5,22 +5,25 @@ memory as long as there is room; a request waits for a reading under way, but no
 owner is looked up each time, so a file that was deleted or has expired is gone at once.
 """
 
+import asyncio
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fastapi import FastAPI
 
-from qianyan.errors import CapacityError, QianyanError, quote
+from qianyan.errors import CapacityError, InputError, MediaError, QianyanError, quote
 from qianyan.inputs.document_parts import Document, DocumentLimits
 from qianyan.inputs.fetch import fetch
 from qianyan.inputs.media import MediaLimits
 from qianyan.inputs.parts import DocumentReader, file_source
+from qianyan.inputs.shortening import LEAST_CHARS_PER_PICTURE
 from qianyan.server.asking import asked_now
 from qianyan.server.database import NotFoundError
 from qianyan.server.document_reading import DocumentFile, read_for_model
@@ -30,9 +33,13 @@ from qianyan.server.keeping import Keeping
 from qianyan.server.ocr_offline import OfflineReader
 from qianyan.server.serving import Serving
 
+logger = logging.getLogger(__name__)
+
 State = Literal["uploaded", "processed", "error"]
 """As OpenAI's files have it: not read yet, read, or not readable."""
 _MOST_REMEMBERED = 10_000
+_LASTING = (InputError, CapacityError)
+"""Errors that are the document's own: it is not tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +100,47 @@ class Documents:
 
     def attach(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Put into each document's part the way to read it, for whoever asks now."""
-        budget = _Budget(self.limits.max_characters)
+        budget = _Budget(self.limits.max_characters, self._inline.max_images)
         return [
             {**message, "content": [self._part(part, budget) for part in message["content"]]}
             if isinstance(message.get("content"), list)
             else dict(message)
             for message in messages
         ]
+
+    async def ready(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Wait for the uploads that messages name, so that nobody waits for them on a thread."""
+        keys = [key for message in messages for key in self._named(message)]
+        if keys:
+            reading = await asyncio.to_thread(self._begin_all, asked_now().owner_id, keys)
+            await wait_for(reading, self.limits.max_reading_wait_s)
+
+    def _named(self, message: Mapping[str, Any]) -> list["_Key"]:
+        content = message.get("content")
+        files = [
+            part.get("file")
+            for part in (content if isinstance(content, list) else ())
+            if isinstance(part, Mapping) and part.get("type") == "file"
+        ]
+        return [
+            _Key.of(file, sees=self._sees)
+            for file in files
+            if isinstance(file, Mapping) and "file_id" in file
+        ]
+
+    def _begin_all(self, owner_id: str, keys: Sequence["_Key"]) -> list["Future[Document]"]:
+        """Begin to read what has not been read; what cannot be found is told by who needs it."""
+        reading = []
+        for key in keys:
+            with suppress(RefusedError):
+                file = self._find(owner_id, key)
+                if not self._is_known(key):
+                    reading.append(self._begin(key, file))
+        return reading
+
+    def _is_known(self, key: "_Key") -> bool:
+        with self._lock:
+            return key in self._kept or self._outcomes.get(key) is not None
 
     def begin(self, file: StoredFile) -> "Future[Document]":
         """Begin to read an uploaded document, or join those who wait for it."""
@@ -129,17 +170,16 @@ class Documents:
             return part
         reader: DocumentReader
         if isinstance(file, Mapping) and "file_id" in file:
-            key = _Key(file["file_id"], file.get("pages"), is_text=bool(file.get("is_text")))
-            reader = self._reader_of(asked_now().owner_id, key)
+            reader = self._reader_of(asked_now().owner_id, file)
         else:
             is_text = isinstance(file, Mapping) and bool(file.get("is_text"))
             plain = _without(file, "is_text") if isinstance(file, Mapping) else file
             reader = partial(self._sent_along, {**part, "file": plain}, is_text=is_text)
         return {"type": "file", "file": {"file_data": budget.counting(reader)}}
 
-    def _reader_of(self, owner_id: str, key: "_Key") -> DocumentReader:
+    def _reader_of(self, owner_id: str, file: Mapping[str, Any]) -> DocumentReader:
         def read(sees: bool) -> Document:
-            return self._uploaded(owner_id, key if sees else replace(key, is_text=True))
+            return self._uploaded(owner_id, _Key.of(file, sees=sees))
 
         return read
 
@@ -149,6 +189,9 @@ class Documents:
             if (kept := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
                 return kept[0]
+            known = self._outcomes.get(key)
+        if known is not None:
+            raise known.with_traceback(None)
         try:
             return self._begin(key, file).result(self.limits.max_reading_wait_s)
         except TimeoutError as error:
@@ -212,7 +255,12 @@ class Documents:
             error = done.exception()
             if error is None:
                 self._keep(key, done.result())
-            if error is None or isinstance(error, QianyanError):
+            elif not isinstance(error, QianyanError):
+                logger.error("a document cannot be read file_id=%s", key.file_id, exc_info=error)
+                error = MediaError(
+                    "The server failed at this document; its log says why.", code="unreadable"
+                )
+            if error is None or isinstance(error, _LASTING):
                 self._outcomes[key] = error
                 self._outcomes.move_to_end(key)
                 if len(self._outcomes) > _MOST_REMEMBERED:
@@ -257,19 +305,32 @@ class _Key:
     pages: str | None = None
     is_text: bool = False
 
+    @classmethod
+    def of(cls, file: Mapping[str, Any], *, sees: bool) -> Self:
+        """Read what a part says of an upload."""
+        is_text = not sees or bool(file.get("is_text"))
+        return cls(file["file_id"], file.get("pages"), is_text=is_text)
+
 
 class _Budget:
-    """Counts the text of one request's documents."""
+    """Counts the text of one request's documents, and their pictures."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_pictures: int) -> None:
         self._most = most
+        self._most_pictures = most_pictures
         self._num_characters = 0
+        self._num_pictures = 0
 
     def counting(self, reader: DocumentReader) -> DocumentReader:
-        """Let a reader's text count."""
+        """Let what a reader reads count."""
 
         def read(sees: bool) -> Document:
             document = reader(sees)
+            num_pictures = sum(not isinstance(part, str) for part in document.parts)
+            if num_pictures and self._num_pictures + num_pictures > self._most_pictures:
+                document = self._text_of(document, num_pictures)
+            else:
+                self._num_pictures += num_pictures
             self._num_characters += sum(
                 len(part) for part in document.parts if isinstance(part, str)
             )
@@ -281,6 +342,26 @@ class _Budget:
             return document
 
         return read
+
+    def _text_of(self, document: Document, num_pictures: int) -> Document:
+        """Leave out the pictures of a document that has text; a scan stays as it is."""
+        texts = [part for part in document.parts if isinstance(part, str)]
+        if sum(map(len, texts)) <= LEAST_CHARS_PER_PICTURE * num_pictures:
+            return document
+        note = (
+            f"{num_pictures} pictures not shown, as the documents of the request have more than "
+            f"{self._most_pictures}"
+        )
+        return replace(document, parts=("\n\n".join(texts),), notes=(*document.notes, note))
+
+
+async def wait_for(reading: Sequence["Future[Document]"], seconds: float) -> None:
+    """Wait until all has been read or the time is over; what came of it is the futures' to say."""
+    waiting = [asyncio.wrap_future(one) for one in reading]
+    for one in waiting:
+        one.add_done_callback(lambda done: done.cancelled() or done.exception())
+    if waiting:
+        await asyncio.wait(waiting, timeout=seconds)
 
 
 def _without(file: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -318,7 +399,9 @@ async def keep_documents(app: FastAPI) -> AsyncIterator[None]:
     )
     app.state.documents = documents
     serving.worker.attach = documents.attach
+    serving.worker.ready = documents.ready
     try:
         yield
     finally:
         documents.close()
+        serving.worker.ocr.close()

@@ -42,6 +42,7 @@ async def begin(worker: Worker, question: Question) -> Sequence[AnyAnswer]:
     if telling.extraction is not None and not reads:
         picture = find_picture(await asyncio.to_thread(worker.attach, question.messages))
         return [OcrAnswer(*await worker.ocr.extract(picture, telling.extraction), telling)]
+    await worker.ready(question.messages)
     answers = await _begin(worker, question)
     if not telling:
         return answers

@@ -1,10 +1,13 @@
 """Who waits for the offline reader, which reads one picture at a time, and for how many.
 
-Pictures are fetched, decoded and read on threads; the line of those who wait is bounded.
+Pictures are fetched, decoded and read on threads of their own; the line of those who wait is
+bounded, and a client that goes away leaves it only when its picture's turn is over.
 """
 
 import asyncio
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from qianyan.server.ocr_offline import OfflineReader
 MAX_WAITING = 16
 """Pictures that wait for the reader; one more is refused with 429."""
 RETRY_AFTER_S = 5
+THREADS = 2
+"""One picture is fetched and decoded while another one is read."""
 
 
 class OcrDesk:
@@ -28,25 +33,28 @@ class OcrDesk:
         self.reader = OfflineReader()
         self._limits = limits
         self._max_waiting = max_waiting
-        self._num_waiting = 0
+        self._places = threading.BoundedSemaphore(max_waiting)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ocr")
 
     async def extract(
         self, picture: Mapping[str, Any], options: ExtractionOptions
     ) -> tuple[Photo, Extraction]:
         """Read a picture's part; raises InputError and RefusedError for what cannot be read."""
-        if self._num_waiting >= self._max_waiting:
+        if not self._places.acquire(blocking=False):
             raise RefusedError(
-                f"{self._num_waiting} pictures are waiting to be read, the most that may. Try "
+                f"{self._max_waiting} pictures are waiting to be read, the most that may. Try "
                 "again later.",
                 status=429,
                 code="limit_requests",
                 retry_after_s=RETRY_AFTER_S,
             )
-        self._num_waiting += 1
-        try:
-            return await asyncio.to_thread(self._extract, picture, options)
-        finally:
-            self._num_waiting -= 1
+        reading = self._threads.submit(self._extract, picture, options)
+        reading.add_done_callback(lambda _: self._places.release())
+        return await asyncio.wrap_future(reading)
+
+    def close(self) -> None:
+        """Read no more pictures; one that is being read ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _extract(
         self, picture: Mapping[str, Any], options: ExtractionOptions

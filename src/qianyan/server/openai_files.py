@@ -5,7 +5,6 @@ takes; the file then goes from the parser's spool to the store in a thread.
 """
 
 import asyncio
-from concurrent import futures
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -15,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from qianyan.errors import InputError, quote
 from qianyan.server.auth import owner_of
-from qianyan.server.documents import Documents, State
+from qianyan.server.documents import Documents, State, wait_for
 from qianyan.server.files import FileLimits, FilePurpose, FileQuery, StoredFile
 from qianyan.server.keeping import Keeping, Kept
 from qianyan.server.owned import PageQuery
@@ -180,7 +179,7 @@ async def _begin_to_read(request: Request, file: StoredFile) -> None:
     """Have a document read; one that is read at once is shown as that."""
     if file.purpose is FilePurpose.FILE_EXTRACT:
         documents: Documents = request.app.state.documents
-        await asyncio.to_thread(futures.wait, [documents.begin(file)], READING_WAIT_S)
+        await wait_for([documents.begin(file)], READING_WAIT_S)
 
 
 async def _read_form(request: Request) -> FormData:

@@ -10,10 +10,10 @@ in the next pause between two passes when their reader goes away.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from contextvars import copy_context
+from functools import partial
 
 from qianyan.engine.engine import Engine, Messages
 from qianyan.engine.options import ChatOptions, check_names
@@ -21,10 +21,11 @@ from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt
 from qianyan.errors import QianyanError
 from qianyan.server.asking import Asked, asked_now
-from qianyan.server.errors import ModelFailedError, RefusedError
+from qianyan.server.errors import ModelFailedError, RefusedError, stopping
 from qianyan.server.line import Line
 from qianyan.server.metrics import Metrics
 from qianyan.server.ocr_desk import OcrDesk
+from qianyan.server.preparing import Preparing
 from qianyan.server.settings import ServerLimits
 
 logger = logging.getLogger(__name__)
@@ -94,11 +95,13 @@ class Worker:
         self.failure: ModelFailedError | None = None
         self.ocr = OcrDesk(engine.processor.limits)
         self.attach: Callable[[Messages], Messages] = list
-        """Makes the documents that messages name ready to be read; set by whoever keeps them."""
+        """Makes the documents that messages name readable; set by whoever keeps them."""
+        self.ready: Callable[[Messages], Awaitable[None]] = _at_once
+        """Waits until they have been read, before anybody takes a seat for them."""
         self._limits = limits
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
-        self._readers = ThreadPoolExecutor(limits.max_preparing, thread_name_prefix="prepare")
+        self._preparing = Preparing(limits)
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._line = Line(engine.config.max_num_requests, limits)
         self._metrics = metrics or Metrics(limits)
@@ -156,9 +159,7 @@ class Worker:
         with ExitStack() as begun:
             await self._line.sit(asked.owner_id)
             begun.callback(self._line.stand_up, asked.owner_id)
-            prepared = await self._loop.run_in_executor(
-                self._readers, copy_context().run, self._read, messages, options
-            )
+            prepared = await self._preparing.call(asked, partial(self._read, messages, options))
             self.refuse_unless_ready()
             begun.pop_all()
             answers = [self._start(asked, *prepared[0])]
@@ -181,7 +182,7 @@ class Worker:
     def refuse_unless_ready(self) -> None:
         """Raise RefusedError when the model is broken or the server stops."""
         if self._is_closed:
-            raise _stopping()
+            raise stopping()
         if self.failure is not None:
             raise RefusedError(
                 f"{self.failure} The server has to be started again.",
@@ -204,9 +205,9 @@ class Worker:
         self._is_closed = True
         answers = list(self._open)
         for answer in answers:
-            answer.take([], _stopping())
+            answer.take([], stopping())
             self._end(answer)
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._preparing.close()
         # After this has run no pass follows, so nothing is queued behind the shutdown.
         await asyncio.wrap_future(self._model.submit(self._forget, answers))
         await asyncio.to_thread(self._model.shutdown)
@@ -300,8 +301,8 @@ class Worker:
         self.engine.forget([one.request for one in failed])
 
 
-def _stopping() -> RefusedError:
-    return RefusedError("The server stops.", status=503, code="server_stopping")
+async def _at_once(messages: Messages) -> None:
+    """Wait for nothing."""
 
 
 def _end_of(request: Request) -> End | None:
