@@ -19,8 +19,9 @@ from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.frames import VideoLimits
 from qianyan.inputs.images import ImageLimits
 from qianyan.inputs.media import MediaLimits
+from qianyan.inputs.sound import AudioLimits
 from qianyan.server.batch_lines import BatchLimits
-from qianyan.server.documents import UploadedDocumentLimits
+from qianyan.server.document_shelf import UploadedDocumentLimits
 from qianyan.server.files import FileLimits
 from qianyan.server.search_results import SearchLimits
 from qianyan.server.settings import ServerLimits
@@ -81,6 +82,7 @@ LIMITS = {
     "Messages": MediaLimits,
     "Pictures": ImageLimits,
     "Videos": VideoLimits,
+    "Sounds": AudioLimits,
     "Documents": DocumentLimits,
     "Engine": EngineConfig,
     "Web search": SearchLimits,

@@ -16,8 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from qianyan.cli import run
+from qianyan.cli.answering import LocalModel, TalkOptions
+from qianyan.cli.attachments import fit, open_attachment
+from qianyan.cli.conversation import Conversation
 from qianyan.engine.engine import Engine
 from qianyan.engine.scheduler import EngineConfig
+from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.interleaving import interleave
 from qianyan.inputs.mel import MelConfig, log_mel
 from qianyan.inputs.processor import ModelInputs
@@ -659,3 +664,31 @@ def test_a_sound_heard_before_is_not_computed_again(folder: Path) -> None:
         assert done.token_ids == alone.token_ids
         for ours, theirs in zip(done.logprobs or [], alone.logprobs or [], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_sound_is_attached_to_a_question_in_the_terminal(
+    folder: Path, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bell.wav").write_bytes(wav(30_000))
+    bell = str(tmp_path / "bell.wav")
+    options = ["--model", str(folder), "--max-tokens", "5", "--temperature", "0", "--once"]
+    assert run(["chat", "What was that?", "--audio", bell, *options]) == 0
+    said = capsys.readouterr()
+    part = {"type": "audio", "audio": bell}
+    expected = engine.chat([user(part, text("What was that?"))], max_tokens=5, temperature=0)
+    assert said.out.rstrip("\n") == expected.text.lstrip().rstrip("\n")
+
+
+def test_an_attached_video_is_heard_and_needs_its_file_no_more(
+    folder: Path, engine: Engine, tmp_path: Path
+) -> None:
+    url = video(3.0, 40_000)["video_url"]["url"]
+    path = tmp_path / "clip.mkv"
+    path.write_bytes(base64.b64decode(url.partition(",")[2]))
+    model = LocalModel(engine, "omni")
+    attachment = fit(open_attachment("video", str(path), FetchLimits()), model)
+    path.unlink()
+    messages = Conversation(attached=[attachment]).messages("What is said?")
+    assert engine.processor(messages).num_audio_frames == (250,)
+    *_, end = model.answer(messages, TalkOptions(max_tokens=2))
+    assert end.num_tokens == 2

@@ -16,6 +16,7 @@ from qianyan.engine.options import ChatOptions
 from qianyan.engine.request import TokenText
 from qianyan.errors import InputError
 from qianyan.inputs.frames import VideoRequest
+from qianyan.inputs.sound import read_sound
 from qianyan.inputs.video import read_video
 from qianyan.inspection.completions import to_data_url
 from qianyan.inspection.event_stream import Delta
@@ -32,7 +33,7 @@ from qianyan.inspection.remote_vision import pinned_size
 
 PATIENCE = Patience(timeout_s=300, attempts=3)
 """A person waits: fewer attempts than for a run, and time for long pictures to be read."""
-MAX_SENT_VIDEO_BYTES = 50_000_000
+MAX_SENT_BYTES = 50_000_000
 _REFUSED_STATUS = frozenset({400, 422})
 
 
@@ -63,7 +64,7 @@ class End:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A video as one part of a message, and what is worth knowing about it."""
+    """A video or a sound as one part of a message, and what is worth knowing about it."""
 
     part: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -88,6 +89,9 @@ class Model(Protocol):
 
     def watch(self, video: Path | bytes, media_type: str) -> Clip:
         """Make of a video what it is sent as; InputError if it sees none."""
+
+    def hear(self, sound: Path | bytes, media_type: str) -> Clip:
+        """Make of a sound what it is sent as; InputError if it hears none."""
 
     def answer(self, messages: Sequence[dict[str, Any]], options: TalkOptions) -> Events:
         """Answer, ending with End; raises a QianyanError when there is no answer."""
@@ -117,6 +121,23 @@ def load_engine(settings: LookSettings) -> tuple[Engine, str]:
     return engine, settings.model if pair is not None else engine.name
 
 
+def _require_sendable(file: Path | bytes, noun: str) -> None:
+    size = len(file) if isinstance(file, bytes) else file.stat().st_size
+    if size > MAX_SENT_BYTES:
+        raise InputError(
+            f"The {noun} has {size / 1e6:.0f} MB; expected at most {MAX_SENT_BYTES / 1e6:g} MB to "
+            "be sent to an endpoint. Cut it shorter."
+        )
+
+
+def _base64(file: Path | bytes) -> str:
+    return b64encode(file if isinstance(file, bytes) else file.read_bytes()).decode("ascii")
+
+
+def _data_url(file: Path | bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{_base64(file)}"
+
+
 class LocalModel:
     """A checkpoint run by the engine in this process."""
 
@@ -133,8 +154,11 @@ class LocalModel:
         """Tell in which size the checkpoint's processor shows a picture."""
         return self._engine.processor.seen_wh(photo_wh)
 
-    def watch(self, video: Path | bytes, media_type: str) -> Clip:  # noqa: ARG002  (remote needs it)
-        """Sample the frames once, so that later turns need neither the file nor its decoder."""
+    def watch(self, video: Path | bytes, media_type: str) -> Clip:
+        """Sample the frames once, so that later turns need neither the file nor its decoder.
+
+        For a model that hears, the whole file is kept instead: its sound belongs to it.
+        """
         processor = self._engine.processor
         if processor.videos is None:
             raise InputError(f"{self.name} reads pictures but no videos.")
@@ -143,8 +167,20 @@ class LocalModel:
         record = sampled.record
         frames = [Image.fromarray(frame) for frame in sampled.frames]
         stated = f"{record.num_frames} frames at {record.fps:.2f} fps of {record.duration_s:.1f} s"
-        part = {"type": "video", "video": frames, "fps": record.fps}
+        part: dict[str, Any] = {"type": "video", "video": frames, "fps": record.fps}
+        if processor.sounds is not None:
+            part = {"type": "video_url", "video_url": {"url": _data_url(video, media_type)}}
         return Clip(part=part, notes=(stated, *record.notes))
+
+    def hear(self, sound: Path | bytes, media_type: str) -> Clip:  # noqa: ARG002  (remote needs it)
+        """Keep the whole file, so that later turns need it no more."""
+        processor = self._engine.processor
+        if processor.sounds is None:
+            raise InputError(f"{self.name} does not hear; expected a model such as Qwen2.5-Omni.")
+        data = sound if isinstance(sound, bytes) else sound.read_bytes()
+        record = read_sound(data, processor.sounds.sampling_rate, processor.limits.audio).record
+        stated = f"{record.duration_s:.1f} s of sound"
+        return Clip(part={"type": "audio", "audio": data}, notes=(stated, *record.notes))
 
     def answer(self, messages: Sequence[dict[str, Any]], options: TalkOptions) -> Events:
         """Answer with the engine's stream."""
@@ -191,15 +227,15 @@ class RemoteModel:
 
     def watch(self, video: Path | bytes, media_type: str) -> Clip:
         """Send the whole file; how it is sampled is the server's affair."""
-        size = len(video) if isinstance(video, bytes) else video.stat().st_size
-        if size > MAX_SENT_VIDEO_BYTES:
-            raise InputError(
-                f"The video has {size / 1e6:.0f} MB; expected at most "
-                f"{MAX_SENT_VIDEO_BYTES / 1e6:g} MB to be sent to an endpoint. Cut it shorter."
-            )
-        data = video if isinstance(video, bytes) else video.read_bytes()
-        url = f"data:{media_type};base64,{b64encode(data).decode('ascii')}"
-        return Clip(part={"type": "video_url", "video_url": {"url": url}})
+        _require_sendable(video, "video")
+        return Clip(part={"type": "video_url", "video_url": {"url": _data_url(video, media_type)}})
+
+    def hear(self, sound: Path | bytes, media_type: str) -> Clip:
+        """Send the whole file; whether it is heard is the server's affair."""
+        _require_sendable(sound, "sound")
+        given = media_type.rpartition("/")[2].removeprefix("x-")
+        data = {"data": _base64(sound), "format": {"mpeg": "mp3"}.get(given, given)}
+        return Clip(part={"type": "input_audio", "input_audio": data})
 
     def answer(self, messages: Sequence[dict[str, Any]], options: TalkOptions) -> Events:
         """Answer with the endpoint's stream."""

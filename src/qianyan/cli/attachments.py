@@ -24,6 +24,8 @@ from qianyan.inputs.documents import read_document
 from qianyan.inputs.fetch import FetchLimits, fetch, find_file
 from qianyan.inputs.images import Photo, read_image
 from qianyan.inputs.media import MediaLimits
+from qianyan.inputs.mel import MelConfig
+from qianyan.inputs.sound import read_sound
 
 _PAGES = re.compile(r"(?P<place>.+?)\s+pages=[\"']?(?P<pages>[\d,\- ]+)[\"']?")
 """A part of a document, as the sentence about one that is too long spells it."""
@@ -32,9 +34,10 @@ _TEXT_ONLY = "This model reads text only; it sees no pictures and no videos."
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A picture, document or video that can be read, before any model has seen it.
+    """A picture, document, video or sound that can be read, before any model has met it.
 
-    `content` of a video is its file or its bytes; `read_text` reads a document's text alone.
+    `content` of a video or a sound is its file or its bytes; `read_text` reads a document's text
+    alone.
     """
 
     kind: Kind
@@ -57,7 +60,7 @@ def open_attachment(kind: Kind, source: str, limits: FetchLimits) -> Opened:
         return _open_document(source, limits)
     if kind == "video":
         return _open_video(_expanded(source), limits)
-    raise InputError("Audio comes with a later version; expected a picture, a video or a document.")
+    return _open_sound(_expanded(source), limits)
 
 
 def _open_document(source: str, limits: FetchLimits) -> Opened:
@@ -98,6 +101,20 @@ def _open_video(place: str | Path, limits: FetchLimits) -> Opened:
     )
 
 
+def _open_sound(place: str | Path, limits: FetchLimits) -> Opened:
+    path, known = find_file(place), MediaLimits()
+    if path is not None:
+        name, kind = path.name, mimetypes.guess_type(path.name)[0]
+        content: Path | bytes = path
+    else:
+        allowed = _with_hosts(known.fetch_audio, limits)
+        fetched = fetch(place, limits=allowed, noun="sound")
+        name, kind, content = fetched.name, fetched.media_type, fetched.data
+    with _naming(name):
+        read_sound(content, MelConfig().sampling_rate, known.audio)
+    return Opened(kind="audio", name=name, content=content, media_type=kind)
+
+
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Say of several files which one cannot be read."""
@@ -123,11 +140,15 @@ def fit(opened: Opened, model: Model) -> Attachment:
         )
     if isinstance(content, Document):
         return _fit_document(opened, content, model)
-    if not model.sees_pictures:
+    if opened.kind == "video" and not model.sees_pictures:
         raise InputError(_TEXT_ONLY)
     with _naming(opened.name):
-        clip = model.watch(content, opened.media_type or "video/mp4")
-    return Attachment(kind="video", name=opened.name, parts=(clip.part,), notes=clip.notes)
+        clip = (
+            model.watch(content, opened.media_type or "video/mp4")
+            if opened.kind == "video"
+            else model.hear(content, opened.media_type or "audio/wav")
+        )
+    return Attachment(kind=opened.kind, name=opened.name, parts=(clip.part,), notes=clip.notes)
 
 
 def _fit_document(opened: Opened, document: Document, model: Model) -> Attachment:

@@ -47,7 +47,9 @@ def chat(
     video: Annotated[
         list[str] | None, option("--video", "video for the first message; can be repeated")
     ] = None,
-    audio: Annotated[list[str] | None, option("--audio", "comes with a later version")] = None,
+    audio: Annotated[
+        list[str] | None, option("--audio", "sound for the first message; can be repeated")
+    ] = None,
     file: Annotated[
         list[str] | None,
         option("--file", 'document for the first message, also "a.pdf pages=1-9"; can be repeated'),
@@ -75,7 +77,7 @@ def chat(
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """Talk with a model in the terminal, about pictures, videos and documents too.
+    """Talk with a model in the terminal, about pictures, videos, sounds and documents too.
 
     Without a terminal, or with --once, one question is answered and nothing else is printed; what
     standard input holds belongs to the question.

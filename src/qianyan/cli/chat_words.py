@@ -38,6 +38,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "help": """\
 /image 路径或网址   附上图片，随下一条消息发送
 /video 路径或网址   附上视频
+/audio 路径或网址   附上音频（要有能听的模型，如 Qwen2.5-Omni）
 /file 路径或网址    附上文档（PDF、Word、Excel、PPT、网页、Markdown、CSV）
                     长文档可只取一部分：/file 报告.pdf pages=1-20
 /detach             取下还没有发送的附件
@@ -85,6 +86,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "help": """\
 /image PATH or URL  attach a picture to the next message
 /video PATH or URL  attach a video
+/audio PATH or URL  attach a sound, for a model that hears, such as Qwen2.5-Omni
 /file PATH or URL   attach a document (PDF, Word, Excel, PowerPoint, HTML, Markdown, CSV)
                     part of a long one: /file report.pdf pages=1-20
 /detach             take off what is attached and not sent yet

@@ -67,7 +67,7 @@ def _unquoted(argument: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Attachment:
-    """A picture, video or document that was read: its name, and its parts of a message.
+    """A picture, video, sound or document that was read: its name, and its parts of a message.
 
     `photo_wh` is a picture's own width and height, `seen_wh` the size that the model sees it in.
     """

@@ -1,5 +1,6 @@
 """What is attached is read at once and fits the model, or is refused in a sentence."""
 
+import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,12 +10,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qianyan.cli.answering import Clip, Events, LocalModel, TalkOptions
+from qianyan.cli.answering import (
+    MAX_SENT_BYTES,
+    Clip,
+    Events,
+    LocalModel,
+    RemoteModel,
+    TalkOptions,
+)
 from qianyan.cli.attachments import fit, open_attachment
 from qianyan.cli.conversation import Conversation
 from qianyan.engine.engine import Engine
 from qianyan.errors import InputError, MediaError
 from qianyan.inputs.fetch import FetchLimits
+from qianyan.inspection.inspector import LookSettings
 
 LIMITS = FetchLimits()
 
@@ -31,6 +40,9 @@ class Reader:
 
     def watch(self, video: Path | bytes, media_type: str) -> Clip:
         return Clip(part={"type": "video_url", "video_url": {"url": media_type}})
+
+    def hear(self, sound: Path | bytes, media_type: str) -> Clip:
+        return Clip(part={"type": "audio", "audio": media_type}, notes=("heard",))
 
     def answer(self, messages: Sequence[dict[str, Any]], options: TalkOptions) -> Events:
         raise AssertionError("nobody asks")
@@ -98,7 +110,9 @@ def test_a_picture_is_kept_when_its_file_goes(folder: Path) -> None:
         ("file", "gone.pdf", MediaError, "There is no file 'gone.pdf'"),
         ("file", "gone.pdf pages=1-2", MediaError, "There is no file 'gone.pdf'"),
         ("file", "empty.csv", MediaError, "empty"),
-        ("audio", "a.wav", InputError, "Audio comes with a later version"),
+        ("audio", "gone.wav", MediaError, "There is no file 'gone.wav'"),
+        ("audio", "text.png", MediaError, "'text.png': This is not a sound but text"),
+        ("audio", "http://127.0.0.1:80/a.mp3", MediaError, "private or reserved address"),
     ],
 )
 def test_what_cannot_be_read_is_refused_at_once(
@@ -138,6 +152,16 @@ def test_a_model_that_reads_text_only_takes_no_pictures_and_no_videos(folder: Pa
             fit(open_attachment(kind, source, LIMITS), BLIND)  # type: ignore[arg-type]
 
 
+def test_a_sound_is_attached_and_named(folder: Path) -> None:
+    with wave.open("bell.wav", "wb") as bell:
+        bell.setparams((1, 2, 8000, 0, "NONE", ""))
+        bell.writeframes(bytes(16_000))
+    attachment = fit(open_attachment("audio", "bell.wav", LIMITS), BLIND)
+    assert (attachment.kind, attachment.name, attachment.notes) == ("audio", "bell.wav", ("heard",))
+    (part,) = attachment.parts
+    assert str(part["audio"]).endswith("wav")
+
+
 def test_a_video_is_sampled_once_and_answered_about_without_its_file(folder: Path) -> None:
     write_video(Path("v.mp4"))
     model = LocalModel(Engine("bundled", dtype="float32"), "bundled")
@@ -154,3 +178,15 @@ def test_a_video_is_sampled_once_and_answered_about_without_its_file(folder: Pat
     *pieces, end = model.answer(messages, TalkOptions(max_tokens=3))
     assert "".join(piece.text for piece in pieces).strip()
     assert end.num_tokens <= 3
+
+
+def test_a_sound_is_sent_to_an_endpoint_as_openais_clients_send_it(tmp_path: Path) -> None:
+    settings = LookSettings(model="qwen2.5-omni-7b", base_url="http://127.0.0.1:1/v1")
+    model = RemoteModel(settings)
+    for media_type, form in (("audio/mpeg", "mp3"), ("audio/x-wav", "wav"), ("audio/ogg", "ogg")):
+        part = model.hear(b"abc", media_type).part
+        assert part == {"type": "input_audio", "input_audio": {"data": "YWJj", "format": form}}
+    with (tmp_path / "long.wav").open("wb") as file:
+        file.truncate(MAX_SENT_BYTES + 1)
+    with pytest.raises(InputError, match="The sound has 50 MB; expected at most 50 MB"):
+        model.hear(tmp_path / "long.wav", "audio/wav")

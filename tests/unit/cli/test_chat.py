@@ -2,6 +2,7 @@
 
 import io
 import sys
+import wave
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Image.new("RGB", (300, 200), (200, 60, 20)).save(tmp_path / "site.png")
     (tmp_path / "bad.png").write_text("no picture")
+    with wave.open(str(tmp_path / "bell.wav"), "wb") as bell:
+        bell.setparams((1, 2, 8000, 0, "NONE", ""))
+        bell.writeframes(bytes(16_000))
 
     def ask_once(*arguments: str, text: str | bytes = "") -> tuple[int, str, str]:
         data = text if isinstance(text, bytes) else text.encode()
@@ -39,7 +43,9 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (("--quantize", "int3"), "Hi", 2, "'int3'"),
         (("--image", "gone.png"), "Hi", 2, "There is no file 'gone.png'."),
         (("--image", "bad.png"), "Hi", 2, "'bad.png': This is not a picture"),
-        (("--audio", "a.wav"), "Hi", 2, "Audio comes with a later version"),
+        (("--audio", "gone.wav"), "Hi", 2, "There is no file 'gone.wav'."),
+        (("--audio", "bad.png"), "Hi", 2, "'bad.png': This is not a sound but text"),
+        (("--audio", "bell.wav"), "Hi", 2, "bundled does not hear; expected a model"),
         (("--model", "nowhere/nothing"), "Hi", 3, "'nowhere/nothing'"),
         (("--model", "./nothing"), "Hi", 3, "'./nothing'"),
         (("--base-url", "http://127.0.0.1:1/v1"), "Hi", 3, "Nothing answers at"),
