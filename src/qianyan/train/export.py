@@ -8,7 +8,6 @@ appears whole or not at all.
 import shutil
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from qianyan.engine.folder import INDEX, is_wanted
@@ -16,24 +15,36 @@ from qianyan.errors import CheckpointError, quote
 from qianyan.models.registry import RENAMES
 from qianyan.models.saved import ShardWriter
 from qianyan.models.weights import list_tensors, read_tensors, renamed
+from qianyan.train.world import World, whole
 
 
-def export_model(model: nn.Module, source: Path, out: Path) -> None:
+def export_model(model: nn.Module, source: Path, out: Path, *, world: World) -> None:
     """Write `model`, which began as the checkpoint in `source`, into the folder `out`.
+
+    Every process takes part, because each may hold a piece of it; the first one writes.
 
     Raises CheckpointError when there is too little room or `out` cannot be written; what was there
     before stays then.
     """
-    specs = list_tensors(source)
     trained = dict(model.named_parameters(remove_duplicate=False))
+    if not world.is_first:
+        for name in list_tensors(source):
+            if (key := renamed(name, RENAMES)) in trained:
+                whole(trained[key])
+        return
+    specs = list_tensors(source)
     unfinished = out.with_name(f"{out.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         with ShardWriter(unfinished, specs) as writer:
+            for name, spec in specs.items():
+                if (key := renamed(name, RENAMES)) in trained:
+                    value = whole(trained[key].detach())
+                    writer.write(name, value.to(device="cpu", dtype=spec.dtype))
             for name, tensor in read_tensors(source):
-                value = trained.get(renamed(name, RENAMES), tensor)
-                writer.write(name, _plain(value, specs[name].dtype))
+                if renamed(name, RENAMES) not in trained:
+                    writer.write(name, tensor)
             writer.finish()
         for file in source.iterdir():
             if file.is_file() and is_wanted(file.name) and not _is_weights(file):
@@ -46,10 +57,6 @@ def export_model(model: nn.Module, source: Path, out: Path) -> None:
             f"({error.strerror or type(error).__name__}); the run's last state is kept. Make room "
             "and resume."
         ) from error
-
-
-def _plain(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return value.detach().to(device="cpu", dtype=dtype).contiguous()
 
 
 def _is_weights(file: Path) -> bool:

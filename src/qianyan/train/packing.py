@@ -10,11 +10,10 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qianyan.models.attention import NoCache
-from qianyan.models.language_model import LanguageModel
 from qianyan.models.positions import Grid
 from qianyan.models.qwen import QWenLMHeadModel
 from qianyan.models.registry import Model
@@ -86,40 +85,52 @@ def pack(examples: Sequence[Example]) -> Pack:
     )
 
 
-def token_losses(model: LanguageModel, packed: Pack) -> Tensor:
-    """Give the loss of each learned token in float32, (learned,)."""
-    features = (
-        None
-        if packed.pixel_values is None
-        else model.encode_images(packed.pixel_values, packed.grid_thw)
-    )
-    logits = model(
-        model.embed(packed.input_ids, features),
-        packed.position_ids,
-        NoCache(packed.lengths),
-        logits_at=packed.logits_at,
-    )
-    return cross_entropy(logits, packed.targets, reduction="none")
+class TokenLosses(nn.Module):
+    """A model as what training asks of it: a pack to the loss of each learned token.
 
-
-def blank_loss(model: Model) -> Tensor:
-    """Give a loss of 0 through the tower: a pack without pictures trains what all others do.
-
-    Without it, devices whose packs differ in this would wait for one another without end.
+    All that is done with the parameters is done inside this module's call, so that they may lie in
+    pieces on several devices between two calls.
     """
+
+    def __init__(self, model: Model, *, always_sees: bool) -> None:
+        """Wrap a model; with `always_sees` a pack without pictures looks at an empty one.
+
+        Its features count nothing, but every pack then runs, and trains, the same modules: devices
+        whose packs differ would wait for one another without end.
+        """
+        super().__init__()
+        self.model = model
+        self._blank = blank_picture(model) if always_sees else None
+
+    def forward(self, packed: Pack) -> Tensor:
+        """Give the losses in float32, (learned,)."""
+        features, unused = None, None
+        if packed.pixel_values is not None:
+            features = self.model.encode_images(packed.pixel_values, packed.grid_thw)
+        elif self._blank is not None:
+            pixels, grid = self._blank
+            unused = self.model.encode_images(pixels.to(packed.input_ids.device), [grid])
+        logits = self.model(
+            self.model.embed(packed.input_ids, features),
+            packed.position_ids,
+            NoCache(packed.lengths),
+            logits_at=packed.logits_at,
+        )
+        losses = cross_entropy(logits, packed.targets, reduction="none")
+        return losses if unused is None else losses + 0 * unused.float().sum()
+
+
+def blank_picture(model: Model) -> tuple[Tensor, Grid] | None:
+    """Give the smallest picture that a model sees, as pixels and grid; None for text only."""
     if isinstance(model, VisionLanguageModel):
         vision = model.config.vision
         merge = vision.spatial_merge_size
-        shape: tuple[int, ...] = (merge**2, vision.patch_values)
-        grid = (1, merge, merge)
-    elif isinstance(model, QWenLMHeadModel) and model.config.visual is not None:
+        return torch.zeros(merge**2, vision.patch_values), (1, merge, merge)
+    if isinstance(model, QWenLMHeadModel) and model.config.visual is not None:
         visual = model.config.visual
-        shape = (1, 3, visual.image_size, visual.image_size)
-        grid = (1, visual.grid_side, visual.grid_side)
-    else:
-        return torch.zeros(())
-    pixels = torch.zeros(shape, device=next(model.parameters()).device)
-    return 0 * model.encode_images(pixels, [grid]).float().sum()
+        side = visual.grid_side
+        return torch.zeros(1, 3, visual.image_size, visual.image_size), (1, side, side)
+    return None
 
 
 class Filler(Generic[Item]):

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,17 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qianyan.errors import QianyanError, quote
-from qianyan.models.language_model import LanguageModel
-from qianyan.models.registry import Model
+from qianyan.errors import ConfigError, QianyanError, quote
 from qianyan.train.examples import Example, ExampleMaker
-from qianyan.train.packing import Pack, blank_loss, pack, token_losses
-from qianyan.train.parts import part_of
+from qianyan.train.packing import Pack, TokenLosses, pack
 from qianyan.train.rates import make_optimizer, rate_share, set_rates
 from qianyan.train.recipe import Precision, Stage
 from qianyan.train.samples import Source
 from qianyan.train.streams import Draw, Draws, Stream, StreamState
-from qianyan.train.world import World
+from qianyan.train.world import World, put_whole, whole
 
 logger = logging.getLogger(__name__)
 
@@ -95,32 +92,33 @@ class Samples:
 class StageRun:
     """A stage under way on one device: `step` until `is_done`.
 
-    The parameters that learn are those with `requires_grad`; `loss` gives the losses of a pack's
-    learned tokens.
+    The parameters that learn are those with `requires_grad`.
     """
 
     def __init__(
         self,
         stage: Stage,
-        model: Model,
+        losses: TokenLosses,
         samples: Samples,
         *,
         world: World,
         precision: Precision,
-        loss: Callable[[LanguageModel, Pack], Tensor] = token_losses,
     ) -> None:
-        self.stage, self.model, self.samples = stage, model, samples
+        if stage.batch % world.size:
+            raise ConfigError(
+                f"batch is {stage.batch}; expected a multiple of the {world.size} processes."
+            )
+        self.stage, self.losses, self.samples = stage, losses, samples
+        model = losses.model
         self.step_number = 0
         self.num_steps = samples.steps(stage) if stage.steps is None else stage.steps
-        self._world, self._precision, self._loss = world, precision, loss
+        self._world, self._precision = world, precision
         self._device = next(model.parameters()).device
         self.optimizer = make_optimizer(model.named_parameters(), stage)
         self.average = _Average(model, stage.average) if stage.average else None
         self._mine = range(world.rank, stage.batch, world.size)
         self._states = {number: StreamState(number) for number in self._mine}
         self._open()
-        learning = {part_of(name) for name, each in model.named_parameters() if each.requires_grad}
-        self._sees = not learning.isdisjoint(("vision", "merger"))
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="pack")
 
     @property
@@ -178,7 +176,7 @@ class StageRun:
             "step": self.step_number,
             "num_steps": self.num_steps,
             "streams": gathered,
-            "average": None if self.average is None else self.average.values,
+            "average": None if self.average is None else self.average.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -225,9 +223,7 @@ class StageRun:
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16"
         ):
-            total = self._loss(self.model, packed).sum()
-            if self._sees and packed.pixel_values is None:
-                total = total + blank_loss(self.model)
+            total = self.losses(packed).sum()
         torch.autograd.backward(total)
         return float(total.detach())
 
@@ -236,7 +232,7 @@ class StageRun:
         learning = [each for group in self.optimizer.param_groups for each in group["params"]]
         gradients = [each.grad for each in learning if each.grad is not None]
         torch._foreach_mul_(gradients, self._world.size / num_learned)
-        return float(nn.utils.clip_grad_norm_(learning, self.stage.optimizer.clip))
+        return float(whole(nn.utils.clip_grad_norm_(learning, self.stage.optimizer.clip)))
 
 
 class _Average:
@@ -255,11 +251,15 @@ class _Average:
         share = 1 - min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.values.values()), list(self._learning.values()), share)
 
+    def state(self) -> dict[str, Tensor]:
+        """Give the whole of every average, on all processes."""
+        return {name: whole(value) for name, value in self.values.items()}
+
     @torch.no_grad()
     def load(self, values: dict[str, Tensor]) -> None:
         """Go on from an average."""
         for name, value in values.items():
-            self.values[name].copy_(value)
+            put_whole(self.values[name], value)
 
     @torch.no_grad()
     def keep(self) -> None:

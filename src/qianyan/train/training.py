@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.utils.checkpoint import checkpoint
 
 from qianyan.errors import CheckpointError, ConfigError, quote
@@ -18,13 +23,14 @@ from qianyan.models.registry import Model, load_model
 from qianyan.train.checkpoint import STATE_FILE, read_run_state, write_run_state
 from qianyan.train.examples import ExampleMaker
 from qianyan.train.export import export_model
-from qianyan.train.packing import pack, token_losses
+from qianyan.train.packing import TokenLosses, pack
 from qianyan.train.parts import freeze
 from qianyan.train.recipe import Dataset, Recipe, Stage
 from qianyan.train.samples import JsonLines, Source
 from qianyan.train.stage import Samples, StageRun, StepReport
-from qianyan.train.world import join_world
+from qianyan.train.world import join_world, put_whole, whole
 
+WHOLE = StateDictOptions(full_state_dict=True)
 MOST_EVALUATED = 256
 """Samples of the evaluation that are measured each time."""
 
@@ -67,6 +73,9 @@ class Training:
         self._report = on_report or _ignore
         self.model = load_model(places.source, dtype="float32", device=device)
         self._changed: set[str] = set()
+        seeing = any({"vision", "merger"} & set(stage.train) for stage in recipe.stages)
+        losses = TokenLosses(self.model, always_sees=seeing or self._world.size > 1)
+        self._losses = self._world.share_out(losses)
         for stage in recipe.stages:  # what is wrong with a later stage is said at once
             freeze(self.model, stage.train)
 
@@ -80,8 +89,7 @@ class Training:
         for number, stage in enumerate(self.recipe.stages[begun_at:], begun_at):
             is_begun = state is not None and state["is_begun"] and number == begun_at
             self._run_stage(number, stage, state if is_begun else None)
-        if self._world.is_first:
-            export_model(self.model, self.places.source, self.places.out)
+        export_model(self.model, self.places.source, self.places.out, world=self._world)
 
     def _run_stage(self, number: int, stage: Stage, state: dict[str, Any] | None) -> None:
         self._changed |= set(freeze(self.model, stage.train))
@@ -89,7 +97,7 @@ class Training:
         held_out = self._held_out(stage)
         if state is not None:
             run.load(state["run"])
-            run.optimizer.load_state_dict(state["optimizer"])
+            set_optimizer_state_dict(self._losses, run.optimizer, state["optimizer"], options=WHOLE)
         with _checkpointing(self.model, is_on=stage.checkpointing):
             try:
                 while not run.is_done:
@@ -115,7 +123,7 @@ class Training:
             seed=self.recipe.seed + number,
         )
         return StageRun(
-            stage, self.model, samples, world=self._world, precision=self.recipe.precision
+            stage, self._losses, samples, world=self._world, precision=self.recipe.precision
         )
 
     def _maker(self, stage: Stage) -> ExampleMaker:
@@ -142,7 +150,7 @@ class Training:
                 example = held_out.make(held_out.draws[draw])
                 if example is not None:
                     packed = pack([example]).to(next(self.model.parameters()).device)
-                    loss += float(token_losses(self.model, packed).sum())
+                    loss += float(self._losses(packed).sum())
                     num_learned += len(packed.targets)
                     num_samples += 1
         if num_learned:
@@ -152,19 +160,17 @@ class Training:
 
     def _save(self, number: int, run: StageRun) -> None:
         """Write down where the training is: every parameter that any stage has changed."""
-        run_state = run.state()
-        if not self._world.is_first:
-            return
         named = dict(self.model.named_parameters())
         state = {
             "recipe": _fingerprint(self.recipe),
             "stage": number + 1 if run.is_done else number,
             "is_begun": not run.is_done,
-            "parameters": {name: named[name].detach() for name in sorted(self._changed)},
-            "optimizer": run.optimizer.state_dict(),
-            "run": run_state,
+            "parameters": {name: whole(named[name].detach()) for name in sorted(self._changed)},
+            "optimizer": get_optimizer_state_dict(self._losses, run.optimizer, options=WHOLE),
+            "run": run.state(),
         }
-        write_run_state(self.places.run_dir, state)
+        if self._world.is_first:
+            write_run_state(self.places.run_dir, state)
 
     def _resumed(self) -> dict[str, Any] | None:
         """Put the last saved parameters in place; raises CheckpointError where none fit."""
@@ -177,7 +183,7 @@ class Training:
         named = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in state["parameters"].items():
-                named[name].copy_(value)
+                put_whole(named[name], value)
         self._changed = set(state["parameters"])
         return state
 

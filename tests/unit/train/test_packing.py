@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qianyan.inputs.processor import Processor
 from qianyan.models.registry import Model, load_model
 from qianyan.train.examples import Example, ExampleMaker
-from qianyan.train.packing import Filler, pack, token_losses
+from qianyan.train.packing import Filler, Pack, TokenLosses, pack
 from qianyan.train.samples import JsonLines
 
 
@@ -26,6 +26,11 @@ def examples(model: Model, checkpoint: Path, conversations: Path) -> list[Exampl
     source = JsonLines(conversations)
     samples = [source.read(index) for index in range(8)]
     return [maker(sample.messages, source=sample.source) for sample in samples]
+
+
+def token_losses(model: Model, packed: Pack) -> torch.Tensor:
+    losses: torch.Tensor = TokenLosses(model, always_sees=True)(packed)
+    return losses
 
 
 def gradients(model: Model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
