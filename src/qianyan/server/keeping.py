@@ -96,8 +96,12 @@ MakeWorks = Callable[[Keeping], Mapping[str, Work]]
 
 @asynccontextmanager
 async def keep(state_folder: Path, make_works: MakeWorks) -> AsyncIterator[Keeping]:
-    """Open what is kept and have its work done until the context is left."""
+    """Open what is kept and have its work done until the context is left.
+
+    A state folder has one server (`claim`), so what runs when this one begins was a dead one's.
+    """
     keeping = await asyncio.to_thread(open_keeping, state_folder)
+    await asyncio.to_thread(keeping.tasks.end_leases)
     runner = TaskRunner(keeping.tasks, make_works(keeping), concurrency=TASKS_AT_A_TIME)
     keeping = replace(keeping, wake=runner.wake)
     running = [

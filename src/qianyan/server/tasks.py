@@ -341,6 +341,12 @@ class Tasks:
             )
             return len(changed.all()) == 1
 
+    def end_leases(self) -> None:
+        """Let all tasks that run be taken up at once: whoever ran them is known to be dead."""
+        running = TaskRow.state == TaskState.RUNNING.value
+        with self._database.writing() as session:
+            session.execute(update(TaskRow).where(running).values(leased_until_at=utc_now()))
+
     def _take_up(self, session: Session, now: datetime) -> None:
         """Put tasks of dead runners in line again, or give up those that were begun too often."""
         lost = (TaskRow.state == TaskState.RUNNING.value, TaskRow.leased_until_at < now)

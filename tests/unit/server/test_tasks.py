@@ -99,6 +99,13 @@ def test_a_task_of_a_dead_runner_is_taken_up_when_its_lease_is_over(tmp_path: Pa
     assert tasks.find(ALICE, lost.id, kind="chat").result == {"text": "good"}
 
 
+def test_a_task_of_a_runner_known_to_be_dead_is_taken_up_at_once(tasks: Tasks) -> None:
+    tasks.submit(ALICE, "chat", "m", ASK)
+    lost = begin(tasks, "dead")
+    tasks.end_leases()
+    assert (begin(tasks, "r2").id, tasks.renew(lost, "dead")) == (lost.id, False)
+
+
 def test_a_task_whose_process_dies_each_time_has_failed_in_the_end(tmp_path: Path) -> None:
     tasks = open_tasks(tmp_path, lease_s=-1, max_attempts=2)
     sent = tasks.submit(ALICE, "chat", "m", ASK)
