@@ -18,7 +18,7 @@ from qianyan.server.dashscope_errors import PREFIX, to_code
 from qianyan.server.dashscope_pages import PageParams
 from qianyan.server.dashscope_times import to_second
 from qianyan.server.database import NotFoundError
-from qianyan.server.documents import Documents
+from qianyan.server.document_shelf import DocumentShelf
 from qianyan.server.errors import RefusedError, to_failure
 from qianyan.server.files import FilePurpose, FileQuery, StoredFile, parse_purpose, shown_name
 from qianyan.server.keeping import Keeping, Kept
@@ -76,8 +76,8 @@ async def upload_files(request: Request, kept: Kept) -> dict[str, Any]:
                 continue
             uploaded.append({"name": name, "file_id": stored.id})
             if purpose is FilePurpose.FILE_EXTRACT:
-                documents: Documents = request.app.state.documents
-                documents.begin(stored)
+                shelf: DocumentShelf = request.app.state.shelf
+                shelf.begin(stored)
     data = {"uploaded_files": uploaded, "failed_uploads": failed}
     return {"data": data, "request_id": request.state.request_id}
 

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from qianyan.errors import InputError, quote
 from qianyan.server.auth import owner_of
-from qianyan.server.documents import Documents, State, wait_for
+from qianyan.server.document_shelf import DocumentShelf, State, wait_for
 from qianyan.server.files import FileLimits, FilePurpose, FileQuery, StoredFile
 from qianyan.server.keeping import Keeping, Kept
 from qianyan.server.owned import PageQuery
@@ -93,8 +93,8 @@ def content_of(kept: Keeping, file: StoredFile) -> FileResponse:
 
 def to_object(request: Request, file: StoredFile) -> FileObject:
     """Show a file as OpenAI does; documents are `uploaded` until they have been read."""
-    documents: Documents = request.app.state.documents
-    state, details = documents.state(file)
+    shelf: DocumentShelf = request.app.state.shelf
+    state, details = shelf.state(file)
     return FileObject(
         id=file.id,
         bytes=file.size_bytes,
@@ -156,8 +156,8 @@ async def list_files(
 async def retrieve_file(request: Request, kept: Kept, file_id: str) -> FileObject:
     """Show a file; one that has not been read since the server started begins to be."""
     file = await asyncio.to_thread(kept.files.find, owner_of(request), file_id)
-    documents: Documents = request.app.state.documents
-    if documents.state(file)[0] == "uploaded":
+    shelf: DocumentShelf = request.app.state.shelf
+    if shelf.state(file)[0] == "uploaded":
         await _begin_to_read(request, file)
     return to_object(request, file)
 
@@ -178,8 +178,8 @@ async def delete_file(request: Request, kept: Kept, file_id: str) -> FileDeleted
 async def _begin_to_read(request: Request, file: StoredFile) -> None:
     """Have a document read; one that is read at once is shown as that."""
     if file.purpose is FilePurpose.FILE_EXTRACT:
-        documents: Documents = request.app.state.documents
-        await wait_for([documents.begin(file)], READING_WAIT_S)
+        shelf: DocumentShelf = request.app.state.shelf
+        await wait_for([shelf.begin(file)], READING_WAIT_S)
 
 
 async def _read_form(request: Request) -> FormData:

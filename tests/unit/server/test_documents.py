@@ -19,7 +19,7 @@ from qianyan.engine.checkpoint import find_checkpoint
 from qianyan.engine.engine import Engine
 from qianyan.server.app import create_app
 from qianyan.server.database import utc_now
-from qianyan.server.documents import Documents, UploadedDocumentLimits
+from qianyan.server.document_shelf import DocumentShelf, UploadedDocumentLimits
 from qianyan.server.files import FileRow
 from qianyan.server.keeping import Keeping
 from qianyan.server.settings import ServerSettings
@@ -322,11 +322,11 @@ def test_a_server_without_a_state_folder_says_so(client: openai.OpenAI, serve: S
 def test_a_document_still_being_read_is_refused_after_a_while(
     client: openai.OpenAI, served: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    documents: Documents = served.app.state.documents  # type: ignore[attr-defined]
+    shelf: DocumentShelf = served.app.state.shelf  # type: ignore[attr-defined]
     # Many pages with pictures take longer than no time at all.
     data = SAMPLES["printed_pdf"](*[WORDS] * 60)
     file_id = upload(client, "a.pdf", data)
-    monkeypatch.setattr(documents, "limits", UploadedDocumentLimits(max_reading_wait_s=0.001))
+    monkeypatch.setattr(shelf, "limits", UploadedDocumentLimits(max_reading_wait_s=0.001))
     part = {"type": "file", "file": {"file_id": file_id, "pages": "1-50"}}
     said = refusal(client, [{"role": "user", "content": [part]}], 409, "file_not_ready")
     assert said.startswith("File parsing in progress, please try again later")
@@ -334,9 +334,9 @@ def test_a_document_still_being_read_is_refused_after_a_while(
 
 def test_a_document_is_read_once(client: openai.OpenAI, served: httpx2.Client) -> None:
     file_id = upload(client, "a.pdf", SAMPLES["printed_pdf"](*[WORDS] * 30))
-    documents: Documents = served.app.state.documents  # type: ignore[attr-defined]
-    kept = [document for key, (document, _) in documents._kept.items() if key.file_id == file_id]
+    shelf: DocumentShelf = served.app.state.shelf  # type: ignore[attr-defined]
+    kept = [document for key, (document, _) in shelf._kept.items() if key.file_id == file_id]
     assert len(kept) == 1
     ask(client, [named(file_id), QUESTION])
-    again = [document for key, (document, _) in documents._kept.items() if key.file_id == file_id]
+    again = [document for key, (document, _) in shelf._kept.items() if key.file_id == file_id]
     assert again[0] is kept[0]
