@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from qianyan.engine.options import ChatOptions
+from qianyan.errors import InputError
 from qianyan.inputs.parts import PictureConfig
 from qianyan.inputs.patches import PatchConfig
 from qianyan.server.errors import RefusedError
@@ -83,7 +84,7 @@ class ChatRequest(BaseModel):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
-    stop: str | list[Any] | None = None
+    stop: Any = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: dict[str, Any] | None = None
@@ -99,6 +100,7 @@ class ChatRequest(BaseModel):
     chat_template_kwargs: dict[str, Any] | None = None
     enable_search: bool | None = None
     search_options: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
     functions: list[dict[str, Any]] | None = None
     ocr_options: dict[str, Any] | None = None
     vl_enable_image_hw_output: bool | None = None
@@ -164,7 +166,12 @@ class ChatRequest(BaseModel):
 
     def _search(self, web: WebSearch | None, num_choices: int) -> AskedSearch | None:
         """Read what is asked of web search; options without `enable_search` are checked too."""
-        options = read_search_options(self.search_options)
+        try:
+            options = read_search_options(self.search_options)
+        except InputError as error:
+            raise RefusedError(
+                str(error), status=400, code=error.code, param="search_options"
+            ) from error
         if not self.enable_search:
             return None
         if web is None:
@@ -228,6 +235,12 @@ class ChatRequest(BaseModel):
                 "chat_template_kwargs holds what this server does not know; expected only "
                 "enable_thinking.",
                 "chat_template_kwargs",
+            )
+        if self.web_search_options is not None:
+            raise _refused(
+                "web_search_options is of another server; expected enable_search true, and "
+                "search_options beside it.",
+                "web_search_options",
             )
         if self.functions:
             raise _refused("functions are of an older API; expected tools.", "functions")
