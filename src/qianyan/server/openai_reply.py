@@ -77,7 +77,7 @@ class OpenAIReply:
                 "message": self._message(completion),
                 "logprobs": self._logprobs(tokens[index]),
                 "finish_reason": self._finish_reason(completion),
-                **_loop_words(completion),
+                **cut_words(completion),
             }
             for index, completion in enumerate(completions)
         ]
@@ -105,7 +105,7 @@ class OpenAIReply:
         """Write what closes a choice: why it ended."""
         reason = self._finish_reason(completion)
         delta = {"content": "", **inside(completion)}
-        chunk = self._chunk(index, delta, finish_reason=reason, extra=_loop_words(completion))
+        chunk = self._chunk(index, delta, finish_reason=reason, extra=cut_words(completion))
         return {**chunk, **beside(completion)}
 
     def usage_chunk(self, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def _call_piece(piece: CallPiece) -> dict[str, Any]:
     return {"index": piece.index, "id": _call_id(), "type": "function", "function": function}
 
 
-def _loop_words(completion: Completion) -> dict[str, Any]:
+def cut_words(completion: Completion) -> dict[str, Any]:
     """Say beside "length" that an endless repetition was cut, or that the time was over."""
     if completion.is_cut_by_time:
         return {"stop_reason": "time_limit"}

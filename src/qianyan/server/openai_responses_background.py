@@ -50,7 +50,7 @@ async def _answer(
         failure = to_failure(error)
         if failure.status >= 500 or failure.status == 429:
             raise
-        writer = ResponseWriter(row.response, words=None, summarizes=False)
+        writer = ResponseWriter(row.response)
         for _ in writer.fail(failure):
             pass
         return writer.response

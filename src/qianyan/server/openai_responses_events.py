@@ -5,6 +5,7 @@ follow each other: thoughts, what is said, calls; each is added, grows and is do
 one. A finished response can be told once more as the events of larger pieces.
 """
 
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,12 @@ from typing import Any
 
 from qianyan.engine.request import Completion, TokenText
 from qianyan.server.errors import Failure
-from qianyan.server.openai_reply import TokenWords
+from qianyan.server.openai_reply import TokenWords, cut_words
 from qianyan.server.openai_responses_items import item_id
+from qianyan.server.searching import AskedSearch
 
 Event = dict[str, Any]
+_CITATION = re.compile(r"\[(\d{1,4})\]", re.ASCII)
 
 
 def new_response(model: str, echo: Mapping[str, Any], *, is_stored: bool) -> dict[str, Any]:
@@ -46,21 +49,31 @@ class _Growing:
     at: int
     text: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
 
 
 class ResponseWriter:
     """Writes one response: `begin`, a `push` for every token, and `finish` or `fail`.
 
-    `response` is the whole so far. `words` is None where no probabilities were asked for; with
-    `summarizes` thoughts stand in the summary of their item, else in its content.
+    `response` is the whole so far. `words` is None where no probabilities were asked for, `search`
+    where no search was; with `summarizes` thoughts stand in the summary of their item, else in its
+    content.
     """
 
     def __init__(
-        self, response: dict[str, Any], *, words: TokenWords | None, summarizes: bool
+        self,
+        response: dict[str, Any],
+        *,
+        words: TokenWords | None = None,
+        summarizes: bool = False,
+        search: AskedSearch | None = None,
     ) -> None:
         self.response = response
         self._words = words
         self._summarizes = summarizes
+        self._search = search
+        self._sources: list[dict[str, Any]] = []
+        self._num_errors = self._num_queries = 0
         self._growing: _Growing | None = None
         self._num_calls = 0
         self._logprobs: list[dict[str, Any]] = []
@@ -70,9 +83,11 @@ class ResponseWriter:
         """Say that there is a response now."""
         yield self._event("created", response=self._snapshot())
         yield self._event("in_progress", response=self._snapshot())
+        yield from self._tell_search()
 
     def push(self, token: TokenText) -> Iterator[Event]:
         """Write what one more token shows."""
+        yield from self._tell_search()
         if token.is_reasoning:
             if token.text:
                 yield from self._grow("reasoning", token.text)
@@ -90,6 +105,7 @@ class ResponseWriter:
 
     def finish(self, completion: Completion) -> Iterator[Event]:
         """Close the response: completed, or incomplete where its length has cut it."""
+        yield from self._tell_search()
         is_cut = completion.finish_reason == "length"
         if not (self.response["output"] or self._growing):
             yield from self._grow("message", "")
@@ -99,8 +115,8 @@ class ResponseWriter:
         yield from self._close("completed" if is_whole else "incomplete")
         self.response["status"] = "incomplete" if is_cut else "completed"
         if is_cut:
-            why = {} if completion.loop is None else {"stop_reason": "repetition_detected"}
-            self.response["incomplete_details"] = {"reason": "max_output_tokens", **why}
+            why = {"reason": "max_output_tokens", **cut_words(completion)}
+            self.response["incomplete_details"] = why
         else:
             self.response["completed_at"] = int(time.time())
         self.response["usage"] = to_usage(completion)
@@ -120,6 +136,9 @@ class ResponseWriter:
         """Tell items that are done once more; the response's own state is left as it is."""
         for done in output:
             kind = done["type"]
+            if kind == "web_search_call":
+                yield from self._tell_call(done)
+                continue
             if kind == "function_call":
                 yield from self._open(kind, {**done, "status": "in_progress", "arguments": ""})
                 yield from self._add(done["arguments"])
@@ -128,7 +147,41 @@ class ResponseWriter:
                 parts = done["summary" if self._summarizes else "content"]
                 self._logprobs = list(parts[0].get("logprobs", ()))
                 yield from self._grow(kind, parts[0]["text"], name=done["id"])
+                if self._growing is not None:
+                    self._growing.annotations = parts[0].get("annotations", [])
             yield from self._close(done["status"])
+
+    def _tell_search(self) -> Iterator[Event]:
+        """Write an item for what was searched since the last look."""
+        info = None if self._search is None else self._search.fresh_info()
+        if info is None or self._search is None:
+            return
+        yield from self._close("completed")
+        found, errors = info["search_results"], info.get("errors", ())
+        fresh, queries = found[len(self._sources) :], self._search.queries[self._num_queries :]
+        sources = [{"type": "url", "url": one["url"]} for one in fresh]
+        has_failed = len(errors) > self._num_errors and not fresh
+        self._sources, self._num_errors = found, len(errors)
+        self._num_queries += len(queries)
+        action = {"type": "search", "query": "; ".join(queries), "queries": list(queries)}
+        yield from self._tell_call(
+            {
+                "id": self._new_id("web_search_call"),
+                "type": "web_search_call",
+                "status": "failed" if has_failed else "completed",
+                "action": {**action, "sources": sources},
+            }
+        )
+
+    def _tell_call(self, call: dict[str, Any]) -> Iterator[Event]:
+        at = len(self.response["output"])
+        named = {"output_index": at, "item_id": call["id"]}
+        begun = {**call, "status": "in_progress"}
+        yield self._event("output_item.added", output_index=at, item=begun)
+        for step in ("in_progress", "searching", "completed"):
+            yield self._event(f"web_search_call.{step}", **named)
+        self.response["output"].append(call)
+        yield self._event("output_item.done", output_index=at, item=call)
 
     def _grow(self, kind: str, text: str, *, name: str | None = None) -> Iterator[Event]:
         """Add text to the item of a kind, which is begun when another one stands there."""
@@ -180,6 +233,8 @@ class ResponseWriter:
             name = growing.item["name"]
             yield self._on_item(growing, f"{stream}.done", arguments=text, name=name)
         else:
+            if kind == "message":
+                yield from self._annotate(growing, text)
             part = self._part(growing)
             more = {"logprobs": growing.logprobs} if kind == "message" else {}
             yield self._on_item(growing, f"{stream}.done", text=text, **more)
@@ -190,11 +245,25 @@ class ResponseWriter:
         self.response["output"].append(growing.item)
         yield self._event("output_item.done", output_index=growing.at, item=growing.item)
 
+    def _annotate(self, growing: _Growing, text: str) -> Iterator[Event]:
+        """Tell where a text names the sources that were found, by their numbers."""
+        sources = {one["index"]: one for one in self._sources}
+        for found in _CITATION.finditer(text):
+            source = sources.get(int(found[1]))
+            if source is not None:
+                span = {"start_index": found.start(), "end_index": found.end()}
+                named = {"url": source["url"], "title": source["title"]}
+                growing.annotations.append({"type": "url_citation", **span, **named})
+        for at, annotation in enumerate(growing.annotations):
+            words = {"annotation_index": at, "annotation": annotation}
+            yield self._on_item(growing, "output_text.annotation.added", **words)
+
     def _part(self, growing: _Growing) -> dict[str, Any]:
         text = "".join(growing.text)
         if growing.kind == "message":
             logprobs = {"logprobs": list(growing.logprobs)}
-            return {"type": "output_text", "text": text, "annotations": [], **logprobs}
+            annotations = list(growing.annotations)
+            return {"type": "output_text", "text": text, "annotations": annotations, **logprobs}
         return {"type": "summary_text" if self._summarizes else "reasoning_text", "text": text}
 
     def _holder(self, kind: str) -> str:
@@ -237,7 +306,7 @@ def replay(response: dict[str, Any], *, starting_after: int | None) -> Iterator[
     """Tell a response that is over as the events of a stream, those after a number only."""
     begun = {**response, "status": "in_progress", "output": [], "usage": None}
     begun |= {"completed_at": None, "incomplete_details": None, "error": None}
-    writer = ResponseWriter(begun, words=None, summarizes=False)
+    writer = ResponseWriter(begun)
     events = [*writer.begin(), *writer.replay(response["output"])]
     writer.response = response
     for event in (*events, writer.end()):

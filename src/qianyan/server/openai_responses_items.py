@@ -18,6 +18,7 @@ PREFIXES = {
     "reasoning": "rs",
     "function_call": "fc",
     "function_call_output": "fco",
+    "web_search_call": "ws",
 }
 ROLES = ("user", "system", "developer", "assistant")
 INPUT_PARTS = ("input_text", "input_image", "input_file", "input_video")
@@ -115,11 +116,19 @@ def _read_reasoning(item: Item, where: str) -> Item:
     return found
 
 
+def _read_search(item: Item, where: str) -> Item:
+    action = item.get("action")
+    if not isinstance(action, dict):
+        raise refused(f"{where}.action", action, "an object with a type")
+    return {"action": action, "status": "completed"}
+
+
 _READERS = {
     "message": _read_message,
     "function_call": _read_call,
     "function_call_output": _read_call_output,
     "reasoning": _read_reasoning,
+    "web_search_call": _read_search,
 }
 
 
@@ -162,6 +171,8 @@ class Conversation:
     def add(self, item: Item, place: str) -> None:
         """Add an item; raises RefusedError for a part that nothing can be made of."""
         kind = item["type"]
+        if kind == "web_search_call":  # what was found is in the answer
+            return
         if kind == "reasoning":
             thought = "".join(part["text"] for part in item["content"] or item["summary"])
             if thought:

@@ -5,15 +5,16 @@ and checks holds here too. What would change the answer and cannot be honoured i
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from qianyan.errors import GrammarError, QianyanError, quote
+from qianyan.errors import GrammarError, QianyanError
 from qianyan.server.errors import RefusedError, to_failure
 from qianyan.server.openai_request import MOST_IGNORED_NAMES, ChatRequest
-from qianyan.server.openai_responses_items import Conversation, Item, refused
+from qianyan.server.openai_responses_items import Conversation, refused
+from qianyan.server.openai_responses_tools import read_offer
 
 SAME_NAMES = (
     "model",
@@ -68,10 +69,11 @@ _RENAMED = {
     "response_format": "text.format",
     "logprobs": "top_logprobs",
     "reasoning_effort": "reasoning.effort",
+    "search_options.assigned_site_list": "tools.filters.allowed_domains",
 }
 _PLACE = re.compile(r"[a-z_]+(?:\[\d+\]|\.\w+)*")
 _MESSAGE = re.compile(r"messages\[(\d+)\]")
-_CHOICES = ("auto", "none", "required")
+_TOOL = re.compile(r"tools\[(\d+)\](?:\.function)?")
 
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 
@@ -168,9 +170,10 @@ class ResponseRequest(BaseModel):
         asked["messages"] = [*self._instructions(), *items.messages]
         asked["max_completion_tokens"] = self.max_output_tokens
         asked["response_format"] = self._response_format()
-        tools, choice = self._offered()
-        asked["tools"] = [_to_chat_tool(tool, f"tools[{at}]") for at, tool in enumerate(tools)]
-        asked["tool_choice"] = choice
+        offer = read_offer(self.tools or [], self.tool_choice)
+        asked |= {"tools": offer.functions, "tool_choice": offer.choice}
+        if offer.search_options is not None:
+            asked |= {"enable_search": True, "search_options": offer.search_options}
         if self.wants_logprobs:
             asked |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         effort = None if self.reasoning is None else self.reasoning.effort
@@ -232,33 +235,6 @@ class ResponseRequest(BaseModel):
         named = {name: value for name, value in form.items() if name != "type"}
         return {"type": "json_schema", "json_schema": named}
 
-    def _offered(self) -> tuple[Sequence[Item], str | dict[str, Any] | None]:
-        """Say which tools are offered, and the choice among them in chat's words."""
-        tools, choice = self.tools or [], self.tool_choice
-        if choice is None or choice in _CHOICES:
-            return tools, choice
-        kind = choice.get("type") if isinstance(choice, dict) else None
-        if kind == "function":
-            return tools, {"type": "function", "function": {"name": choice.get("name")}}
-        if kind != "allowed_tools":
-            raise refused(
-                "tool_choice",
-                choice,
-                'auto, none, required or an object of type "function" or "allowed_tools"',
-            )
-        named = choice.get("tools")
-        if not isinstance(named, list) or not all(isinstance(one, dict) for one in named):
-            raise refused("tool_choice.tools", named, "a list of functions by name")
-        names = [one.get("name") for one in named]
-        known = [tool.get("name") for tool in tools]
-        for name in names:
-            if name not in known:
-                raise refused("tool_choice.tools", name, f"one of {', '.join(map(str, known))}")
-        mode = choice.get("mode", "auto")
-        if mode not in _CHOICES:
-            raise refused("tool_choice.mode", mode, f"one of {', '.join(_CHOICES)}")
-        return [tool for tool in tools if tool.get("name") in names], mode
-
 
 def rename(error: QianyanError, request: ResponseRequest, places: Sequence[str]) -> QianyanError:
     """Put an error about chat's fields into the words of the request it came from."""
@@ -270,8 +246,12 @@ def rename(error: QianyanError, request: ResponseRequest, places: Sequence[str])
         at = int(found[1]) - request.num_before_items
         return places[at] if 0 <= at < len(places) else "instructions"
 
-    message = _MESSAGE.sub(place_of, failure.message)
-    message = re.sub(r"(tools\[\d+\])\.function", r"\1", message)
+    def tool_of(found: re.Match[str]) -> str:
+        at = int(found[1])
+        places = read_offer(request.tools or [], request.tool_choice).places
+        return f"tools[{places[at]}]" if at < len(places) else "tools"
+
+    message = _TOOL.sub(tool_of, _MESSAGE.sub(place_of, failure.message))
     for old, new in _RENAMED.items():
         message = re.sub(rf"\b(?<!\.){re.escape(old)}\b", new, message)
     place = _PLACE.match(message)
@@ -284,20 +264,6 @@ def rename(error: QianyanError, request: ResponseRequest, places: Sequence[str])
         code=failure.code,
         param=place[0] if place is not None and is_field else "text.format" if is_form else named,
     )
-
-
-def _to_chat_tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
-    kind = tool.get("type")
-    if kind != "function":
-        raise _unsupported(
-            f"{where} is of type {quote(kind)}, which this server does not have; expected "
-            "function.",
-            where,
-        )
-    names = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {
-        name: tool[name] for name in names if tool.get(name) is not None
-    }}  # fmt: skip
 
 
 def _shown_tool(tool: dict[str, Any]) -> dict[str, Any]:

@@ -53,8 +53,16 @@ class AskedTurn:
         """
         conversation = self.conversation().without_oldest(num_dropped)
         pictures = serving.worker.engine.processor.pictures
+        chat = self.request.to_chat(conversation)
+        if chat.enable_search and serving.web is None:
+            raise RefusedError(
+                "This server has no web search; expected tools of type function, or a server "
+                "that was started with --search-provider.",
+                status=400,
+                code="unsupported_value",
+                param="tools",
+            )
         with self._renaming(conversation):
-            chat = self.request.to_chat(conversation)
             return chat.to_question(pictures, serving.settings.limits, serving.web)
 
     async def begin(self, serving: Serving) -> tuple[Sequence[AnyAnswer], ResponseWriter]:
@@ -66,8 +74,12 @@ class AskedTurn:
         num_top = question.options.get("logprobs")
         tokenizer = serving.worker.engine.processor.tokenizer
         words = None if num_top is None else TokenWords(tokenizer=tokenizer, num_top=num_top)
-        writer = ResponseWriter(self.response, words=words, summarizes=self.request.summarizes)
-        return answers, writer
+        return answers, ResponseWriter(
+            self.response,
+            words=words,
+            summarizes=self.request.summarizes,
+            search=question.search,
+        )
 
     async def _begin(self, serving: Serving) -> tuple[Question, Sequence[AnyAnswer]]:
         """Begin with as many turns as fit, where asked to: without one, two, four … of them."""

@@ -116,7 +116,7 @@ class SearchTurns:
             )
         self.messages: list[dict[str, Any]] = [dict(message) for message in messages]
         self.errors: list[str] = []
-        self.num_searches = 0
+        self.queries: list[str] = []
         self._provider = provider
         self._options = options
         self._own_tools = [dict(tool) for tool in tools]
@@ -163,7 +163,7 @@ class SearchTurns:
 
         `errors` is there only when a search failed.
         """
-        if not self.num_searches:
+        if not self.queries:
             return None
         tool = f"{self._provider.name} answer"
         info: dict[str, Any] = {
@@ -175,9 +175,9 @@ class SearchTurns:
     @property
     def plugins(self) -> dict[str, Any] | None:
         """The entry of usage.plugins; None as long as nothing was searched."""
-        if not self.num_searches:
+        if not self.queries:
             return None
-        spent = {"count": self.num_searches, "strategy": self._options.search_strategy}
+        spent = {"count": len(self.queries), "strategy": self._options.search_strategy}
         return {"search": spent}
 
     def begin(self) -> None:
@@ -269,7 +269,7 @@ class SearchTurns:
     def _search(self, text: str) -> Found:
         strategy = self._options.strategy
         scope = self._options.prompt_intervene if self.searches_first else ""
-        self.num_searches += 1
+        self.queries.append(text)
         return self._provider.search(
             SearchQuery(
                 text=f"{text} {scope}".strip()[: self._limits.max_query_chars],

@@ -6,7 +6,7 @@ back until their turn has ended, because only then it is known whether one of th
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -122,6 +122,11 @@ class AskedSearch:
             return None
         self._shown = info
         return info
+
+    @property
+    def queries(self) -> Sequence[str]:
+        """What was searched for so far."""
+        return () if self._turns is None else self._turns.queries
 
     @property
     def plugins(self) -> dict[str, Any] | None:

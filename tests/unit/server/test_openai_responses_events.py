@@ -41,7 +41,7 @@ def completion_of(tokens: list[TokenText], **words: Any) -> Completion:
 
 def writer_of(*, summarizes: bool = False) -> ResponseWriter:
     response = new_response("m", {"metadata": {}}, is_stored=True)
-    return ResponseWriter(response, words=None, summarizes=summarizes)
+    return ResponseWriter(response, summarizes=summarizes)
 
 
 def tell(writer: ResponseWriter, tokens: list[TokenText], **words: Any) -> list[Event]:

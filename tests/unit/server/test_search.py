@@ -187,7 +187,7 @@ def test_rounds_end_and_a_page_keeps_its_number(provider: SearchProvider) -> Non
     assert chat(model, turns, {}).text == "Done."
     offered = [bool(tools) for _, tools in model.asked]
     assert offered == [True, True, False]
-    assert turns.num_searches == 2
+    assert len(turns.queries) == 2
     roles = [message["role"] for message in turns.messages]
     assert roles == ["user", "assistant", "tool", "assistant", "tool"]
     assert turns.messages[4]["content"] == turns.messages[2]["content"]
@@ -225,7 +225,7 @@ def test_calls_that_cannot_be_run_are_answered_in_words(provider: SearchProvider
     assert said[2].startswith("<search_results>")
     assert said[3] == "Too many searches at once."
     assert turns.messages[1]["content"] == "Wait."
-    assert turns.num_searches == 1
+    assert len(turns.queries) == 1
 
 
 def test_a_failed_search_is_told_to_the_model_and_to_the_caller(provider: SearchProvider) -> None:
