@@ -27,6 +27,7 @@ from qianyan.server.search_results import SearchLimits
 from qianyan.server.settings import ServerLimits
 from qianyan.server.tasks import TaskLimits
 from qianyan.server.thinking import EffortBudgets
+from qianyan.server.uploads import UploadLimits
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "qianyan"
@@ -89,6 +90,7 @@ LIMITS = {
     "Thinking by reasoning_effort": EffortBudgets,
     "Serving": ServerLimits,
     "Files": FileLimits,
+    "Uploads for requests": UploadLimits,
     "Uploaded documents": UploadedDocumentLimits,
     "Tasks": TaskLimits,
     "Batches": BatchLimits,
