@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,3 +153,17 @@ def test_the_bundled_model_is_shown_functions_in_the_prompt_it_reads() -> None:
     read = processor.tokenizer.decode(inputs.prompt_token_ids, skip_special=False)
     assert json.dumps(TOOLS[1], ensure_ascii=False) in read
     assert read == processor.template.render(write_tools([ASKED], TOOLS, processor.template))
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl"])
+def test_the_official_templates_of_picture_models_are_shown_functions(
+    shared: Path, name: str
+) -> None:
+    template = ChatTemplate.from_folder(shared / "tokenizer" / name)
+    assert not template.takes_tools
+    messages = [SYSTEM, ASKED, BOTH, RESULT, RESULT]
+    written = template.render(write_tools(messages, TOOLS, template))
+    assert written == HERMES.render(messages, tools=TOOLS)
+    assert template.render(write_tools([ASKED], TOOLS, template)) == HERMES.render(
+        [ASKED], tools=TOOLS
+    )
