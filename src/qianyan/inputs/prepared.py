@@ -7,6 +7,7 @@ least recently used go first.
 """
 
 import hashlib
+import sys
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
@@ -68,11 +69,11 @@ class PreparedPictures:
             photo = read_image(data, limits=limits)
             seen = photo.rgb.resize(config.seen_size(*photo.rgb.size), config.resample)
             made = Prepared(seen, photo.rgb.size, photo.notes)
-        except BaseException as error:
-            with self._lock:
-                del self._held[key]
-            held.set_exception(error)
-            raise
+        finally:  # whoever waits hears of every end
+            if (error := sys.exception()) is not None:
+                with self._lock:
+                    del self._held[key]
+                held.set_exception(error)
         held.set_result(made)
         with self._lock:
             self._num_bytes += made.num_bytes

@@ -12,6 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from types import TracebackType
 
 from fastapi import Request
 from pydantic_core import from_json
@@ -65,9 +66,8 @@ class Edge:
             with asking(Asked(request_id=request_id, ends_at=ends_at)) as asked:
                 reply = _Reply(scope, send, asked, self._metrics)
                 try:
-                    await self._answer(scope, receive, reply, headers)
-                except Exception as error:  # noqa: BLE001  (the edge: logged, and answered with 500)
-                    await self._fail(scope, receive, reply, error)
+                    async with _LastWord(scope, receive, reply):
+                        await self._answer(scope, receive, reply, headers)
                 finally:
                     self._note(scope, asked, reply.status)
         else:
@@ -90,14 +90,6 @@ class Edge:
                 await response(scope, receive, send)
                 return
         await self._app(scope, _Body(headers, receive, self._limits), send)
-
-    async def _fail(self, scope: Scope, receive: Receive, send: "_Reply", error: Exception) -> None:
-        """Answer what nobody foresaw; a response that has begun is cut off by uvicorn."""
-        logger.error("request failed", exc_info=error)
-        request_id = send.asked.request_id
-        response = to_response(error, path=scope["path"], request_id=request_id)
-        if send.status == GONE:
-            await response(scope, receive, send)
 
     def _note(self, scope: Scope, asked: Asked, status: int) -> None:
         """Count and log a request that is over."""
@@ -203,6 +195,32 @@ class _Body:
                     code="request_too_large",
                 )
             )
+
+
+class _LastWord:
+    """Ends every error that nobody foresaw: it is logged, and answered with 500.
+
+    A response that has begun is cut off. Nothing is raised further, for uvicorn would close a
+    connection that the client means to use again.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, reply: "_Reply") -> None:
+        self._scope, self._receive, self._reply = scope, receive, reply
+
+    async def __aenter__(self) -> None:
+        return
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        logger.error("request failed", exc_info=error)
+        path, request_id = self._scope["path"], self._reply.asked.request_id
+        response = to_response(error, path=path, request_id=request_id)
+        if self._reply.status == GONE:
+            await response(self._scope, self._receive, self._reply)
+        return True
 
 
 class _Reply:

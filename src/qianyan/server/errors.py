@@ -71,6 +71,11 @@ class ModelFailedError(QianyanError):
     code = "model_failed"
 
 
+def stopping() -> RefusedError:
+    """Say that the server answers no more."""
+    return RefusedError("The server stops.", status=503, code="server_stopping")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """An error as HTTP has it; dialects put it into their own words.

@@ -19,10 +19,14 @@ Place = asyncio.Future[None]
 class Line:
     """Seats and who waits for them; used on one event loop only."""
 
-    def __init__(self, num_seats: int, limits: ServerLimits) -> None:
+    def __init__(
+        self, num_seats: int, limits: ServerLimits, *, most_each: int | None = None
+    ) -> None:
+        """Share seats out, at most `most_each` to one key; None: as many as there are."""
         self.num_waiting = 0
         self.num_seated = 0
         self._num_seats = num_seats
+        self._most_each = most_each or num_seats
         self._limits = limits
         self._seated: Counter[str] = Counter()
         self._waiting: dict[str, deque[Place]] = {}
@@ -35,7 +39,7 @@ class Line:
         Raises RefusedError with 429 where no more may wait, with 503 after too long a wait.
         """
         self._refuse_too_many_of(owner_id)
-        if self.num_seated < self._num_seats and not self.num_waiting:
+        if self._may_sit(owner_id) and not any(map(self._may_sit, self._waiting)):
             self._seat(owner_id)
             return
         if self.num_waiting >= self._limits.max_waiting:
@@ -43,14 +47,16 @@ class Line:
         place: Place = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(owner_id, deque()).append(place)
         self.num_waiting += 1
+        is_seated = False
         try:
             async with asyncio.timeout(self._limits.max_wait_s):
                 await place
-        except BaseException as error:
-            self._give_up(owner_id, place)
-            if isinstance(error, TimeoutError):
-                raise self._too_late() from error
-            raise
+            is_seated = True
+        except TimeoutError as error:
+            raise self._too_late() from error
+        finally:
+            if not is_seated:
+                self._give_up(owner_id, place)
 
     def stand_up(self, owner_id: str) -> None:
         """Give a seat back."""
@@ -63,13 +69,16 @@ class Line:
                 self._served.pop(owner_id, None)
 
     def _fill(self) -> None:
-        while self._waiting and self.num_seated < self._num_seats:
-            owner_id = min(self._waiting, key=self._rank)
+        while owners := [one for one in self._waiting if self._may_sit(one)]:
+            owner_id = min(owners, key=self._rank)
             place = self._waiting[owner_id].popleft()
             self._note_left(owner_id)
             if not place.cancelled():  # whoever waited has just gone
                 self._seat(owner_id)
                 place.set_result(None)
+
+    def _may_sit(self, owner_id: str) -> bool:
+        return self.num_seated < self._num_seats and self._seated[owner_id] < self._most_each
 
     def _rank(self, owner_id: str) -> tuple[int, int]:
         return self._seated[owner_id], self._served.get(owner_id, -1)

@@ -26,7 +26,8 @@ class ServerLimits:
             limit.
         max_answer_s: seconds from a request to the end of its answer; what there is by then is
             sent, with the finish_reason length. Tasks and batches have limits of their own.
-        max_preparing: requests whose pictures, videos and documents are read at the same time.
+        max_preparing: requests of one key whose pictures, videos and documents are read at the
+            same time; of all keys together one more.
         max_body_bytes: largest body of a request, uploads of files apart.
         max_json_values: values in the JSON of a body, counted by its commas and brackets before
             it is parsed.

@@ -104,6 +104,31 @@ def test_a_model_that_dies_in_mid_stream_says_so_and_the_server_lives() -> None:
         assert "/usr" not in answer.text
 
 
+def test_what_nobody_foresaw_is_500_without_a_word_of_it(
+    serve: Callable[..., Any], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("bad table at 0xdeadbeef in /usr/lib")
+
+    with serve() as client:
+        monkeypatch.setattr(engine, "prepare_choices", broken)
+        bodies = {CHAT: {"model": "judge", "messages": STORY}}
+        bodies[NATIVE] = {"model": "judge", "input": {"prompt": "x"}}
+        answers = [client.post(path, json=body) for path, body in bodies.items()]
+        monkeypatch.undo()
+        assert client.post(CHAT, json={**bodies[CHAT], "max_tokens": 1}).status_code == 200
+        counted = client.get("/metrics").text
+    for answer in answers:
+        assert answer.status_code == 500
+        assert answer.headers["x-request-id"] == answer.json()["request_id"]
+        assert "0xdead" not in answer.text
+    assert answers[0].json()["error"]["code"] == "internal_error"
+    assert answers[1].json()["code"] == "InternalError"
+    assert 'qianyan_errors_total{code="internal_error"} 2.0' in counted
+    assert 'status="500"} 1.0' in counted
+    assert "qianyan_requests_running 0.0" in counted
+
+
 def test_a_disk_that_takes_no_more_is_a_503_and_leaves_nothing(
     serve: Callable[..., Any], tmp_path: Path
 ) -> None:
