@@ -152,5 +152,6 @@ def test_text_for_an_answer_keeps_the_reasoning_beside_it(address: str) -> None:
     output = post(address, result_format="text", thinking_budget=BUDGET, max_tokens=5).json()[
         "output"
     ]
-    assert set(output) == {"finish_reason", "text", "reasoning_content"}
+    assert set(output) == {"finish_reason", "text", "reasoning_content", "notes"}
     assert output["reasoning_content"]
+    assert output["notes"] == [f"the reasoning was ended at its budget of {BUDGET} tokens"]
