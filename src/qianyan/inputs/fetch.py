@@ -41,6 +41,7 @@ from qianyan.inputs.addresses import find_literal, is_hostname, is_public
 from qianyan.inputs.connection import PinnedBackend
 
 Resolver = Callable[[str, int], Sequence[str]]
+Headers = dict[bytes | str, bytes | str]
 Noun = Literal["picture", "video", "sound", "document"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: C:\ is a path
@@ -123,6 +124,17 @@ def fetch(
             code="bad_url",
         )
     return _read_file(Path(source), limits)
+
+
+def post(
+    url: str, body: bytes, *, limits: FetchLimits | None = None, resolver: Resolver = resolve
+) -> int:
+    """Send JSON where a fetch might lead, and give the status; no redirect is followed.
+
+    Raises:
+        MediaError: code bad_url, private_address, name_not_resolved, connection_failed or timeout.
+    """
+    return _Download(limits or FetchLimits(), resolver, "document").post(url, body)
 
 
 def find_file(source: str | Path) -> Path | None:
@@ -217,12 +229,30 @@ class _Download:
         """Follow the URL to its bytes."""
         shown = _shown(source)
         url = _parse(source)
-        try:
+        with self._told(shown):
             for _ in range(self._limits.max_redirects + 1):
                 answer = self._get(self._target(url))
                 if isinstance(answer, Fetched):
                     return answer
                 url = _parse(answer, base=url)
+        raise MediaError(
+            f"{shown} redirects more than {self._limits.max_redirects} times; expected the "
+            f"{self._noun}'s own URL.",
+            code="too_many_redirects",
+        )
+
+    def post(self, source: str, body: bytes) -> int:
+        """Send a body to the URL itself; what is answered but the status is not read."""
+        with self._told(_shown(source)):
+            target = self._target(_parse(source))
+            with self._open(target, "POST", {"Content-Type": "application/json"}, body) as response:
+                return response.status
+
+    @contextmanager
+    def _told(self, shown: str) -> Iterator[None]:
+        """Say in a sentence what becomes of a connection."""
+        try:
+            yield
         except (httpcore2.TimeoutException, TimeoutError) as error:
             raise MediaError(
                 f"{shown} did not arrive within {self._limits.timeout_s:g} s.", code="timeout"
@@ -232,11 +262,6 @@ class _Download:
             raise MediaError(f"{shown} cannot be fetched: {why}.", code="connection_failed") from (
                 error
             )
-        raise MediaError(
-            f"{shown} redirects more than {self._limits.max_redirects} times; expected the "
-            f"{self._noun}'s own URL.",
-            code="too_many_redirects",
-        )
 
     def _target(self, url: httpx2.URL) -> _Target:
         """Judge a parsed URL and the addresses of its host."""
@@ -279,14 +304,23 @@ class _Download:
 
     def _get(self, target: _Target) -> Fetched | str:
         """Make one request; returns the body, or where it is redirected to."""
+        headers: Headers = {"Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+        with self._open(target, "GET", headers) as response:
+            return self._read(response, target)
+
+    @contextmanager
+    def _open(
+        self, target: _Target, method: str, stated: Headers, body: bytes = b""
+    ) -> Iterator[httpcore2.Response]:
+        """Send one request to the addresses that were judged, and to no other."""
         is_default_port = target.url.port is None
         name = f"[{target.host}]" if ":" in target.host else target.host
-        headers: dict[bytes | str, bytes | str] = {
+        headers: Headers = {
             "Host": name if is_default_port else f"{name}:{target.port}",
             "User-Agent": f"qianyan/{__version__}",
-            "Accept": "image/*,*/*;q=0.5",
-            "Accept-Encoding": "identity",
             "Connection": "close",
+            **stated,
+            **({"Content-Length": str(len(body))} if body else {}),
         }
         left_s = max(self._remaining_s(), 0.001)
         backend = PinnedBackend(target.addresses, self._deadline)
@@ -297,7 +331,7 @@ class _Download:
                 max_connections=1,
             ) as pool,
             pool.stream(
-                "GET",
+                method,
                 httpcore2.URL(
                     scheme=target.url.raw_scheme,
                     host=target.url.raw_host,
@@ -305,10 +339,11 @@ class _Download:
                     target=target.url.raw_path,
                 ),
                 headers=headers,
+                content=body or None,
                 extensions={"timeout": {"connect": left_s, "read": left_s, "write": left_s}},
             ) as response,
         ):
-            return self._read(response, target)
+            yield response
 
     def _read(self, response: httpcore2.Response, target: _Target) -> Fetched | str:
         """Read a response up to the limits."""

@@ -40,7 +40,9 @@ from qianyan.server.tasks import LATER, Task, TaskRow, TaskState, new_row
 
 LINE_KIND = "batch_line"
 NAME = "ds_name"
-"""The entry of metadata that Bailian's lists choose by."""
+CALLBACK = "ds_batch_finish_callback"
+"""Entries of metadata: what Bailian's lists choose by, and where the end is told."""
+CALLBACK_KIND = "batch_callback"
 WINDOW = re.compile(r"(\d{1,4})([hd])")
 SECONDS = {"h": 3600, "d": 86_400}
 
@@ -67,6 +69,7 @@ UNFINISHED = (
     BatchState.FINALIZING,
     BatchState.CANCELLING,
 )
+OVER = frozenset(BatchState) - frozenset(UNFINISHED)
 LEFT_OUT = {
     BatchState.CANCELLED: ("batch_cancelled", "The batch was cancelled before this request."),
     BatchState.EXPIRED: (
@@ -377,6 +380,9 @@ class Batches:
                 f"metadata is too large; expected at most {limits.max_metadata} entries, keys of "
                 f"{limits.max_metadata_key} and values of {limits.max_metadata_value} characters."
             )
+        callback = metadata.get(CALLBACK)
+        if callback is not None and not re.match(r"https?://", callback, re.IGNORECASE):
+            raise InputError(f"{CALLBACK} is {quote(callback)}; expected an http or https URL.")
 
     def _check_room(self, session: Session, owner_id: str) -> None:
         unfinished = select(func.count()).where(
@@ -431,11 +437,15 @@ def _to_bytes(record: dict[str, Any]) -> bytes:
 
 
 def _move_in(session: Session, row: BatchRow, state: BatchState, **values: Any) -> bool:
-    """Move a batch on when it still stands where `row` does."""
+    """Move a batch on when it still stands where `row` does; its end is to be told with that."""
     here = (BatchRow.id == row.id, BatchRow.state == row.state)
     moved = update(BatchRow).where(*here).values(state=state.value, **values)
     moved = moved.values({f"{state.value}_at": utc_now()}).returning(BatchRow.id)
-    return len(session.scalars(moved).all()) == 1
+    is_mine = len(session.scalars(moved).all()) == 1
+    if is_mine and state in OVER and CALLBACK in (row.note or {}):
+        asked = {"batch_id": row.id}
+        session.add(new_row(row.owner_id, CALLBACK_KIND, row.model or "", asked, size_bytes=0))
+    return is_mine
 
 
 def _drop_waiting(session: Session, batch_id: str) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from qianyan.server.batches import LINE_KIND
+from qianyan.server.batch_callbacks import tell_end
+from qianyan.server.batches import CALLBACK_KIND, LINE_KIND, BatchRow
 from qianyan.server.dashscope_generation import answer_task
 from qianyan.server.dashscope_tasks import TASK_KIND
 from qianyan.server.keeping import Keeping, keep
-from qianyan.server.openai_batches import answer_chat
+from qianyan.server.openai_batches import answer_chat, to_object
 from qianyan.server.openai_responses_background import answer_later
 from qianyan.server.openai_responses_store import RESPONSE_KIND
 from qianyan.server.serving import Serving
@@ -39,7 +40,12 @@ def make_works(serving: Serving, keeping: Keeping) -> Mapping[str, Work]:
     async def answer(_owner_id: str, body: dict[str, Any]) -> dict[str, Any]:
         return await answer_chat(serving, body)
 
+    def show(row: BatchRow) -> dict[str, Any]:
+        return to_object(row).model_dump()
+
+    fetching = serving.worker.engine.processor.limits.fetch
     return {
+        CALLBACK_KIND: tell_end(keeping.batches, show, fetching),
         LINE_KIND: keeping.batches.work(answer),
         TASK_KIND: partial(answer_task, serving),
         RESPONSE_KIND: partial(answer_later, serving, keeping.responses),
