@@ -6,15 +6,17 @@ appears whole or not at all.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from qianyan.engine.folder import INDEX, is_wanted
 from qianyan.errors import CheckpointError, quote
 from qianyan.models.registry import RENAMES
 from qianyan.models.saved import ShardWriter
 from qianyan.models.weights import list_tensors, read_tensors, renamed
+from qianyan.train.lora import Addition, lora_layers
 from qianyan.train.world import World, whole
 
 
@@ -27,24 +29,27 @@ def export_model(model: nn.Module, source: Path, out: Path, *, world: World) -> 
     before stays then.
     """
     trained = dict(model.named_parameters(remove_duplicate=False))
-    if not world.is_first:
-        for name in list_tensors(source):
-            if (key := renamed(name, RENAMES)) in trained:
-                whole(trained[key])
-        return
+    added = {f"{path}.weight": (layer, one) for path, layer, one in lora_layers(model)}
     specs = list_tensors(source)
+    if not world.is_first:
+        for name in specs:
+            _put_together(renamed(name, RENAMES), trained, added)
+        return
     unfinished = out.with_name(f"{out.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         with ShardWriter(unfinished, specs) as writer:
+            additions: dict[str, Tensor] = {}  # to weights that were kept in codes
             for name, spec in specs.items():
-                if (key := renamed(name, RENAMES)) in trained:
-                    value = whole(trained[key].detach())
-                    writer.write(name, value.to(device="cpu", dtype=spec.dtype))
+                value, addition = _put_together(renamed(name, RENAMES), trained, added)
+                if value is not None:
+                    writer.write(name, _sum(value, addition).to(spec.dtype))
+                elif addition is not None:
+                    additions[name] = addition
             for name, tensor in read_tensors(source):
                 if renamed(name, RENAMES) not in trained:
-                    writer.write(name, tensor)
+                    writer.write(name, _sum(tensor, additions.get(name)).to(tensor.dtype))
             writer.finish()
         for file in source.iterdir():
             if file.is_file() and is_wanted(file.name) and not _is_weights(file):
@@ -57,6 +62,24 @@ def export_model(model: nn.Module, source: Path, out: Path, *, world: World) -> 
             f"({error.strerror or type(error).__name__}); the run's last state is kept. Make room "
             "and resume."
         ) from error
+
+
+def _put_together(
+    key: str,
+    trained: Mapping[str, nn.Parameter],
+    added: Mapping[str, tuple[nn.Module, Addition]],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Give a tensor's trained value and its low-rank addition, None where there is none."""
+    value = whole(trained[key].detach()) if key in trained else None
+    layer, addition = added.get(key, (None, None))
+    if layer is None or addition is None:
+        return value, None
+    return value, addition.weight(layer)
+
+
+def _sum(value: Tensor, addition: Tensor | None) -> Tensor:
+    value = value.cpu()
+    return value if addition is None else value.float() + addition.cpu()
 
 
 def _is_weights(file: Path) -> bool:

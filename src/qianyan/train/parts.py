@@ -39,8 +39,10 @@ def tower_block(name: str) -> int:
     return int(found[1]) if found else -1
 
 
-def freeze(model: nn.Module, trained: Collection[Part]) -> list[str]:
+def freeze(model: nn.Module, trained: Collection[Part], *, with_lora: bool = False) -> list[str]:
     """Let only the named parts learn; returns the names of the parameters that do.
+
+    Low-rank additions learn `with_lora`, whatever part they lie in.
 
     Raises ConfigError for a part that this model has not.
     """
@@ -53,7 +55,8 @@ def freeze(model: nn.Module, trained: Collection[Part]) -> list[str]:
             )
     learning = []
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in trained)
+        is_lora = name.rpartition(".")[2].startswith("lora_")
+        parameter.requires_grad_(with_lora if is_lora else part_of(name) in trained)
         if parameter.requires_grad:
             learning.append(name)
     return learning

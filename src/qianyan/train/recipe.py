@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from qianyan.errors import ConfigError, quote
+from qianyan.models.quantize import Kind
 from qianyan.train.parts import Part
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -209,6 +210,8 @@ class Recipe:
         data: samples of stages that name none themselves.
         evaluation: samples that nobody learns from, measured while training.
         precision: numbers that products are computed in; weights and sums stay float32.
+        quantize: int8 or int4 keeps the frozen weights so (QLoRA, arXiv 2305.14314); the low-rank
+            additions are what learns.
     """
 
     stages: tuple[Stage, ...]
@@ -216,6 +219,7 @@ class Recipe:
     data: tuple[Dataset, ...] = ()
     evaluation: tuple[Dataset, ...] = ()
     precision: Precision = "bfloat16"
+    quantize: Kind | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -225,6 +229,19 @@ class Recipe:
                 f"The recipe's stages are {', '.join(names) or 'none'}; expected at least one, "
                 "each with a name of its own."
             )
+        full = [stage.name for stage in self.stages if stage.train and self.quantize]
+        if full:
+            raise ConfigError(
+                f"Stage {quote(full[0])} trains weights that are kept in codes; with quantize "
+                "expected train = [] and lora."
+            )
+        if len({stage.lora for stage in self.stages} - {None}) > 1:
+            raise ConfigError("Two stages have different lora settings; expected the same in all.")
+
+    @property
+    def lora(self) -> Lora | None:
+        """The low-rank additions, where a stage trains them."""
+        return next((stage.lora for stage in self.stages if stage.lora is not None), None)
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -31,6 +31,15 @@ class Sample:
     tools: list[Message] | None = None
     rejected: str | None = None
 
+    def worse(self) -> "Sample":
+        """Give the same with its worse answer; raises InputError where it has none."""
+        if self.rejected is None or self.messages[-1]["role"] != "assistant":
+            raise InputError(
+                f"{self.source} is no pair; expected an answer last, and a worse one in rejected."
+            )
+        worse = {"role": "assistant", "content": self.rejected}
+        return Sample(source=self.source, messages=[*self.messages[:-1], worse], tools=self.tools)
+
 
 class Source(Protocol):
     """Samples that can be read one by one, in any order."""

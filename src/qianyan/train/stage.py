@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from qianyan.errors import ConfigError, QianyanError, quote
 from qianyan.train.examples import Example, ExampleMaker
 from qianyan.train.packing import Pack, TokenLosses, pack
+from qianyan.train.preference import PairLosses
 from qianyan.train.rates import make_optimizer, rate_share, set_rates
 from qianyan.train.recipe import Precision, Stage
 from qianyan.train.samples import Source
-from qianyan.train.streams import Draw, Draws, Stream, StreamState
+from qianyan.train.streams import Draw, Draws, Made, Stream, StreamState
 from qianyan.train.world import World, put_whole, whole
 
 logger = logging.getLogger(__name__)
 
 BAD_SAMPLES_NAMED = 20
 """Samples that cannot be used are named up to here, and counted beyond."""
+MOST_STEPS = 100_000_000
 PROBED = 64
 """Samples that are measured to tell how many steps an epoch has."""
 
@@ -37,7 +39,10 @@ class DivergedError(QianyanError):
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one step came to: mean loss of a learned token, gradient's norm before the clip."""
+    """What one step came to: mean loss of a learned token or pair, and how many there were.
+
+    `gradient_norm` is that before the clip.
+    """
 
     step: int
     num_steps: int
@@ -56,18 +61,27 @@ class Samples:
     """
 
     def __init__(
-        self, sources: Sequence[Source], weights: Sequence[float], make: ExampleMaker, *, seed: int
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        make: ExampleMaker,
+        *,
+        seed: int,
+        in_pairs: bool = False,
     ) -> None:
         self.draws = Draws([len(source) for source in sources], weights, seed=seed)
         self.bad: dict[Draw, str] = {}
-        self._sources, self._maker = sources, make
+        self._sources, self._maker, self._in_pairs = sources, make, in_pairs
 
-    def make(self, draw: Draw) -> Example | None:
-        """Make the example of a draw; None, with a warning, where that cannot be done."""
+    def make(self, draw: Draw) -> Made | None:
+        """Make what a draw gives to learn; None, with a warning, where that cannot be done."""
         source, index = draw
         try:
             sample = self._sources[source].read(index)
-            return self._maker(sample.messages, source=sample.source, tools=sample.tools)
+            wanted = (sample, sample.worse()) if self._in_pairs else (sample,)
+            return tuple(
+                self._maker(one.messages, source=one.source, tools=one.tools) for one in wanted
+            )
         except QianyanError as error:
             if draw not in self.bad and len(self.bad) < BAD_SAMPLES_NAMED:
                 logger.warning("sample left out: %s", error)
@@ -79,7 +93,7 @@ class Samples:
         per_pack = 1.0
         if stage.packing:
             probed = (self.make(self.draws[number]) for number in range(self._num_probed))
-            lengths = [len(example) for example in probed if example is not None]
+            lengths = [sum(map(len, made)) for made in probed if made is not None]
             if lengths:
                 per_pack = max(1.0, stage.max_tokens * len(lengths) / sum(lengths))
         return max(1, math.ceil(self.draws.epoch_size * stage.epochs / per_pack / stage.batch))
@@ -98,11 +112,12 @@ class StageRun:
     def __init__(
         self,
         stage: Stage,
-        losses: TokenLosses,
+        losses: TokenLosses | PairLosses,
         samples: Samples,
         *,
         world: World,
         precision: Precision,
+        seed: int = 0,
     ) -> None:
         if stage.batch % world.size:
             raise ConfigError(
@@ -110,6 +125,7 @@ class StageRun:
             )
         self.stage, self.losses, self.samples = stage, losses, samples
         model = losses.model
+        self._seed = seed
         self.step_number = 0
         self.num_steps = samples.steps(stage) if stage.steps is None else stage.steps
         self._world, self._precision = world, precision
@@ -132,21 +148,24 @@ class StageRun:
         Raises DivergedError, before anything is changed, when the loss or gradient is no number.
         """
         begun = time.monotonic()
+        torch.manual_seed(  # what a low-rank addition leaves out is drawn from it
+            (self._seed * MOST_STEPS + self.step_number) * self._world.size + self._world.rank
+        )
         share = rate_share(self.stage.rates, self.step_number, self.num_steps)
         set_rates(self.optimizer, share)
         self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(3, dtype=torch.float64)  # loss, learned tokens, tokens
+        sums = torch.zeros(3, dtype=torch.float64)  # loss, what it is a sum of, tokens
         sources: list[str] = []
         for packed in self._packs():
             sources += packed.sources
-            losses = self._backward(packed)
-            sums += torch.tensor([losses, len(packed.targets), len(packed.input_ids)])
+            loss, count = self._backward(packed)
+            sums += torch.tensor([loss, count, len(packed.input_ids)])
         sums = self._world.sum(sums)
         norm = self._scale_and_clip(float(sums[1]))
-        loss = float(sums[0] / sums[1])
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        mean = float(sums[0] / sums[1])
+        if not math.isfinite(mean) or not math.isfinite(norm):
             raise DivergedError(
-                f"The {'gradient' if math.isfinite(loss) else 'loss'} of step "
+                f"The {'gradient' if math.isfinite(mean) else 'loss'} of step "
                 f"{self.step_number + 1} is no number. It learned from {_some(sources)}; the last "
                 "state saved is good. Lower the rates or look at these samples, and resume."
             )
@@ -157,7 +176,7 @@ class StageRun:
         return StepReport(
             step=self.step_number,
             num_steps=self.num_steps,
-            loss=loss,
+            loss=mean,
             gradient_norm=norm,
             rate=self.stage.rates.language * share,
             num_tokens=int(sums[2]),
@@ -218,20 +237,21 @@ class StageRun:
             self._states[number] = state
             yield pack(examples).to(self._device)
 
-    def _backward(self, packed: Pack) -> float:
-        """Add a pack's gradient, of the sum of its tokens' losses; returns that sum."""
+    def _backward(self, packed: Pack) -> tuple[float, int]:
+        """Add a pack's gradient, of the sum of its losses; returns that sum, and of how many."""
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16"
         ):
-            total = self.losses(packed).sum()
+            losses = self.losses(packed)
+            total = losses.sum()
         torch.autograd.backward(total)
-        return float(total.detach())
+        return float(total.detach()), len(losses)
 
-    def _scale_and_clip(self, num_learned: float) -> float:
+    def _scale_and_clip(self, count: float) -> float:
         """Turn summed gradients into those of the mean loss, clip, and return their norm."""
         learning = [each for group in self.optimizer.param_groups for each in group["params"]]
         gradients = [each.grad for each in learning if each.grad is not None]
-        torch._foreach_mul_(gradients, self._world.size / num_learned)
+        torch._foreach_mul_(gradients, self._world.size / count)
         return float(whole(nn.utils.clip_grad_norm_(learning, self.stage.optimizer.clip)))
 
 

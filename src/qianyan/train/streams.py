@@ -16,6 +16,8 @@ from qianyan.train.packing import Filler
 
 Draw = tuple[int, int]
 """A source, and a sample in it."""
+Made = tuple[Example, ...]
+"""What one sample gives to learn from: an example, or a pair of them."""
 
 
 class Draws:
@@ -65,10 +67,10 @@ class StreamState:
 @dataclass(frozen=True)
 class _Drawn:
     number: int
-    example: Example
+    examples: Made
 
     def __len__(self) -> int:
-        return len(self.example)
+        return sum(map(len, self.examples))
 
 
 class Stream:
@@ -77,7 +79,7 @@ class Stream:
     def __init__(
         self,
         draws: Draws,
-        make: Callable[[Draw], Example | None],
+        make: Callable[[Draw], Made | None],
         *,
         state: StreamState,
         stride: int,
@@ -95,7 +97,7 @@ class Stream:
 
         Raises InputError when a whole epoch has no sample that can be used.
         """
-        taken = [drawn.example for drawn in self._filler.next()]
+        taken = [example for drawn in self._filler.next() for example in drawn.examples]
         waiting = tuple(drawn.number for drawn in self._filler.waiting)
         return taken, StreamState(self._next, waiting)
 
@@ -103,10 +105,10 @@ class Stream:
         unused = 0
         while unused <= self._draws.epoch_size:
             number, self._next = self._next, self._next + self._stride
-            example = self._make(self._draws[number])
-            unused = 0 if example is not None else unused + 1
-            if example is not None:
-                yield _Drawn(number, example)
+            made = self._make(self._draws[number])
+            unused = 0 if made is not None else unused + 1
+            if made is not None:
+                yield _Drawn(number, made)
         raise InputError(
             "No sample of the data can be used; the warnings before this name the first ones."
         )

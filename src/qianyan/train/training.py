@@ -23,9 +23,11 @@ from qianyan.models.registry import Model, load_model
 from qianyan.train.checkpoint import STATE_FILE, read_run_state, write_run_state
 from qianyan.train.examples import ExampleMaker
 from qianyan.train.export import export_model
+from qianyan.train.lora import add_lora, save_adapter
 from qianyan.train.packing import TokenLosses, pack
 from qianyan.train.parts import freeze
-from qianyan.train.recipe import Dataset, Recipe, Stage
+from qianyan.train.preference import PairLosses
+from qianyan.train.recipe import Dataset, Preference, Recipe, Stage
 from qianyan.train.samples import JsonLines, Source
 from qianyan.train.stage import Samples, StageRun, StepReport
 from qianyan.train.world import join_world, put_whole, whole
@@ -71,13 +73,17 @@ class Training:
         self.recipe, self.places = recipe, places
         self._world = join_world(torch.device(device))
         self._report = on_report or _ignore
-        self.model = load_model(places.source, dtype="float32", device=device)
+        self.model = load_model(
+            places.source, dtype="float32", device=device, quantize=recipe.quantize
+        )
+        if recipe.lora is not None:
+            add_lora(self.model, recipe.lora, seed=recipe.seed)
         self._changed: set[str] = set()
         seeing = any({"vision", "merger"} & set(stage.train) for stage in recipe.stages)
         losses = TokenLosses(self.model, always_sees=seeing or self._world.size > 1)
         self._losses = self._world.share_out(losses)
         for stage in recipe.stages:  # what is wrong with a later stage is said at once
-            freeze(self.model, stage.train)
+            freeze(self.model, stage.train, with_lora=stage.lora is not None)
 
     def run(self, *, resume: bool = False) -> None:
         """Take all stages and export the model.
@@ -90,14 +96,23 @@ class Training:
             is_begun = state is not None and state["is_begun"] and number == begun_at
             self._run_stage(number, stage, state if is_begun else None)
         export_model(self.model, self.places.source, self.places.out, world=self._world)
+        if self.recipe.lora is not None:
+            save_adapter(
+                self.model,
+                self.recipe.lora,
+                self.places.out / "adapter",
+                world=self._world,
+                source=self.places.source.name,
+            )
 
     def _run_stage(self, number: int, stage: Stage, state: dict[str, Any] | None) -> None:
-        self._changed |= set(freeze(self.model, stage.train))
+        self._changed |= set(freeze(self.model, stage.train, with_lora=stage.lora is not None))
         run = self._begin(number, stage)
         held_out = self._held_out(stage)
         if state is not None:
             run.load(state["run"])
             set_optimizer_state_dict(self._losses, run.optimizer, state["optimizer"], options=WHOLE)
+        self.model.train()
         with _checkpointing(self.model, is_on=stage.checkpointing):
             try:
                 while not run.is_done:
@@ -108,6 +123,7 @@ class Training:
                         self._save(number, run)
             finally:
                 run.close()
+                self.model.eval()
         if run.average is not None:
             run.average.keep()
         self._save(number, run)
@@ -121,10 +137,24 @@ class Training:
             [one.weight for one in data],
             self._maker(stage),
             seed=self.recipe.seed + number,
+            in_pairs=stage.preference is not None,
         )
         return StageRun(
-            stage, self._losses, samples, world=self._world, precision=self.recipe.precision
+            stage,
+            self._losses if stage.preference is None else self._pair_losses(stage.preference),
+            samples,
+            world=self._world,
+            precision=self.recipe.precision,
+            seed=self.recipe.seed + number,
         )
+
+    def _pair_losses(self, preference: Preference) -> PairLosses:
+        if self._world.size > 1 and self.recipe.lora is None:
+            raise ConfigError(
+                "Preference training on several processes needs lora, whose absence is the model "
+                "as it was; expected lora, or one process."
+            )
+        return PairLosses(self._losses, preference)
 
     def _maker(self, stage: Stage) -> ExampleMaker:
         processor = Processor.from_folder(
@@ -145,14 +175,16 @@ class Training:
         if held_out is None:
             return
         loss = num_learned = num_samples = 0.0
+        self.model.eval()
         with run.average.in_place() if run.average is not None else nullcontext():
             for draw in range(min(MOST_EVALUATED, held_out.draws.epoch_size)):
-                example = held_out.make(held_out.draws[draw])
-                if example is not None:
-                    packed = pack([example]).to(next(self.model.parameters()).device)
+                made = held_out.make(held_out.draws[draw])
+                if made is not None:
+                    packed = pack(made).to(next(self.model.parameters()).device)
                     loss += float(self._losses(packed).sum())
                     num_learned += len(packed.targets)
                     num_samples += 1
+        self.model.train()
         if num_learned:
             mean = loss / num_learned
             report = Evaluation(step=run.step_number, loss=mean, num_samples=int(num_samples))
