@@ -7,13 +7,16 @@ used, and not what else is installed, because it bounds the size of heads.
 """
 
 import asyncio
+import uuid
 from functools import partial
 from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from qianyan.server.errors import RefusedError, to_response
 from qianyan.server.settings import ServerLimits, ServerSettings
 
 
@@ -28,8 +31,10 @@ class Connection(H11Protocol):
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first head."""
+        """Begin to wait for the first head; one connection too many is answered with 503."""
         super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections:
+            self.app = partial(_refuse, self._limits)
         self._time_head()
 
     def data_received(self, data: bytes) -> None:
@@ -74,6 +79,19 @@ class Connection(H11Protocol):
         self.transport.abort()
 
 
+async def _refuse(limits: ServerLimits, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request on a connection that is one too many, and close it."""
+    refused = RefusedError(
+        f"{limits.max_connections} connections are open, the most that may be. Try again later.",
+        status=503,
+        code="server_busy",
+        retry_after_s=limits.retry_after_s,
+    )
+    response = to_response(refused, path=scope["path"], request_id=str(uuid.uuid4()))
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)
+
+
 def listen_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
     """Say how uvicorn serves an app: with our connections, and no log of its own."""
     limits = settings.limits
@@ -86,7 +104,6 @@ def listen_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         h11_max_incomplete_event_size=limits.max_head_bytes,
-        limit_concurrency=limits.max_connections,
         timeout_keep_alive=limits.keep_alive_s,
         timeout_graceful_shutdown=limits.drain_s,
     )

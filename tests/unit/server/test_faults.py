@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
 
 from qianyan.engine.engine import Engine
 from qianyan.server import database
@@ -102,6 +103,34 @@ def test_a_model_that_dies_in_mid_stream_says_so_and_the_server_lives() -> None:
     for answer in (streamed, refused, native, ready):
         assert "0xdead" not in answer.text
         assert "/usr" not in answer.text
+
+
+def test_what_finds_no_memory_now_is_503_and_what_never_fits_is_400(
+    serve: Callable[..., Any], engine: Engine
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory at 0xdeadbeef")
+
+    body = {"model": "judge", "messages": STORY, "max_tokens": 2}
+    with serve() as client:
+        hook = engine.model.register_forward_pre_hook(refuse)
+        try:
+            now = client.post(CHAT, json=body)
+            native = client.post(NATIVE, json={"model": "judge", "input": {"prompt": "x"}})
+        finally:
+            hook.remove()
+        long = [{"role": "user", "content": "word " * 20_000}]
+        never = client.post(CHAT, json={**body, "messages": long})
+        assert client.post(CHAT, json=body).status_code == 200
+        assert client.get("/ready").status_code == 200
+    assert now.status_code == native.status_code == 503
+    assert now.json()["error"]["code"] == "no_memory"
+    assert int(now.headers["retry-after"]) > 0
+    assert native.json()["code"] == "ModelServingError"
+    assert "0xdead" not in now.text + native.text
+    assert never.status_code == 400
+    assert never.json()["error"]["code"] == "context_length_exceeded"
+    assert "retry-after" not in never.headers
 
 
 def test_what_nobody_foresaw_is_500_without_a_word_of_it(

@@ -108,6 +108,25 @@ def test_a_refused_client_cannot_keep_its_connection_by_sending_on(
         assert drip(raw, b"x", every_s=0.1) < 3
 
 
+def test_one_connection_too_many_is_told_to_come_again(serve: Callable[..., Any]) -> None:
+    with serve(max_connections=3) as client:
+        assert client.get("/health").status_code == 200
+        with connected(client), connected(client), connected(client) as fourth:
+            fourth.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            answer = read_all(fourth)
+            assert client.get("/health").status_code == 200
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 2" in answer
+        assert b'"code":"server_busy"' in answer
+        wait_until(lambda: is_let_in(client))
+
+
+def is_let_in(client: httpx2.Client) -> bool:
+    with connected(client) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        return read_all(raw).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize(
     "lines",
     ["x-long: " + "a" * 200_000, "\r\n".join(f"x-{number}: b" for number in range(20_000))],
