@@ -145,9 +145,7 @@ def find_picture(messages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     content = asked[-1].get("content") if asked else None
     parts = content if isinstance(content, list | tuple) else []
     pictures = [
-        part
-        for part in parts
-        if isinstance(part, Mapping) and part.get("type") in _PICTURES
+        part for part in parts if isinstance(part, Mapping) and part.get("type") in _PICTURES
     ]
     if len(pictures) != 1:
         raise InputError(
@@ -155,6 +153,14 @@ def find_picture(messages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
             "exactly one."
         )
     return pictures[0]
+
+
+def wants_turning(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the one picture is to be turned so that its text stands upright (`enable_rotate`)."""
+    wanted = find_picture(messages).get("enable_rotate") or False
+    if not isinstance(wanted, bool):
+        raise InputError(f"enable_rotate is {quote(wanted)}; expected true or false.")
+    return wanted
 
 
 def count_pictures(messages: Sequence[Mapping[str, Any]]) -> int:

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.request import Completion, Finished, TokenText
-from qianyan.server.extraction import find_picture
+from qianyan.server.extraction import ExtractionOptions, find_picture
 from qianyan.server.ocr_answer import OcrAnswer
 from qianyan.server.searching import AskedSearch, SearchingAnswer
 from qianyan.server.thinking import settle_thinking
@@ -37,16 +37,39 @@ async def begin(worker: Worker, question: Question) -> Sequence[AnyAnswer]:
     A seed stands for the first answer; the others have the following ones. Texts are extracted by
     the offline reader where the model does not read.
     """
-    telling, engine = question.telling, worker.engine
-    reads = engine.processor.pictures is not None and engine.name != CANNOT_READ
-    if telling.extraction is not None and not reads:
-        picture = find_picture(await asyncio.to_thread(worker.attach, question.messages))
-        return [OcrAnswer(*await worker.ocr.extract(picture, telling.extraction), telling)]
+    extraction, engine = question.telling.extraction, worker.engine
+    if extraction is not None:
+        if engine.processor.pictures is None or engine.name == CANNOT_READ:
+            return [await _extract(worker, question, extraction)]
+        if question.telling.turns:
+            question = await _turn(worker, question)
+    telling = question.telling
     await worker.ready(question.messages)
     answers = await _begin(worker, question)
     if not telling:
         return answers
     return [TellingAnswer(one, telling, engine.architecture) for one in answers]
+
+
+async def _extract(worker: Worker, question: Question, extraction: ExtractionOptions) -> OcrAnswer:
+    """Have the one picture of a question read by the offline reader."""
+    telling = question.telling
+    picture = find_picture(await asyncio.to_thread(worker.attach, question.messages))
+    read = await worker.ocr.extract(picture, extraction, turns=telling.turns)
+    return OcrAnswer(*read, telling)
+
+
+async def _turn(worker: Worker, question: Question) -> Question:
+    """Turn the one picture of a question so that its text stands upright."""
+    messages = [dict(one) for one in await asyncio.to_thread(worker.attach, question.messages)]
+    picture = find_picture(messages)
+    image, turn = await worker.ocr.turn(picture)
+    hints = {key: value for key, value in picture.items() if key.endswith("_pixels")}
+    shown = {"type": "image", "image": image, **hints}
+    messages[-1]["content"] = [
+        shown if part is picture else part for part in messages[-1]["content"]
+    ]
+    return replace(question, messages=messages, telling=replace(question.telling, turn=turn))
 
 
 async def _begin(worker: Worker, question: Question) -> Sequence[Answer | SearchingAnswer]:

@@ -6,6 +6,7 @@ from qianyan.engine.request import Finished, TokenText, Usage
 from qianyan.inputs.images import Photo
 from qianyan.inputs.media import Seen, SeenImage
 from qianyan.server.extraction import Extraction
+from qianyan.server.ocr_turning import Turn
 from qianyan.server.searching import TurnsSoFar
 from qianyan.server.told import Telling, Told
 from qianyan.server.worker import Event
@@ -17,7 +18,7 @@ NO_TOKEN = -1
 class OcrAnswer:
     """What was read, as one piece of text and the end."""
 
-    def __init__(self, photo: Photo, extraction: Extraction, telling: Telling) -> None:
+    def __init__(self, photo: Photo, turn: Turn, extraction: Extraction, telling: Telling) -> None:
         size = photo.rgb.size
         seen = Seen((SeenImage(size, size, photo.notes),))
         self.request = TurnsSoFar(
@@ -32,7 +33,7 @@ class OcrAnswer:
             finish_reason="stop",
             usage=Usage(prompt_tokens=0, completion_tokens=0, forwarded_tokens=0),
             images=seen.images,
-            notes=("read by the offline reader (rapidocr), not by the model",),
+            notes=("read by the offline reader (rapidocr), not by the model", *turn.notes),
             telling=telling,
             ocr_result=extraction.ocr_result,
         )

@@ -15,10 +15,17 @@ from qianyan.errors import InputError, MediaError
 from qianyan.inputs.grounding import PhotoQuad
 from qianyan.server.extraction import Extraction, ExtractionOptions, to_words
 from qianyan.server.ocr_places import Line
+from qianyan.server.ocr_turning import Degrees, turned
 
 TASKS = ("text_recognition", "multi_lan", "advanced_recognition")
 LEAST_SCORE = 0.5
 """Lines that the reader is less sure of are left out, as its own makers do."""
+
+
+TALL = 1.5
+"""From this ratio of height to width on the reader takes a line to lie on its side."""
+SURE_SCORE = 0.9
+"""Lines that read this well are the right way up."""
 
 
 class OfflineReader:
@@ -62,6 +69,36 @@ class OfflineReader:
             for box, text, score in zip(found.boxes, found.txts, found.scores, strict=True)
             if text.strip() and score >= LEAST_SCORE
         ]
+
+    def find_turn(self, image: Image.Image) -> Degrees:
+        """Tell by how much an RGB picture has to be turned clockwise for its text to stand upright.
+
+        0 where there is no text. Raises MediaError as `read`.
+        """
+        lies, score = self._look(image)
+        first: Degrees = 270 if lies else 0
+        if score >= SURE_SCORE or score == 0:
+            return first
+        other: Degrees = 90 if lies else 180
+        return other if self._look(turned(image, 180))[1] > score else first
+
+    def _look(self, image: Image.Image) -> tuple[bool, float]:
+        """Read lines as they lie: whether most are on their side, and how well they read, 0 to 1.
+
+        A line on its side is read as if its upper end were on the right.
+        """
+        pixels = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
+        with self._one_at_a_time:
+            found = self._reader(pixels, use_cls=False, text_score=0.0)
+        if found.boxes is None:
+            return False, 0.0
+        across = np.linalg.norm(found.boxes[:, 1] - found.boxes[:, 0], axis=1)
+        down = np.linalg.norm(found.boxes[:, 3] - found.boxes[:, 0], axis=1)
+        lying = down > TALL * across
+        lengths = np.maximum(across, down)
+        lies = bool(lengths[lying].sum() > lengths[~lying].sum())
+        scores, kept = np.asarray(found.scores), lying == lies
+        return lies, float(np.average(scores[kept], weights=lengths[kept]))
 
     @cached_property
     def _reader(self) -> Any:

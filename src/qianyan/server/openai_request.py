@@ -20,6 +20,7 @@ from qianyan.server.extraction import (
     count_pictures,
     read_ocr_options,
     to_response_format,
+    wants_turning,
 )
 from qianyan.server.extraction import to_messages as to_extraction
 from qianyan.server.generate import Question
@@ -205,10 +206,12 @@ class ChatRequest(BaseModel):
                 "exactly one.",
                 "coordinate_space",
             )
+        extraction = None if self.ocr_options is None else read_ocr_options(self.ocr_options)
         return Telling(
             shows_image_hw=bool(self.vl_enable_image_hw_output),
             space=space,
-            extraction=None if self.ocr_options is None else read_ocr_options(self.ocr_options),
+            extraction=extraction,
+            turns=extraction is not None and wants_turning(self.messages),
         )
 
     def _extracting(self, options: ChatOptions, extraction: ExtractionOptions) -> ChatOptions:

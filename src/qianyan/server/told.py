@@ -12,6 +12,7 @@ from qianyan.engine.request import Completion, Finished, Request
 from qianyan.errors import InputError, quote
 from qianyan.inputs.grounding import find_notation
 from qianyan.server.extraction import ExtractionOptions, read_answer
+from qianyan.server.ocr_turning import Turn
 from qianyan.server.places import CoordinateSpace, read_places
 from qianyan.server.searching import SearchingAnswer, TurnsSoFar
 from qianyan.server.worker import Answer, Event
@@ -19,11 +20,17 @@ from qianyan.server.worker import Answer, Event
 
 @dataclass(frozen=True, kw_only=True)
 class Telling:
-    """What a request wants told beside the answer's text."""
+    """What a request wants told beside the answer's text.
+
+    `turns` asks for a picture whose text does not stand upright to be turned before it is read;
+    `turn` says what was done about that.
+    """
 
     shows_image_hw: bool = False
     space: CoordinateSpace | None = None
     extraction: ExtractionOptions | None = None
+    turns: bool = False
+    turn: Turn | None = None
 
     def __bool__(self) -> bool:
         """Whether it wants anything."""
@@ -155,6 +162,9 @@ def tell(completion: Completion, telling: Telling, architecture: str) -> Told:
             notes.append(
                 f"places: not told, as there are {len(completion.images)} pictures; expected one"
             )
+    if telling.turn is not None:
+        notes += telling.turn.notes
+        ocr_result = None if ocr_result is None else telling.turn.to_sent(ocr_result)
     given["notes"] = tuple(notes)
     return Told(**given, telling=telling, ocr_result=ocr_result, places=places)
 

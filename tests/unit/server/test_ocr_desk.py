@@ -48,7 +48,8 @@ def test_more_than_may_wait_are_refused_and_later_taken() -> None:
         assert (refused.value.status, refused.value.retry_after_s) == (429, 5)
         waiting[1].cancel()
         reader.go_on.set()
-        _, extraction = await waiting[0]
+        _, turn, extraction = await waiting[0]
+        assert turn.degrees == 0
         assert extraction.text == "40x30 text_recognition"
         while True:  # the cancelled one gives its place back when its turn is over
             try:

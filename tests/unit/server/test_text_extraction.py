@@ -167,9 +167,35 @@ def test_without_the_extra_it_says_what_to_install(
     assert refused.value.code == "missing_extra"
 
 
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_page_that_lies_is_turned_where_that_is_asked_for(
+    asked: openai.OpenAI, degrees: int
+) -> None:
+    """Its places are those of the picture as it lies."""
+    back = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180,
+            270: Image.Transpose.ROTATE_270}  # fmt: skip
+    part = {
+        "type": "image_url",
+        "image_url": {"url": to_uri(SAMPLES["sign"]().transpose(back[degrees]))},
+        "enable_rotate": True,
+    }
+    messages: Any = [{"role": "user", "content": [part]}]
+    answer: Any = asked.chat.completions.create(
+        model="judge",
+        messages=messages,
+        extra_body={"ocr_options": {"task": "advanced_recognition"}},
+    )
+    assert f"turned clockwise by {degrees} degrees" in answer.notes[1]
+    (line,) = answer.choices[0].message.ocr_result["words_info"]
+    assert line["text"].replace(" ", "") == WORDS.replace(" ", "")
+    x, y = line["location"][:2]  # the upper left corner of the text, wherever that lies
+    upright = {90: (640 - y, x), 180: (640 - x, 240 - y), 270: (y, 240 - x)}
+    assert upright[degrees] == pytest.approx((40, 90), abs=22)
+
+
 def native(client: httpx2.Client, *, stream: bool = False, **parameters: Any) -> httpx2.Response:
     content = [{"image": turned_uri(), "min_pixels": 3072, "max_pixels": 8388608,
-                "enable_rotate": True}]  # fmt: skip
+                "enable_rotate": False}]  # fmt: skip
     body = {
         "model": "judge",
         "input": {"messages": [{"role": "user", "content": content}]},
