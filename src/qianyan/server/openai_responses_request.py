@@ -168,6 +168,8 @@ class ResponseRequest(BaseModel):
         """Ask the same in chat's words; raises RefusedError for what chat has no words for."""
         asked = {name: getattr(self, name) for name in SAME_NAMES}
         asked["messages"] = [*self._instructions(), *items.messages]
+        if not asked["messages"]:
+            raise refused("input", "empty", "text or at least one item")
         asked["max_completion_tokens"] = self.max_output_tokens
         asked["response_format"] = self._response_format()
         offer = read_offer(self.tools or [], self.tool_choice)

@@ -31,6 +31,7 @@ from qianyan.server.errors import RefusedError
 from qianyan.server.tasks import TaskRow, TaskState, new_row
 
 RESPONSE_KIND = "response"
+RESPONSE_ID = re.compile(r"resp_[0-9a-f]{32}")
 ITEM_ID = re.compile(r"[a-z]{2,3}_([0-9a-f]{32})[io]\d{1,6}")
 """An item's id says in which response it stands, first as input or output."""
 
@@ -153,7 +154,7 @@ class Responses:
             if row.status not in UNFINISHED:
                 return row.response
             task = session.get(TaskRow, row.task_id)
-            if task is not None and task.state != TaskState.FAILED:
+            if task is not None and task.state in (TaskState.PENDING, TaskState.RUNNING):
                 return row.response
             message = task and task.error_message
         return self._give_up(row, message or "The server lost the task of this response.")
@@ -178,7 +179,7 @@ class Responses:
         if named is None:
             return None
         with self._database.reading() as session:
-            row = session.scalar(_chosen(owner_id, f"resp_{named[1]}"))
+            row = _row_of(session, owner_id, f"resp_{named[1]}")
         items = [] if row is None else [*row.input_items, *row.response["output"]]
         return next((item for item in items if item["id"] == item_id), None)
 
@@ -360,16 +361,19 @@ def _drop_task(session: Session, row: ResponseRow) -> None:
     session.execute(update(TaskRow).where(*waiting).values(**values))
 
 
-def _chosen(owner_id: str, response_id: str) -> Any:
-    return select(ResponseRow).where(
+def _row_of(session: Session, owner_id: str, response_id: str) -> ResponseRow | None:
+    if not RESPONSE_ID.fullmatch(response_id):
+        return None
+    chosen = select(ResponseRow).where(
         ResponseRow.id == response_id,
         ResponseRow.owner_id == owner_id,
         ResponseRow.expires_at > utc_now(),
     )
+    return session.scalar(chosen)
 
 
 def _find_row(session: Session, owner_id: str, response_id: str) -> ResponseRow:
-    row: ResponseRow | None = session.scalar(_chosen(owner_id, response_id))
+    row = _row_of(session, owner_id, response_id)
     if row is None:
         raise NotFoundError(
             f"There is no response {quote(response_id)}; expected the id of one that was stored."
@@ -378,7 +382,7 @@ def _find_row(session: Session, owner_id: str, response_id: str) -> ResponseRow:
 
 
 def _find_previous(session: Session, owner_id: str, response_id: str) -> ResponseRow:
-    row: ResponseRow | None = session.scalar(_chosen(owner_id, response_id))
+    row = _row_of(session, owner_id, response_id)
     if row is None:
         raise RefusedError(
             f"The previous response {quote(response_id)} does not exist; expected the id of one "

@@ -43,7 +43,7 @@ def read_offer(tools: Sequence[Item], choice: Any) -> Offer:
     """Read what is offered and chosen; raises RefusedError for tools that are not here."""
     for at, tool in enumerate(tools):
         kind = tool.get("type")
-        if kind != "function" and kind not in WEB_SEARCHES:
+        if kind != "function" and not _is_search(tool):
             raise _unsupported(
                 f"tools[{at}] is of type {quote(kind)}, which this server does not have; "
                 "expected function or web_search.",
@@ -78,8 +78,8 @@ def _read_choice(
     kind = choice.get("type") if isinstance(choice, dict) else None
     if kind == "function":
         return None, {"type": "function", "function": {"name": choice.get("name")}}
-    if isinstance(kind, str) and kind in WEB_SEARCHES:
-        if not any(tool["type"] in WEB_SEARCHES for tool in tools):
+    if isinstance(choice, dict) and _is_search(choice):
+        if not any(_is_search(tool) for tool in tools):
             raise refused("tool_choice", kind, "a tool that is among tools")
         return None, "web_search"
     if kind != "allowed_tools":
@@ -103,8 +103,12 @@ def _read_choice(
 
 def _name(tool: Mapping[str, Any]) -> str:
     """Name a tool; web search has one name under all its types."""
-    is_search = isinstance(tool.get("type"), str) and tool["type"] in WEB_SEARCHES
-    return "web_search" if is_search else str(tool.get("name"))
+    return "web_search" if _is_search(tool) else str(tool.get("name"))
+
+
+def _is_search(tool: Mapping[str, Any]) -> bool:
+    kind = tool.get("type")
+    return isinstance(kind, str) and kind in WEB_SEARCHES
 
 
 def _function(tool: Item) -> dict[str, Any]:

@@ -5,6 +5,7 @@ What was sent and what went before become one chat question; the answer is told 
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,6 +121,14 @@ def read_turn(
         else item
         for at, item in enumerate(items)
     ]
+    try:
+        json.dumps([items, response], allow_nan=False)
+    except ValueError as error:
+        raise RefusedError(
+            "The body holds a number that is none (NaN or infinity); expected JSON's numbers.",
+            status=400,
+            code="invalid_json",
+        ) from error
     return AskedTurn(request=request, items=items, chain=chain, response=response)
 
 

@@ -324,6 +324,9 @@ def test_probabilities_are_told_where_they_are_included(kept: httpx2.Client) -> 
     [
         ({"input": None}, "input"),
         ({"input": 5}, "input"),
+        ({"input": []}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": [5]}, "input[0]"),
         ({"input": [{"type": "magic"}]}, "input[0].type"),
         ({"temperature": 9}, "temperature"),
@@ -348,6 +351,8 @@ def test_probabilities_are_told_where_they_are_included(kept: httpx2.Client) -> 
         ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
         ({"tools": 5}, "tools"),
+        ({"tools": [{"type": ["function"]}]}, "tools[0]"),
+        ({"tool_choice": {"type": ["function"]}}, "tool_choice"),
         ({"tool_choice": "maybe"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"tool_choice": {"type": "allowed_tools", "tools": 5}}, "tool_choice.tools"),
@@ -385,6 +390,21 @@ def test_one_wrong_field_is_400_with_its_place(
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
     assert error["message"]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"text": {"format": {"type": "json_object", "x": NaN}}',
+        '"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,",'
+        ' "max_pixels": 1e999}]}]',
+    ],
+)
+def test_numbers_that_are_none_are_refused(kept: httpx2.Client, field: str) -> None:
+    content = f'{{"model": "judge", "input": "x", {field}}}'
+    headers = {"content-type": "application/json"}
+    answer = kept.post("/v1/responses", content=content, headers=headers)
+    assert error_of(answer, 400)["code"] == "invalid_json"
 
 
 def test_a_place_is_right_behind_instructions_and_what_went_before(kept: httpx2.Client) -> None:
