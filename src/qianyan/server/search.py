@@ -7,6 +7,7 @@ gives no orders. Result pages themselves are not opened.
 
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from qianyan.server.search_words import (
     TOOL_NAME,
     search_tool,
 )
+
+logger = logging.getLogger(__name__)
 
 TURN_GAP = "\n\n"
 OPEN_MARK, CLOSE_MARK = "<search_results>", "</search_results>"
@@ -247,16 +250,19 @@ class SearchTurns:
         strategy = self._options.strategy
         scope = self._options.prompt_intervene if self.searches_first else ""
         self.queries.append(text)
-        return self._provider.search(
-            SearchQuery(
-                text=f"{text} {scope}".strip()[: self._limits.max_query_chars],
-                num_results=strategy.num_results,
-                is_deep=strategy.is_deep,
-                wants_answers=self._options.enable_search_extension,
-                since_days=self._options.freshness,
-                sites=self._options.assigned_site_list,
-            )
+        query = SearchQuery(
+            text=f"{text} {scope}".strip()[: self._limits.max_query_chars],
+            num_results=strategy.num_results,
+            is_deep=strategy.is_deep,
+            wants_answers=self._options.enable_search_extension,
+            since_days=self._options.freshness,
+            sites=self._options.assigned_site_list,
         )
+        try:
+            return self._provider.search(query)
+        except EndpointError as error:
+            logger.warning("a search failed: %s", error)
+            raise
 
     def _told(self, found: Found) -> str:
         """Write what was found for the model, and keep it for the caller."""

@@ -8,6 +8,7 @@ back until their turn has ended, because only then it is known whether one of th
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -47,7 +48,9 @@ class SearchThreads:
             )
         self._num_open += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            loop = asyncio.get_running_loop()
+            # With the context its log lines have the id of the request.
+            return await loop.run_in_executor(self._threads, copy_context().run, work)
         finally:
             self._num_open -= 1
 

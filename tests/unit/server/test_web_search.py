@@ -221,7 +221,9 @@ def test_a_forced_search_that_fails_is_an_error_in_the_dialect_s_words(
     assert "searxng" in answer.json()["message"]
 
 
-def test_a_provider_that_is_gone_leaves_an_answer_that_says_so(serve: Any, taught: Engine) -> None:
+def test_a_provider_that_is_gone_leaves_an_answer_that_says_so(
+    serve: Any, taught: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
     gone = SERVER["SearchServer"]()
     gone.close()
     search = SearchSettings(provider="searxng", url=gone.url, limits=LIMITS)
@@ -235,6 +237,9 @@ def test_a_provider_that_is_gone_leaves_an_answer_that_says_so(serve: Any, taugh
         chunks = chunks_of(chat(client, stream=True))
         (told,) = [chunk["search_info"] for chunk in chunks if "search_info" in chunk]
         assert told == answer["search_info"]
+    logged = [one.getMessage() for one in caplog.records if "a search failed" in one.getMessage()]
+    assert len(logged) >= 3, "who runs the server is told"
+    assert not any("hats" in line for line in logged), "and not what was searched for"
 
 
 TALLY = {
