@@ -17,7 +17,14 @@ PREFIX = "QIANYAN_"
 # Where tests and benchmarks find development data, and whether native kernels are used: for the
 # process, not for one command.
 NATIVE_VARIABLE = "QIANYAN_NATIVE"
-OTHER_VARIABLES = frozenset({"QIANYAN_SHARED", NATIVE_VARIABLE})
+UPSTREAM_KEY_VARIABLE = "QIANYAN_UPSTREAM_API_KEY"
+"""No option: a key on a command line can be read by others."""
+OTHER_VARIABLES = frozenset({"QIANYAN_SHARED", NATIVE_VARIABLE, UPSTREAM_KEY_VARIABLE})
+
+
+def read_variable(name: str) -> str | None:
+    """Read an environment variable that a setting names, such as one that holds a key."""
+    return os.environ.get(name)
 
 
 def modelscope_cache() -> Path:

@@ -2,6 +2,8 @@
 
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -83,6 +85,17 @@ SearchApiKey = Annotated[
     ),
 ]
 
+Upstreams = Annotated[
+    list[str] | None,
+    option("--upstream", "NAME=URL#MODEL: a name that requests may give a model at another "
+           "OpenAI-compatible server; can be repeated. Its key comes from "
+           "QIANYAN_UPSTREAM_API_KEY"),
+]  # fmt: skip
+ModelsFile = Annotated[
+    Path | None,
+    option("--models-file", "TOML file of models at other servers, a table [models.NAME] each"),
+]
+
 
 def serve(
     context: typer.Context,
@@ -125,12 +138,24 @@ def serve(
     search_provider: SearchProviderOption = None,
     search_url: SearchUrl = None,
     search_api_key: SearchApiKey = None,
+    upstream: Upstreams = None,
+    models_file: ModelsFile = None,
     drain: Annotated[
         int, option("--drain", "seconds that running answers have after a signal to stop", min=0)
     ] = 30,
     state_dir: Annotated[
         Path, option("--state-dir", "folder of files and batches, with their database")
     ] = Path("~/.local/state/qianyan"),
+    max_files: Annotated[int, option("--max-files", "files that a key may keep", min=1)] = 10_000,
+    max_stored: Annotated[
+        float, option("--max-stored", "GB that the files of a key may take together", min=0.001)
+    ] = 100.0,
+    max_tasks: Annotated[
+        int, option("--max-tasks", "tasks that a key may have in line", min=1)
+    ] = 1_000,
+    keep_results: Annotated[
+        float, option("--keep-results", "hours that results of tasks are kept", min=0.01)
+    ] = 24.0,
     log_format: LogFormatOption = "text",
     log_level: LogLevel = "info",
     max_pixels: MaxPixels = None,
@@ -146,8 +171,12 @@ def serve(
 
     Example: qianyan serve --model path/to/Qwen2.5-VL-3B-Instruct --served-name qwen-vl-plus
     """
-    from qianyan.server.keys import make_key, read_keys
-    from qianyan.server.settings import ServerLimits, ServerSettings
+    with _needing_server():
+        from qianyan.server.files import FileLimits
+        from qianyan.server.keys import make_key, read_keys
+        from qianyan.server.settings import KeepingLimits, ServerLimits, ServerSettings
+        from qianyan.server.tasks import TaskLimits
+        from qianyan.server.upstream_settings import read_upstreams
 
     given = (*(api_keys or ()), *(read_keys(api_keys_file) if api_keys_file else ()))
     if given and no_auth:
@@ -169,19 +198,20 @@ def serve(
             drain_s=drain,
         ),
         state_folder=state_dir,
+        keeping=KeepingLimits(
+            files=FileLimits(max_files=max_files, max_total_bytes=int(max_stored * 1e9)),
+            tasks=TaskLimits(max_waiting=max_tasks, keep_s=keep_results * 3600),
+        ),
         search=_search(search_provider, search_url, search_api_key),
+        upstreams=read_upstreams(upstream or (), models_file),
     )
-    try:
+    with _needing_server():
         import uvicorn
 
         from qianyan.server.app import create_app
         from qianyan.server.keeping import claim
         from qianyan.server.logs import write_log
         from qianyan.server.wire import listen_config
-    except ImportError as error:
-        raise ConfigError(
-            "The server's packages are not installed; run pip install 'qianyan[server]'."
-        ) from error
     write_log(log_format, log_level)
     look = look_settings(context)
     listener = _listen(settings)  # before the model is loaded, which may take minutes
@@ -198,6 +228,17 @@ def serve(
         listener.listen(BACKLOG)
         _say(settings)
         uvicorn.Server(listen_config(app, settings)).run(sockets=[listener])
+
+
+@contextmanager
+def _needing_server() -> Iterator[None]:
+    """Say how to install what the server needs and the command line does not."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            "The server's packages are not installed; run pip install 'qianyan[server]'."
+        ) from error
 
 
 def _search(
@@ -260,7 +301,7 @@ def _keep_key(folder: Path, new_key: str) -> tuple[str, ...]:
 
 def _say(settings: "ServerSettings") -> None:
     """Say in both languages where the server is, and who may use it."""
-    address, names = settings.address, ", ".join(settings.model_names)
+    address, names = settings.address, ", ".join(settings.all_names)
     print(f"千眼已启动，模型 {names}，地址 {address}/v1")
     print(f"qianyan serves {names} at {address}/v1", flush=True)
     if not settings.api_keys:

@@ -1,8 +1,8 @@
 """A chat completion that arrives piece by piece: server-sent events in, deltas out.
 
-Follows the event stream format of HTML (comments, several data lines, CRLF) and what servers make
-of it: an error object in the middle, reasoning under two names, usage in a chunk without choices,
-no [DONE] at the end. An answer that neither [DONE] nor a finish reason closes was cut off.
+Reads what servers make of such streams: an error object in the middle, reasoning under two names,
+usage in a chunk without choices, no [DONE] at the end. An answer that neither [DONE] nor a finish
+reason closes was cut off.
 """
 
 import json
@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qianyan.errors import EndpointError, quote
+from qianyan.inputs.event_lines import EventLines
 
-MAX_STREAM_BYTES = 64 * 1024 * 1024
-"""Far above any answer: each token of a few letters travels in some 300 bytes of JSON."""
-MAX_LINE_BYTES = 4 * 1024 * 1024
 _DONE = "[DONE]"
 
 
@@ -40,7 +38,7 @@ def read_deltas(pieces: Iterable[bytes], where: str) -> Iterator[Delta]:
     for an answer that stops before its end.
     """
     is_closed = False
-    for data in _events(_lines(pieces, where)):
+    for data in _events(pieces, where):
         if data == _DONE:
             return
         delta = to_delta(_parse(data, where), where)
@@ -80,34 +78,12 @@ def to_delta(chunk: Mapping[str, Any], where: str) -> Delta:
     )
 
 
-def _lines(pieces: Iterable[bytes], where: str) -> Iterator[str]:
-    """Cut bytes into lines, wherever the network cut them, within the limits."""
-    held, size = b"", 0
+def _events(pieces: Iterable[bytes], where: str) -> Iterator[str]:
+    """Yield the data of each event."""
+    events = EventLines(where)
     for piece in pieces:
-        size += len(piece)
-        *lines, held = (held + piece).split(b"\n")
-        if size > MAX_STREAM_BYTES or len(held) > MAX_LINE_BYTES:
-            raise EndpointError(
-                f"{where} sends more than {MAX_STREAM_BYTES // 2**20} MiB for one answer or "
-                f"{MAX_LINE_BYTES // 2**20} MiB in one line; expected a chat completion."
-            )
-        for line in lines:
-            yield line.removesuffix(b"\r").decode(errors="replace")
-    if held:
-        yield held.decode(errors="replace")
-
-
-def _events(lines: Iterable[str]) -> Iterator[str]:
-    """Join the data lines of each event; comments and other fields are left out."""
-    data: list[str] = []
-    for line in lines:
-        if line.startswith("data:"):
-            data.append(line.removeprefix("data:").removeprefix(" "))
-        elif not line and data:
-            yield "\n".join(data)
-            data = []
-    if data:  # the last blank line is missing, the event is not
-        yield "\n".join(data)
+        yield from events.push(piece)
+    yield from events.finish()
 
 
 def _parse(data: str, where: str) -> dict[str, Any]:

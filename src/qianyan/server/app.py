@@ -35,6 +35,7 @@ from qianyan.server.metrics import Metrics
 from qianyan.server.searching import open_web
 from qianyan.server.serving import Serving
 from qianyan.server.settings import ServerSettings
+from qianyan.server.upstream_chat import open_upstreams
 from qianyan.server.worker import Worker
 from qianyan.server.works import keep_and_work
 
@@ -72,13 +73,19 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
             worker = Worker(engine, settings.limits, metrics)
             metrics.watch(health.gauges_of(worker))
             stack.push_async_callback(worker.close)
-            app.state.serving = Serving(settings=settings, worker=worker, web=web)
+            web = open_web(settings.search, engine.processor)
+            if web is not None:
+                stack.callback(web.threads.close)
+            upstreams = open_upstreams(settings, engine.processor.limits, metrics)
+            stack.push_async_callback(upstreams.close)
+            app.state.serving = Serving(
+                settings=settings, worker=worker, upstreams=upstreams, web=web
+            )
             for enter in LIFESPANS:
                 await stack.enter_async_context(enter(app))
             yield
 
     metrics = Metrics(settings.limits)
-    web = open_web(settings.search, engine.processor)
     app = FastAPI(
         title="qianyan",
         version=__version__,

@@ -6,7 +6,7 @@ comment, and no mark at the end. Another header asks for a task instead: an answ
 later, always whole.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,11 +16,11 @@ from fastapi.responses import Response
 
 from qianyan.engine.request import Finished
 from qianyan.errors import QianyanError
-from qianyan.inputs.processor import Processor
 from qianyan.server.dashscope_errors import PREFIX, dashscope_body
 from qianyan.server.dashscope_reply import Choice, DashScopeReply, ReplyFormat
 from qianyan.server.dashscope_request import GenerationRequest
 from qianyan.server.dashscope_tasks import submit_task
+from qianyan.server.dashscope_upstream import PassedOn, UpstreamPackets
 from qianyan.server.errors import Failure, RefusedError, to_failure
 from qianyan.server.generate import AnyAnswer, Question, begin, collect, follow, leave_all
 from qianyan.server.openai_reply import TokenWords
@@ -28,6 +28,7 @@ from qianyan.server.openai_request import ChatRequest
 from qianyan.server.serving import Served, Serving
 from qianyan.server.stream import EventStream, to_json, unless_gone
 from qianyan.server.tasks import Task
+from qianyan.server.worker import Worker
 
 router = APIRouter(prefix=f"{PREFIX}services/aigc", tags=["dashscope"])
 
@@ -52,15 +53,15 @@ async def _generate(
     headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
     if _wants_task(request):
         kept = {"body": body.model_dump(exclude_none=True), "has_parts": has_parts}
-        given = await submit_task(request, asked.model, kept)
+        given = await submit_task(request, asked.chat.model, kept)
         return Response(to_json(given), headers=headers, media_type="application/json")
     if not _wants_stream(request):
-        whole = await unless_gone(request, _answer_whole(asked, serving))
+        whole = await unless_gone(request, asked.whole())
         return Response(to_json(whole), headers=headers, media_type="application/json")
-    answers = await unless_gone(request, begin(serving.worker, asked.question))
+    packets, leave = await unless_gone(request, asked.begin())
     return EventStream(
-        write_events(answers, asked.reply, request_id=request_id),
-        leave=partial(leave_all, answers),
+        write_events(packets, request_id=request_id),
+        leave=leave,
         headers=headers,
     )
 
@@ -69,58 +70,80 @@ async def answer_task(serving: Serving, task: Task) -> dict[str, Any]:
     """Answer what a task asks for: what the reply to the same request at once would hold."""
     body = GenerationRequest.model_validate(task.request["body"])
     has_parts = task.request["has_parts"]
-    asked = _read(body, serving, request_id=task.id, has_parts=has_parts)
-    return await _answer_whole(asked, serving)
+    return await _read(body, serving, request_id=task.id, has_parts=has_parts).whole()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
     """A request, read: what is asked of the engine, and who writes the answer."""
 
-    model: str
+    worker: Worker
+    chat: ChatRequest
     question: Question
     reply: DashScopeReply
-    ignored: list[str]
+    ignored: tuple[str, ...]
+
+    async def whole(self) -> dict[str, Any]:
+        return self.reply.whole(*await collect(self.worker, self.question))
+
+    async def begin(self) -> tuple[AsyncIterator[dict[str, Any]], Callable[[], None]]:
+        answers = await begin(self.worker, self.question)
+        return _packets(answers, self.reply), partial(leave_all, answers)
 
 
-def _read(body: GenerationRequest, serving: Serving, *, request_id: str, has_parts: bool) -> _Asked:
+def _read(
+    body: GenerationRequest, serving: Serving, *, request_id: str, has_parts: bool
+) -> _Asked | PassedOn:
     chat = body.to_chat()
-    serving.check_model(chat.model)
+    upstream = serving.upstreams.find(chat.model)
     processor = serving.worker.engine.processor
+    if upstream is not None:
+        serving.upstreams.check(chat)
+        form = _choose_format(body, chat, bool(chat.thinking), has_parts=has_parts)
+        packets = UpstreamPackets(DashScopeReply(request_id, form, processor), form)
+        return PassedOn(models=serving.upstreams, upstream=upstream, chat=chat, packets=packets)
+    serving.check_model(chat.model)
     question = chat.to_question(processor.pictures, serving.settings.limits, serving.web)
+    is_thinking = processor.template.is_thinking
     reply = DashScopeReply(
         request_id,
-        _choose_format(body, chat, processor, has_parts=has_parts),
+        _choose_format(body, chat, is_thinking, has_parts=has_parts),
         processor,
         words=None
         if chat.num_logprobs is None
         else TokenWords(tokenizer=processor.tokenizer, num_top=chat.num_logprobs),
         search=question.search,
     )
-    return _Asked(model=chat.model, question=question, reply=reply, ignored=chat.ignored_fields())
+    return _Asked(
+        worker=serving.worker,
+        chat=chat,
+        question=question,
+        reply=reply,
+        ignored=tuple(chat.ignored_fields()),
+    )
 
 
-async def _answer_whole(asked: _Asked, serving: Serving) -> dict[str, Any]:
-    return asked.reply.whole(*await collect(serving.worker, asked.question))
+async def _packets(
+    answers: Sequence[AnyAnswer], reply: DashScopeReply
+) -> AsyncIterator[dict[str, Any]]:
+    """Follow answers, packet by packet."""
+    choices = [Choice(index, answer) for index, answer in enumerate(answers)]
+    async for index, event in follow(answers):
+        if (sources := reply.search_packet()) is not None:
+            yield sources
+        if isinstance(event, Finished):
+            yield reply.last_packet(choices[index], event.completion)
+        elif (written := reply.packet(choices[index], event)) is not None:
+            yield written
 
 
 async def write_events(
-    answers: Sequence[AnyAnswer], reply: DashScopeReply, *, request_id: str
+    packets: AsyncIterator[dict[str, Any]], *, request_id: str
 ) -> AsyncIterator[str]:
     """Write a stream of packets; what ends an answer early becomes an event with the error."""
-    choices = [Choice(index, answer) for index, answer in enumerate(answers)]
     number = 0
     try:
-        async for index, event in follow(answers):
-            if (sources := reply.search_packet()) is not None:
-                number += 1
-                yield _event(number, sources)
-            if isinstance(event, Finished):
-                packet = reply.last_packet(choices[index], event.completion)
-            elif (written := reply.packet(choices[index], event)) is not None:
-                packet = written
-            else:
-                continue
+        async for packet in packets:
             number += 1
             yield _event(number, packet)
     except QianyanError as error:
@@ -149,7 +172,7 @@ def _wants_task(request: Request) -> bool:
 
 
 def _choose_format(
-    body: GenerationRequest, chat: ChatRequest, processor: Processor, *, has_parts: bool
+    body: GenerationRequest, chat: ChatRequest, is_thinking: bool, *, has_parts: bool
 ) -> ReplyFormat:
     """Take the format that was asked for, else the one that Bailian has for such models.
 
@@ -157,7 +180,7 @@ def _choose_format(
     """
     stated = body.stated
     is_told_not_to = chat.thinking is False or chat.reasoning_effort == "none"
-    thinks = processor.template.is_thinking and not is_told_not_to
+    thinks = is_thinking and not is_told_not_to
     needs_message = has_parts or bool(chat.tools) or (chat.n or 1) > 1 or bool(chat.logprobs)
     if stated.result_format == "text" and needs_message and not has_parts:
         raise RefusedError(

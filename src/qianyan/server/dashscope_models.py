@@ -24,7 +24,7 @@ async def list_models(
     request: Request, serving: Served, asked: Annotated[ModelParams, Query()]
 ) -> dict[str, Any]:
     """List the names, or the one that is asked for; a name that is none gives an empty list."""
-    names = [name for name in serving.settings.model_names if asked.model in (None, "", name)]
+    names = [name for name in serving.settings.all_names if asked.model in (None, "", name)]
     first = (asked.page_no - 1) * asked.page_size
     output = {
         "total": len(names),

@@ -138,10 +138,10 @@ class DashScopeReply:
                 logprobs=[] if self._words is None else self._words.entries(tokens[index]),
             )
             reason = _finish_reason(completion)
-            choices.append(self._choice(index, written, reason, completion))
+            choices.append(self.choice(index, written, reason, completion))
         first = completions[0]
         prompt = self._count(first.prompt_token_ids, len(first.images))
-        whole = self._envelope(choices, prompt, OutputCount.of(completions), is_whole=True)
+        whole = self._counted(choices, prompt, OutputCount.of(completions), is_whole=True)
         whole["output"] |= beside(first)
         return whole
 
@@ -153,8 +153,8 @@ class DashScopeReply:
         info = search.fresh_info()
         if info is None or not search.options.enable_source:
             return None
-        output = {**self._output([self._choice(0, Written())]), "search_info": info}
-        return {"output": output, "usage": {}, "request_id": self._request_id}
+        output = {**self.output([self.choice(0, Written())]), "search_info": info}
+        return self.envelope(output, {})
 
     def packet(self, choice: Choice, token: TokenText) -> dict[str, Any] | None:
         """Write one more token; None where it shows nothing."""
@@ -164,14 +164,14 @@ class DashScopeReply:
         request = choice.answer.request
         prompt = self._count(request.prompt_token_ids, len(request.seen.images))
         output = OutputCount.so_far(request, choice.num_tokens)
-        return self._envelope([self._choice(choice.index, written)], prompt, output)
+        return self._counted([self.choice(choice.index, written)], prompt, output)
 
     def last_packet(self, choice: Choice, completion: Completion) -> dict[str, Any]:
         """Write why an answer ended."""
         written = choice.rest(is_incremental=self._form.is_incremental)
         prompt = self._count(completion.prompt_token_ids, len(completion.images))
-        last = self._choice(choice.index, written, _finish_reason(completion), completion)
-        packet = self._envelope([last], prompt, OutputCount.of([completion]))
+        last = self.choice(choice.index, written, _finish_reason(completion), completion)
+        packet = self._counted([last], prompt, OutputCount.of([completion]))
         packet["output"] |= beside(completion)
         return packet
 
@@ -181,7 +181,7 @@ class DashScopeReply:
             self._prompt = PromptCount.of(prompt_token_ids, self._processor, num_images)
         return self._prompt
 
-    def _envelope(
+    def _counted(
         self,
         choices: list[dict[str, Any]],
         prompt: PromptCount,
@@ -191,13 +191,17 @@ class DashScopeReply:
     ) -> dict[str, Any]:
         info = self._search_info(is_whole=is_whole)
         plugins = None if self._search is None else self._search.plugins
-        return {
-            "output": self._output(choices) | ({} if info is None else {"search_info": info}),
-            "usage": to_usage(prompt, output, has_details=self._form.has_parts, plugins=plugins),
-            "request_id": self._request_id,
-        }
+        return self.envelope(
+            self.output(choices) | ({} if info is None else {"search_info": info}),
+            to_usage(prompt, output, has_details=self._form.has_parts, plugins=plugins),
+        )
 
-    def _output(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def envelope(self, output: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
+        """Write what all packets have in common around what they say."""
+        return {"output": output, "usage": usage, "request_id": self._request_id}
+
+    def output(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """Put choices where the format has them."""
         return choices[0] if self._form.is_text else {"choices": choices}
 
     def _search_info(self, *, is_whole: bool) -> dict[str, Any] | None:
@@ -216,13 +220,14 @@ class DashScopeReply:
         told = any(info.get(name) for name in ("extra_tool_info", "errors"))
         return {**info, "search_results": []} if told else None
 
-    def _choice(
+    def choice(
         self,
         index: int,
         written: Written,
         finish_reason: str = NOT_FINISHED,
         completion: Completion | None = None,
     ) -> dict[str, Any]:
+        """Write a choice, as it is so far or as it ended."""
         reasoning = {"reasoning_content": written.reasoning} if written.has_reasoned else {}
         told = {} if completion is None or self._form.has_parts else inside(completion)
         if self._form.is_text:

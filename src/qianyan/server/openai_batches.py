@@ -192,6 +192,9 @@ async def answer_chat(serving: Serving, body: dict[str, Any]) -> dict[str, Any]:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "The body"
         raise InputError(f"{place}: {first['msg']}.") from error
+    upstream = serving.upstreams.find(asked.model)
+    if upstream is not None:
+        return await serving.upstreams.ask(upstream, asked)
     serving.check_model(asked.model)
     processor = serving.worker.engine.processor
     question = asked.to_question(processor.pictures, serving.settings.limits, serving.web)

@@ -16,6 +16,7 @@ from qianyan.server.openai_reply import OpenAIReply, TokenWords
 from qianyan.server.openai_request import ChatRequest
 from qianyan.server.serving import Served
 from qianyan.server.stream import EventStream, to_json, unless_gone
+from qianyan.server.upstream_chat import pass_on
 
 router = APIRouter(tags=["chat"])
 DONE = "data: [DONE]\n\n"
@@ -24,6 +25,9 @@ DONE = "data: [DONE]\n\n"
 @router.post("/chat/completions")
 async def create(request: Request, body: ChatRequest, serving: Served) -> Response:
     """Answer a conversation."""
+    upstream = serving.upstreams.find(body.model)
+    if upstream is not None:
+        return await pass_on(request, body, serving.upstreams, upstream)
     serving.check_model(body.model)
     worker = serving.worker
     processor = worker.engine.processor

@@ -82,47 +82,47 @@ class OpenAIReply:
             for index, completion in enumerate(completions)
         ]
         info = None if self.search is None else self.search.search_info
-        whole = self._envelope("chat.completion", choices, self._usage(completions))
+        whole = self.envelope("chat.completion", choices, self._usage(completions))
         found = {} if info is None else {"search_info": info}
         return {**whole, **found, **beside(completions[0])}
 
     def first_chunk(self, index: int) -> dict[str, Any]:
         """Write the chunk that opens a choice."""
-        return self._chunk(index, {"content": "", "role": "assistant"})
+        return self.chunk(index, {"content": "", "role": "assistant"})
 
     def token_chunks(self, index: int, token: TokenText) -> Iterator[dict[str, Any]]:
         """Write what one more token shows: its text, and pieces of tool calls."""
         logprobs = self._logprobs([token])
         if token.is_reasoning:
             if token.text:
-                yield self._chunk(index, {"content": None, "reasoning_content": token.text})
+                yield self.chunk(index, {"content": None, "reasoning_content": token.text})
         elif token.text or (logprobs and logprobs["content"]):
-            yield self._chunk(index, {"content": token.text}, logprobs=logprobs)
+            yield self.chunk(index, {"content": token.text}, logprobs=logprobs)
         for piece in token.calls:
-            yield self._chunk(index, {"tool_calls": [_call_piece(piece)]})
+            yield self.chunk(index, {"tool_calls": [_call_piece(piece)]})
 
     def last_chunk(self, index: int, completion: Completion) -> dict[str, Any]:
         """Write what closes a choice: why it ended."""
         reason = self._finish_reason(completion)
         delta = {"content": "", **inside(completion)}
-        chunk = self._chunk(index, delta, finish_reason=reason, extra=cut_words(completion))
+        chunk = self.chunk(index, delta, finish_reason=reason, extra=cut_words(completion))
         return {**chunk, **beside(completion)}
 
     def usage_chunk(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Write the token counts as the chunk without choices that ends a stream."""
-        return self._envelope("chat.completion.chunk", [], self._usage(completions))
+        return self.envelope("chat.completion.chunk", [], self._usage(completions))
 
     def search_chunk(self) -> dict[str, Any] | None:
         """Write the sources where there are more than in the chunk before, alone in theirs."""
         info = None if self.search is None else self.search.fresh_info()
-        return None if info is None else {**self._chunk(0, {"content": ""}), "search_info": info}
+        return None if info is None else {**self.chunk(0, {"content": ""}), "search_info": info}
 
     def _usage(self, completions: Sequence[Completion]) -> dict[str, Any]:
         usage = to_usage(completions, self.processor)
         plugins = None if self.search is None else self.search.plugins
         return usage if plugins is None else {**usage, "plugins": plugins}
 
-    def _chunk(
+    def chunk(
         self,
         index: int,
         delta: dict[str, Any],
@@ -131,6 +131,7 @@ class OpenAIReply:
         finish_reason: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
+        """Write a chunk of one choice, with every key that it may have."""
         empty = {"content": None, "function_call": None, "refusal": None, "role": None}
         choice = {
             "delta": {**empty, "tool_calls": None, **delta},
@@ -139,11 +140,12 @@ class OpenAIReply:
             "logprobs": logprobs,
             **(extra or {}),
         }
-        return self._envelope("chat.completion.chunk", [choice], None)
+        return self.envelope("chat.completion.chunk", [choice], None)
 
-    def _envelope(
+    def envelope(
         self, kind: str, choices: list[dict[str, Any]], usage: dict[str, Any] | None
     ) -> dict[str, Any]:
+        """Write what all chunks and the whole reply have in common."""
         return {
             "id": self.reply_id,
             "choices": choices,
@@ -158,7 +160,7 @@ class OpenAIReply:
     def _message(self, completion: Completion) -> dict[str, Any]:
         calls = [
             {
-                "id": _call_id(),
+                "id": new_call_id(),
                 "type": "function",
                 "function": {"name": call.name, "arguments": call.arguments},
             }
@@ -227,7 +229,7 @@ def _call_piece(piece: CallPiece) -> dict[str, Any]:
     if piece.name is None:
         return {"index": piece.index, "function": {"arguments": piece.arguments}}
     function = {"name": piece.name, "arguments": piece.arguments}
-    return {"index": piece.index, "id": _call_id(), "type": "function", "function": function}
+    return {"index": piece.index, "id": new_call_id(), "type": "function", "function": function}
 
 
 def cut_words(completion: Completion) -> dict[str, Any]:
@@ -237,5 +239,6 @@ def cut_words(completion: Completion) -> dict[str, Any]:
     return {} if completion.loop is None else {"stop_reason": "repetition_detected"}
 
 
-def _call_id() -> str:
+def new_call_id() -> str:
+    """Make an id for a call."""
     return f"call_{uuid.uuid4().hex}"

@@ -10,6 +10,7 @@ from qianyan.server.asking import asked_now
 from qianyan.server.errors import RefusedError
 from qianyan.server.searching import WebSearch
 from qianyan.server.settings import ServerSettings
+from qianyan.server.upstream_chat import UpstreamModels
 from qianyan.server.worker import Worker
 
 
@@ -19,12 +20,22 @@ class Serving:
 
     settings: ServerSettings
     worker: Worker
+    upstreams: UpstreamModels
     web: WebSearch | None = None
 
     def check_model(self, name: str) -> None:
-        """Raise RefusedError for a model that is not served here."""
+        """Raise RefusedError for a model that is not loaded here."""
+        if name in self.upstreams.by_name:
+            raise RefusedError(
+                f"The model {quote(name)} is at another server, which is asked for conversations "
+                "and embeddings only; expected a model of this server: "
+                f"{', '.join(self.settings.model_names)}.",
+                status=400,
+                code="unsupported_model",
+                param="model",
+            )
         if name not in self.settings.model_names:
-            known = ", ".join(self.settings.model_names)
+            known = ", ".join(self.settings.all_names)
             raise RefusedError(
                 f"The model {quote(name)} does not exist here; expected one of {known}.",
                 status=404,

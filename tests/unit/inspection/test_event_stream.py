@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qianyan.errors import EndpointError
-from qianyan.inspection import event_stream
+from qianyan.inputs import event_lines
 from qianyan.inspection.event_stream import Delta, read_deltas
 
 WHERE = "http://host/v1"
@@ -86,8 +86,8 @@ def test_half_a_surrogate_pair_does_not_reach_the_caller() -> None:
 
 
 def test_endless_streams_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "MAX_STREAM_BYTES", 1000)
-    monkeypatch.setattr(event_stream, "MAX_LINE_BYTES", 300)
+    monkeypatch.setattr(event_lines, "MAX_STREAM_BYTES", 1000)
+    monkeypatch.setattr(event_lines, "MAX_LINE_BYTES", 300)
     for endless in (chunk(content="x"), b"x", b": ping\n"):
         with pytest.raises(EndpointError, match="expected a chat completion"):
             read(endless for _ in iter(int, 1))
