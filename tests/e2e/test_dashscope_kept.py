@@ -36,10 +36,10 @@ pytestmark = pytest.mark.filterwarnings("default")  # the SDK's own are not ours
 
 
 @contextmanager
-def serving(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(state: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server in a process of its own, with its address."""
     command = [sys.executable, "-m", "qianyan", "serve", "--port", "0"]
-    command += ["--served-name", "qwen-plus", "--state-dir", str(state)]
+    command += ["--served-name", "qwen-plus", "--state-dir", str(state), *options]
     environment = {**os.environ, "QIANYAN_API_KEYS": f"{KEY} {OTHER_KEY}"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -200,7 +200,7 @@ def test_after_kill_9_tasks_batches_files_and_uploads_go_on(
         os.kill(server.pid, signal.SIGKILL)
         server.wait()
         client.close()
-    with serving(tmp_path / "state") as (_, address):
+    with serving(tmp_path / "state", "--max-files", "3") as (_, address):
         use(f"{address}/api/v1")
         for task_id in tasks:
             done = BaseAsyncApi.wait(task_id)
@@ -217,6 +217,9 @@ def test_after_kill_9_tasks_batches_files_and_uploads_go_on(
             assert written == [line["custom_id"] for line in lines]
             assert client.get(f"/v1/files/{sent['id']}/content").text == text
         assert look(picture).usage.image_tokens > 0
+        full = dashscope.Files.upload(str(photo), purpose="file-extract").output
+        assert full["failed_uploads"][0]["code"] == "RequestTooLarge"
+        assert "keeps 3 files; expected at most 3" in full["failed_uploads"][0]["message"]
 
 
 def state_of(task_id: str) -> str:

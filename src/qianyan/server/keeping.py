@@ -22,6 +22,7 @@ from qianyan.server.database import Database, make_state_folder, open_database
 from qianyan.server.errors import RefusedError
 from qianyan.server.files import Files
 from qianyan.server.openai_responses_store import Responses
+from qianyan.server.settings import KeepingLimits
 from qianyan.server.store import ContentStore
 from qianyan.server.task_runner import TaskRunner, Work
 from qianyan.server.tasks import Tasks
@@ -53,17 +54,18 @@ class Keeping:
         self.files.store.sweep(self.files.ids() | self.batches.ids())
 
 
-def open_keeping(state_folder: Path) -> Keeping:
+def open_keeping(state_folder: Path, limits: KeepingLimits | None = None) -> Keeping:
     """Open what is kept; ConfigError when the folder or its database cannot be used."""
+    limits = limits or KeepingLimits()
     folder = make_state_folder(state_folder)
     database = open_database(folder)
-    files = Files(database, ContentStore(folder / "files"))
+    files = Files(database, ContentStore(folder / "files"), limits.files)
     return Keeping(
         database=database,
         files=files,
-        uploads=Uploads(database, files),
-        tasks=Tasks(database),
-        batches=Batches(database, files),
+        uploads=Uploads(database, files, limits.uploads),
+        tasks=Tasks(database, limits.tasks),
+        batches=Batches(database, files, limits.batches),
         responses=Responses(database),
     )
 
@@ -95,12 +97,14 @@ MakeWorks = Callable[[Keeping], Mapping[str, Work]]
 
 
 @asynccontextmanager
-async def keep(state_folder: Path, make_works: MakeWorks) -> AsyncIterator[Keeping]:
+async def keep(
+    state_folder: Path, make_works: MakeWorks, limits: KeepingLimits | None = None
+) -> AsyncIterator[Keeping]:
     """Open what is kept and have its work done until the context is left.
 
     A state folder has one server (`claim`), so what runs when this one begins was a dead one's.
     """
-    keeping = await asyncio.to_thread(open_keeping, state_folder)
+    keeping = await asyncio.to_thread(open_keeping, state_folder, limits)
     await asyncio.to_thread(keeping.tasks.end_leases)
     runner = TaskRunner(keeping.tasks, make_works(keeping), concurrency=TASKS_AT_A_TIME)
     keeping = replace(keeping, wake=runner.wake)

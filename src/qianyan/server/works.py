@@ -23,12 +23,14 @@ from qianyan.server.task_runner import Work
 async def keep_and_work(app: FastAPI) -> AsyncIterator[None]:
     """Keep files, tasks and batches in the state folder, where there is one, and do the work."""
     serving: Serving = app.state.serving
-    if serving.settings.state_folder is None:
+    settings = serving.settings
+    if settings.state_folder is None:
         yield
         return
     worker = serving.worker
     attach = worker.attach
-    async with keep(serving.settings.state_folder, partial(make_works, serving)) as keeping:
+    works = partial(make_works, serving)
+    async with keep(settings.state_folder, works, settings.keeping) as keeping:
         app.state.keeping = keeping
         worker.attach = lambda messages: attach(keeping.uploads.attach(messages))
         yield
