@@ -23,6 +23,7 @@ from qianyan.inputs.sound import AudioLimits
 from qianyan.server.batch_lines import BatchLimits
 from qianyan.server.document_shelf import UploadedDocumentLimits
 from qianyan.server.files import FileLimits
+from qianyan.server.openai_responses_store import ResponseLimits
 from qianyan.server.search_results import SearchLimits
 from qianyan.server.settings import ServerLimits
 from qianyan.server.tasks import TaskLimits
@@ -94,6 +95,7 @@ LIMITS = {
     "Uploaded documents": UploadedDocumentLimits,
     "Tasks": TaskLimits,
     "Batches": BatchLimits,
+    "Responses": ResponseLimits,
 }
 
 
