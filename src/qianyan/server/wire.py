@@ -7,6 +7,7 @@ used, and not what else is installed, because it bounds the size of heads.
 """
 
 import asyncio
+import sys
 import uuid
 from functools import partial
 from typing import Any, cast
@@ -18,6 +19,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qianyan.server.errors import RefusedError, to_response
 from qianyan.server.settings import ServerLimits, ServerSettings
+
+if sys.platform != "win32":
+    import resource
+
+OTHER_FILES = 512
+"""Files beside connections: the model's, the database's, those that are read and fetched."""
 
 
 class Connection(H11Protocol):
@@ -79,6 +86,16 @@ class Connection(H11Protocol):
         self.transport.abort()
 
 
+def _allow_files(count: int) -> None:
+    """Raise the number of files this process may open; many systems begin with 1024."""
+    if sys.platform == "win32":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def _refuse(limits: ServerLimits, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request on a connection that is one too many, and close it."""
     refused = RefusedError(
@@ -93,8 +110,12 @@ async def _refuse(limits: ServerLimits, scope: Scope, receive: Receive, send: Se
 
 
 def listen_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
-    """Say how uvicorn serves an app: with our connections, and no log of its own."""
+    """Say how uvicorn serves an app: with our connections, and no log of its own.
+
+    Lets this process open as many files as that takes, where the system allows it.
+    """
     limits = settings.limits
+    _allow_files(limits.max_connections + OTHER_FILES)
     connection = partial(Connection, limits=limits)
     return uvicorn.Config(
         app,

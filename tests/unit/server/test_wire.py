@@ -1,17 +1,22 @@
 """Clients that hold a connection open for nothing, over TCP."""
 
 import json
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 
 from qianyan.engine.engine import Engine
+from qianyan.server.settings import ServerLimits, ServerSettings
+from qianyan.server.wire import OTHER_FILES, listen_config
 
 PATH = "/v1/chat/completions"
 
@@ -106,6 +111,20 @@ def test_a_refused_client_cannot_keep_its_connection_by_sending_on(
         raw.sendall(f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n".encode())
         assert raw.recv(65_536).startswith(b"HTTP/1.1 401")
         assert drip(raw, b"x", every_s=0.1) < 3
+
+
+def test_a_server_may_open_the_files_that_its_connections_take() -> None:
+    """Many systems begin with 1024, which the limit of connections is far beyond."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    settings = ServerSettings(model_names=("m",), limits=ServerLimits(max_connections=300))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        listen_config(FastAPI(), settings)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300 + OTHER_FILES
+        listen_config(FastAPI(), replace(settings, limits=ServerLimits(max_connections=3)))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300 + OTHER_FILES
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_one_connection_too_many_is_told_to_come_again(serve: Callable[..., Any]) -> None:
