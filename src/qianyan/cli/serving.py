@@ -85,6 +85,17 @@ SearchApiKey = Annotated[
     ),
 ]
 
+Upstreams = Annotated[
+    list[str] | None,
+    option("--upstream", "NAME=URL#MODEL: a name that requests may give a model at another "
+           "OpenAI-compatible server; can be repeated. Its key comes from "
+           "QIANYAN_UPSTREAM_API_KEY"),
+]  # fmt: skip
+ModelsFile = Annotated[
+    Path | None,
+    option("--models-file", "TOML file of models at other servers, a table [models.NAME] each"),
+]
+
 
 def serve(
     context: typer.Context,
@@ -127,6 +138,8 @@ def serve(
     search_provider: SearchProviderOption = None,
     search_url: SearchUrl = None,
     search_api_key: SearchApiKey = None,
+    upstream: Upstreams = None,
+    models_file: ModelsFile = None,
     drain: Annotated[
         int, option("--drain", "seconds that running answers have after a signal to stop", min=0)
     ] = 30,
@@ -163,6 +176,7 @@ def serve(
         from qianyan.server.keys import make_key, read_keys
         from qianyan.server.settings import KeepingLimits, ServerLimits, ServerSettings
         from qianyan.server.tasks import TaskLimits
+        from qianyan.server.upstream_settings import read_upstreams
 
     given = (*(api_keys or ()), *(read_keys(api_keys_file) if api_keys_file else ()))
     if given and no_auth:
@@ -189,6 +203,7 @@ def serve(
             tasks=TaskLimits(max_waiting=max_tasks, keep_s=keep_results * 3600),
         ),
         search=_search(search_provider, search_url, search_api_key),
+        upstreams=read_upstreams(upstream or (), models_file),
     )
     with _needing_server():
         import uvicorn
@@ -286,7 +301,7 @@ def _keep_key(folder: Path, new_key: str) -> tuple[str, ...]:
 
 def _say(settings: "ServerSettings") -> None:
     """Say in both languages where the server is, and who may use it."""
-    address, names = settings.address, ", ".join(settings.model_names)
+    address, names = settings.address, ", ".join(settings.all_names)
     print(f"千眼已启动，模型 {names}，地址 {address}/v1")
     print(f"qianyan serves {names} at {address}/v1", flush=True)
     if not settings.api_keys:

@@ -10,6 +10,7 @@ from qianyan.server.keys import check_key
 from qianyan.server.search_providers import SearchSettings
 from qianyan.server.tasks import TaskLimits
 from qianyan.server.uploads import UploadLimits
+from qianyan.server.upstream_settings import UpstreamSettings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -94,7 +95,8 @@ class KeepingLimits:
 class ServerSettings:
     """Where a server listens, what its model is called there, and which keys open it.
 
-    `model_names` are all names that requests may give, the first one being the model's own.
+    `model_names` are the names that requests may give the model here, the first one being its own;
+    `upstreams` are models at other servers.
     Without `api_keys` everybody may ask, which is accepted on loopback only. Files and batches are
     kept under `state_folder`; without one there are none. Without `search` the web is not searched.
     """
@@ -107,8 +109,15 @@ class ServerSettings:
     state_folder: Path | None = None
     keeping: KeepingLimits = field(default_factory=KeepingLimits)
     search: SearchSettings | None = None
+    upstreams: tuple[UpstreamSettings, ...] = ()
 
     def __post_init__(self) -> None:
+        for one in self.upstreams:
+            if one.name in self.model_names:
+                raise ConfigError(
+                    f"Both the model here and an upstream one are called {quote(one.name)}; "
+                    "expected different names."
+                )
         if not self.model_names or not all(self.model_names):
             raise ConfigError("The model has no name or an empty one; expected at least one name.")
         if not 0 <= self.port <= 65_535:
@@ -120,6 +129,11 @@ class ServerSettings:
                 f"host is {quote(self.host)}, which others can reach; expected an API key "
                 "(QIANYAN_API_KEYS or --api-keys-file), or 127.0.0.1."
             )
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """All names that requests may give, those of upstream models last."""
+        return (*self.model_names, *(one.name for one in self.upstreams))
 
     @property
     def is_loopback(self) -> bool:
