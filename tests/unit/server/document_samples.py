@@ -29,7 +29,7 @@ _BOOK = (
 
 def sign(text: str = WORDS) -> Image.Image:
     """Draw a picture with a line of text."""
-    image = Image.new("RGB", (640, 240), "white")
+    image = Image.new("RGB", (640, 560), "white")  # small, and not enlarged by the reader
     font = ImageFont.truetype(str(FONT), 48)
     ImageDraw.Draw(image).text((40, 80), text, font=font, fill="black")
     return image

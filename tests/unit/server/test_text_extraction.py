@@ -189,7 +189,7 @@ def test_a_page_that_lies_is_turned_where_that_is_asked_for(
     (line,) = answer.choices[0].message.ocr_result["words_info"]
     assert line["text"].replace(" ", "") == WORDS.replace(" ", "")
     x, y = line["location"][:2]  # the upper left corner of the text, wherever that lies
-    upright = {90: (640 - y, x), 180: (640 - x, 240 - y), 270: (y, 240 - x)}
+    upright = {90: (640 - y, x), 180: (640 - x, 560 - y), 270: (y, 560 - x)}
     assert upright[degrees] == pytest.approx((40, 90), abs=22)
 
 
