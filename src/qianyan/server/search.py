@@ -127,10 +127,18 @@ class SearchTurns:
         return [*own, search_tool(self._lang, self._options.prompt_intervene)]
 
     def options(self, options: ChatOptions) -> ChatOptions:
-        """Give the caller's options with the functions to show; without any, none is chosen."""
+        """Give the caller's options with the functions to show; without any, none is chosen.
+
+        What earlier turns have said counts against `max_completion_tokens`; a turn has one at
+        least.
+        """
         tools = self.tools
         names = (*_CHOICES, "tools") if tools is None else ("tools",)
-        kept = {name: value for name, value in options.items() if name not in names}
+        kept: dict[str, Any] = {k: value for k, value in options.items() if k not in names}
+        most = kept.get("max_completion_tokens")
+        if self.usages and isinstance(most, int):
+            spent = sum(usage.completion_tokens for usage in self.usages)
+            kept["max_completion_tokens"] = max(1, most - spent)
         if tools is not None and kept.get("tool_choice") == "none":
             # It speaks of the caller's functions; searching was asked for all the same.
             tools = tools[len(self._own_tools) :]

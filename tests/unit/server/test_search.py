@@ -291,3 +291,14 @@ def test_an_answer_that_has_begun_is_searched_for_beforehand_or_not_at_all(
     turns.begin()
     assert turns.messages[-1] == begun[-1]
     assert "<search_results>" in turns.messages[0]["content"]
+
+
+def test_all_turns_share_the_most_that_may_be_said(provider: SearchProvider) -> None:
+    turns = SearchTurns(ask(), provider, SearchOptions())
+    given: ChatOptions = {"max_completion_tokens": 5, "max_tokens": 4}
+    left = []
+    for _ in range(3):
+        left.append(turns.options(given).get("max_completion_tokens"))
+        turns.take(made("", search("hats")))
+    assert left == [5, 3, 1]
+    assert turns.options(given).get("max_completion_tokens") == 1, "there is no answer of nothing"
