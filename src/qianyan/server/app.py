@@ -20,6 +20,7 @@ from qianyan.server import (
     dashscope_tasks,
     dashscope_tokenizer,
     dashscope_uploads,
+    embeddings,
     health,
     openai_batches,
     openai_chat,
@@ -46,6 +47,7 @@ OPENAI_ROUTERS: tuple[APIRouter, ...] = (
     openai_files.router,
     openai_batches.router,
     openai_responses.router,
+    embeddings.openai_router,
 )
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
@@ -55,6 +57,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     dashscope_files.router,
     dashscope_tokenizer.router,
     dashscope_models.router,
+    embeddings.dashscope_router,
 )
 ENVELOPES[PREFIX] = dashscope_body
 LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = (

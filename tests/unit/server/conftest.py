@@ -16,6 +16,7 @@ from qianyan.engine.engine import Engine
 from qianyan.server.app import create_app
 from qianyan.server.search_providers import SearchSettings
 from qianyan.server.settings import ServerLimits, ServerSettings
+from qianyan.server.upstream_settings import UpstreamSettings
 from qianyan.server.wire import listen_config
 
 KEY = "sk-test-0123456789"
@@ -65,6 +66,7 @@ def serve(engine: Engine) -> Served:
         state_folder: Path | None = None,
         model: Engine | None = None,
         search: SearchSettings | None = None,
+        upstreams: tuple[UpstreamSettings, ...] = (),
         **limits: Any,
     ) -> Iterator[httpx2.Client]:
         settings = ServerSettings(
@@ -73,6 +75,7 @@ def serve(engine: Engine) -> Served:
             limits=ServerLimits(**{"drain_s": 5, **limits}),
             state_folder=state_folder,
             search=search,
+            upstreams=upstreams,
         )
         headers = {"authorization": f"Bearer {KEY}"} if api_keys else {}
         app = create_app(settings, model or engine)
