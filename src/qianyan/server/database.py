@@ -1,10 +1,11 @@
-"""The server's database: one SQLite file in the state folder, or any SQLAlchemy URL.
+"""The server's database: one SQLite file in the state folder, or PostgreSQL by URL.
 
 SQLite runs with a write-ahead log, so that reading never waits for writing, and every commit is
 on disk when it returns: what was promised survives kill -9. A transaction that writes takes the
 lock when it begins (one that began by reading could not take it later without failing), and waits
-for it as long as BUSY_TIMEOUT_S. Tables are made and brought up to date by alembic when the
-database is opened; a database of a newer qianyan is refused.
+for it as long as BUSY_TIMEOUT_S. In PostgreSQL an advisory lock does the same, so that writers see
+what the one before has written there too. Tables are made and brought up to date by alembic when
+the database is opened; a database of a newer qianyan is refused.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Dialect, Double, Engine, create_engine, event
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
@@ -28,6 +29,8 @@ MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 DATABASE_FILE = "server.sqlite3"
 BUSY_TIMEOUT_S = 10
 RETRY_AFTER_S = 5
+WRITERS_LOCK = 0x7169616E79616E
+"""The number of the advisory lock in PostgreSQL: "qianyan" in hexadecimal."""
 
 
 class StorageError(RefusedError):
@@ -128,6 +131,13 @@ class Database:
 def _told() -> Iterator[None]:
     try:
         yield
+    except DataError as error:
+        raise RefusedError(
+            "A value of the request holds what the database does not keep; expected text without "
+            "NUL characters.",
+            status=400,
+            code="invalid_value",
+        ) from error
     except DBAPIError as error:
         raise StorageError(
             "The server's database cannot be used now: it is locked, full or damaged. "
@@ -140,7 +150,7 @@ def open_database(state: Path, url: str | None = None) -> Database:
 
     Args:
         state: the state folder, where the SQLite file lies when no URL is given.
-        url: an SQLAlchemy URL of another database.
+        url: an SQLAlchemy URL of another database, SQLite or PostgreSQL.
 
     Raises:
         ConfigError: the database cannot be opened, or a newer qianyan wrote it.
@@ -149,13 +159,21 @@ def open_database(state: Path, url: str | None = None) -> Database:
         engine = create_engine(url or f"sqlite:///{state / DATABASE_FILE}")
         if engine.dialect.name == "sqlite":
             _prepare_sqlite(engine)
+        elif engine.dialect.name == "postgresql":
+            _prepare_postgresql(engine)
+        else:
+            raise ConfigError(
+                f"The database URL is one of {engine.dialect.name}; expected one of sqlite or "
+                "postgresql+psycopg."
+            )
         database = Database(engine)
         with engine.execution_options(begin="BEGIN IMMEDIATE").begin() as connection:
             _upgrade(connection)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise ConfigError(
             "The database URL is none that can be used; expected for instance "
-            "sqlite:////folder/server.sqlite3, with the driver it names installed."
+            "postgresql+psycopg://user@host/qianyan, with the driver it names installed "
+            "(pip install 'qianyan[postgresql]')."
         ) from error
     except DBAPIError as error:
         raise ConfigError(
@@ -176,6 +194,18 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: object) -> None:
+        connection.execute(f"SET lock_timeout = {BUSY_TIMEOUT_S * 1000}")
+        connection.commit()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        if "begin" in connection.get_execution_options():
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
 
 
 def _upgrade(connection: Connection) -> None:

@@ -66,7 +66,9 @@ def find_owned(
 ) -> Row:
     """Find an owner's row; NotFoundError when there is none of this id that fits."""
     chosen = (kind.id == row_id, kind.owner_id == owner_id, *conditions)
-    row = session.scalar(select(kind).where(*chosen).options(*options))
+    # PostgreSQL takes no NUL; ids that were made here hold nothing of the kind.
+    is_id = row_id.isprintable()
+    row = session.scalar(select(kind).where(*chosen).options(*options)) if is_id else None
     if row is None:
         raise NotFoundError(f"There is no {noun} {quote(row_id)}; expected the id of one.")
     return row
