@@ -68,6 +68,8 @@ def train_a_recipe(
     """
     from qianyan.cli.train_display import TrainDisplay
     from qianyan.engine.checkpoint import find_checkpoint
+    from qianyan.inspection.lessons import find_teacher
+    from qianyan.models.registry import find_architecture, read_config_json
     from qianyan.train.recipe import Dataset, read_recipe
     from qianyan.train.training import Places, Training
 
@@ -84,7 +86,14 @@ def train_a_recipe(
     display = TrainDisplay(run)
     try:
         places = Places(source=find_checkpoint(read.model), run_dir=run, out=out)
-        Training(read, places, device=device, on_report=display.show).run(resume=resume)
+        architecture = find_architecture(read_config_json(places.source)).name
+        Training(
+            read,
+            places,
+            device=device,
+            on_report=display.show,
+            teacher=lambda lang: find_teacher(architecture, lang=lang),
+        ).run(resume=resume)
     finally:
         display.close()
     print(out)

@@ -37,7 +37,12 @@ class Reference:
 
     def question(self, lang: Lang) -> str:
         """Word the question."""
-        return _QUESTION[lang].format(name=self.names[lang], nothing=_NOTHING[lang])
+        return _QUESTION[lang].format(name=self.names[lang], nothing=self.nothing(lang))
+
+    @staticmethod
+    def nothing(lang: Lang) -> str:
+        """Give the agreed word for a picture without any."""
+        return _NOTHING[lang]
 
 
 REFERENCES = (

@@ -20,7 +20,7 @@ from qianyan.train.parts import Part
 
 Schedule = Literal["cosine", "linear", "constant"]
 Loss = Literal["answers", "text"]
-Form = Literal["auto", "openai", "llava", "coco", "voc", "yolo"]
+Form = Literal["auto", "conversations", "labels", "shards"]
 Precision = Literal["float32", "bfloat16"]
 Made = TypeVar("Made")
 
@@ -30,17 +30,21 @@ class Dataset:
     """Where samples come from.
 
     Args:
-        path: a file of JSON lines, a COCO file, a folder of VOC or YOLO labels, or shards
-            (`shard-*.tar`).
+        path: a file of JSON lines; a COCO file, or a folder of VOC's or YOLO's labels, from which
+            inspections are taught; or a tar file or folder of them (WebDataset).
         form: how it is written; auto looks.
-        images: the folder that relative paths of pictures start from; None is the file's own.
+        images: the folder that relative paths of pictures start from; None is the usual place.
         weight: how often an epoch takes each sample; 0.5 is every other one, 2 is twice.
+        lang: language of the inspections that are taught from labels.
+        leave_out: classes of labels that are none of ours.
     """
 
     path: Path
     form: Form = "auto"
     images: Path | None = None
     weight: float = 1.0
+    lang: Literal["zh", "en"] = "zh"
+    leave_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self, "weight", 0, above=True)

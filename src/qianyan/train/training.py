@@ -1,7 +1,7 @@
 """A whole training: the stages of a recipe one after another, resumable, exported at the end."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,7 @@ from qianyan.train.packing import TokenLosses, pack
 from qianyan.train.parts import freeze
 from qianyan.train.preference import PairLosses
 from qianyan.train.recipe import Dataset, Preference, Recipe, Stage
-from qianyan.train.samples import JsonLines, Source
+from qianyan.train.sources import FindTeacher, open_source
 from qianyan.train.stage import Samples, StageRun, StepReport
 from qianyan.train.world import join_world, put_whole, whole
 
@@ -68,11 +68,15 @@ class Training:
         *,
         device: str = "cpu",
         on_report: Callable[[Stage, Report], None] | None = None,
+        teacher: FindTeacher | None = None,
     ) -> None:
-        """Load the model; raises CheckpointError and ConfigError."""
+        """Load the model; raises CheckpointError and ConfigError.
+
+        `teacher` says what is asked and answered about labelled photos.
+        """
         self.recipe, self.places = recipe, places
         self._world = join_world(torch.device(device))
-        self._report = on_report or _ignore
+        self._report, self._teacher = on_report or _ignore, teacher
         self.model = load_model(
             places.source, dtype="float32", device=device, quantize=recipe.quantize
         )
@@ -132,12 +136,8 @@ class Training:
         data = stage.data or self.recipe.data
         if not data:
             raise ConfigError(f"Stage {quote(stage.name)} has no data; expected at least one file.")
-        samples = Samples(
-            [open_source(one) for one in data],
-            [one.weight for one in data],
-            self._maker(stage),
-            seed=self.recipe.seed + number,
-            in_pairs=stage.preference is not None,
+        samples = self._samples(
+            stage, data, seed=self.recipe.seed + number, in_pairs=stage.preference is not None
         )
         return StageRun(
             stage,
@@ -156,18 +156,24 @@ class Training:
             )
         return PairLosses(self._losses, preference)
 
-    def _maker(self, stage: Stage) -> ExampleMaker:
+    def _samples(
+        self, stage: Stage, data: Sequence[Dataset], *, seed: int, in_pairs: bool
+    ) -> Samples:
+        """Open data with pictures in the size that the stage shows them in."""
         processor = Processor.from_folder(
             self.places.source, min_pixels=stage.min_pixels, max_pixels=stage.max_pixels
         )
-        return ExampleMaker(self.model, processor, loss=stage.loss, max_tokens=stage.max_tokens)
+        return Samples(
+            [open_source(one, teacher=self._teacher, seen_wh=processor.seen_wh) for one in data],
+            [one.weight for one in data],
+            ExampleMaker(self.model, processor, loss=stage.loss, max_tokens=stage.max_tokens),
+            seed=seed,
+            in_pairs=in_pairs,
+        )
 
     def _held_out(self, stage: Stage) -> Samples | None:
         data = self.recipe.evaluation
-        if not data:
-            return None
-        sources, weights = [open_source(one) for one in data], [one.weight for one in data]
-        return Samples(sources, weights, self._maker(stage), seed=0)
+        return self._samples(stage, data, seed=0, in_pairs=False) if data else None
 
     @torch.no_grad()
     def _evaluate(self, stage: Stage, run: StageRun, held_out: Samples | None) -> None:
@@ -218,11 +224,6 @@ class Training:
                 put_whole(named[name], value)
         self._changed = set(state["parameters"])
         return state
-
-
-def open_source(data: Dataset) -> Source:
-    """Open the samples of a dataset; raises ConfigError for what cannot be read."""
-    return JsonLines(data.path, images=data.images)
 
 
 def _is_due(step: int, every: int) -> bool:
