@@ -5,6 +5,7 @@ of pictures alone, for a model that reads text only, is read by the offline read
 in the document's notes.
 """
 
+import re
 import time
 from dataclasses import dataclass, replace
 
@@ -52,7 +53,7 @@ def read_for_model(
         except CapacityError as error:
             return _as_text(file, limits, error)
     try:
-        return file.read(limits, wants_pictures=False)
+        return _with_scans(file.read(limits, wants_pictures=False), file, limits, ocr)
     except MediaError as error:
         if error.code != "no_text":
             raise
@@ -68,6 +69,30 @@ def _as_text(file: DocumentFile, limits: DocumentLimits, too_much: CapacityError
     notes = [note for note in document.notes if "reads text only" not in note]
     notes.append(f"its pictures are not shown, as they are more than {limits.max_pictures}")
     return replace(document, notes=tuple(notes))
+
+
+def _with_scans(
+    document: Document, file: DocumentFile, limits: DocumentLimits, ocr: OfflineReader
+) -> Document:
+    """Read the pages of a PDF that are pictures among others; without the extra they stay out."""
+    text = "\n\n".join(part for part in document.parts if isinstance(part, str))
+    head = re.escape(f"[{document.name}, page ")
+    unread = re.compile(head + r"(\d{1,6}) of \d{1,6}: no text layer\]")
+    pages = unread.findall(text)
+    if document.kind != "pdf" or not 0 < len(pages) <= limits.max_pictures:
+        return document
+    scans = replace(file, pages=",".join(pages)).read(limits, wants_pictures=True)
+    try:
+        scans = _written_out(scans, limits, ocr)
+    except MediaError as error:
+        if error.code in ("missing_extra", "no_content"):
+            return document
+        raise
+    texts = re.split(head + r"\d{1,6} of \d{1,6}\]\n", str(scans.parts[0]))
+    found = iter(texts[1:])
+    text = unread.sub(lambda at: at[0].partition(":")[0] + "]\n" + next(found, "").strip(), text)
+    notes = [note for note in document.notes if not note.startswith("pages without a text layer")]
+    return replace(document, parts=(text,), notes=(*notes, *scans.notes))
 
 
 def _written_out(document: Document, limits: DocumentLimits, ocr: OfflineReader) -> Document:

@@ -2,9 +2,11 @@
 
 import io
 import runpy
+import sys
 from pathlib import Path
 
 import docx
+import pypdfium2
 import pytest
 from PIL import Image
 
@@ -76,6 +78,41 @@ def test_the_pages_of_a_scan_are_written_out_in_their_places(ocr: OfflineReader)
     places = [str(text).index(words) for words in heads]
     assert places == sorted(places)
     assert document.notes == ("pictures read by text recognition, which may err: 2",)
+
+
+def mixed() -> bytes:
+    """Join a printed page, two scans and another printed page."""
+    whole = pypdfium2.PdfDocument.new()
+    sources = [SAMPLES["printed_pdf"]("Before"), scan(WORDS, "Signed by Wang"),
+               SAMPLES["printed_pdf"]("After")]  # fmt: skip
+    for source in sources:
+        opened = pypdfium2.PdfDocument(source)
+        whole.import_pages(opened)
+        opened.close()
+    held = io.BytesIO()
+    whole.save(held)
+    whole.close()
+    return held.getvalue()
+
+
+def test_scans_among_printed_pages_are_read_in_their_places(ocr: OfflineReader) -> None:
+    file = DocumentFile(data=mixed(), name="a.pdf")
+    document = read_for_model(file, DocumentLimits(), ocr, sees=False)
+    (text,) = document.parts
+    heads = ["Before", "page 2 of 4]\nCrane", "page 3 of 4]\nSigned", "page 4 of 4]\nAfter"]
+    places = [str(text).index(words) for words in heads]
+    assert places == sorted(places)
+    assert "no text layer" not in str(text)
+    assert document.notes == ("pictures read by text recognition, which may err: 2",)
+
+
+def test_without_the_extra_scans_among_printed_pages_are_said_to_be_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    file = DocumentFile(data=mixed(), name="a.pdf")
+    document = read_for_model(file, DocumentLimits(), OfflineReader(), sees=False)
+    assert document.notes == ("pages without a text layer: 2",)
 
 
 def test_a_scan_without_text_is_refused(ocr: OfflineReader) -> None:
