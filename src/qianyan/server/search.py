@@ -161,10 +161,8 @@ class SearchTurns:
         return {**info, "errors": list(self.errors)} if self.errors else info
 
     @property
-    def plugins(self) -> dict[str, Any] | None:
-        """The entry of usage.plugins; None as long as nothing was searched."""
-        if not self.queries:
-            return None
+    def plugins(self) -> dict[str, Any]:
+        """The entry of usage.plugins; its count tells whether anything was searched at all."""
         spent = {"count": len(self.queries), "strategy": self._options.search_strategy}
         return {"search": spent}
 

@@ -263,7 +263,7 @@ def test_what_was_not_searched_has_no_sources(provider: SearchProvider) -> None:
     turns = SearchTurns(ask(), provider, SearchOptions())
     assert not turns.take(made("Hello."))
     assert turns.search_info is None
-    assert turns.plugins is None
+    assert turns.plugins == {"search": {"count": 0, "strategy": "turbo"}}
 
 
 def test_questions_that_cannot_be_searched_for_are_refused(provider: SearchProvider) -> None:

@@ -278,6 +278,16 @@ def test_the_client_s_own_functions_are_called_beside_a_search(api: Any) -> None
     assert next(one["function"].get("name") for one in told) == "tally"
 
 
+def test_a_client_can_tell_that_nothing_was_searched(api: Any) -> None:
+    """The model asks for a search of its own accord only where it learnt to."""
+    answer = chat(api, "hello", max_tokens=2).json()
+    assert "search_info" not in answer
+    assert answer["usage"]["plugins"] == {"search": {"count": 0, "strategy": "turbo"}}
+    output = generate(api, "hello", max_tokens=2).json()
+    assert "search_info" not in output["output"]
+    assert output["usage"]["plugins"]["search"]["count"] == 0
+
+
 def test_a_form_is_kept_after_a_forced_search(api: Any) -> None:
     form = {"type": "json_object"}
     answer = chat(api, search_options={"forced_search": True}, response_format=form, max_tokens=200)
