@@ -289,9 +289,14 @@ def _load(look: "LookSettings") -> "tuple[Engine, str]":
 
 def _keep_key(folder: Path, new_key: str) -> tuple[str, ...]:
     """Give the keys that were made for a state folder; at first keep a new one and show it."""
-    from qianyan.server.keys import find_made_keys, keep_key
+    from qianyan.server.keys import MADE_KEYS, find_made_keys, keep_key
 
     if known := find_made_keys(folder):
+        path = folder / MADE_KEYS
+        print(f"密钥：第一次启动时生成的密钥（哈希值在 {path} 中，删除该文件可重新生成）")
+        print(
+            f"Key: the one made at the first start (its hash is in {path}; delete it for a new one)"
+        )
         return tuple(known)
     path = keep_key(folder, new_key)
     print(f"已生成 API 密钥（只显示这一次，{path} 中只保存其哈希值）：{new_key}")

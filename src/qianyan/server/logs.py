@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from qianyan.server.asking import Asked, asked_now
+from qianyan.server.keys import NOBODY
 
 LogFormat = Literal["text", "json"]
 KEY_ID_CHARACTERS = 8
@@ -22,8 +23,8 @@ logger = logging.getLogger("qianyan.server")
 
 
 def key_id(owner_id: str) -> str:
-    """Name a key in the log by the beginning of its hash."""
-    return owner_id[:KEY_ID_CHARACTERS]
+    """Name a key in the log by the beginning of its hash; none where there was none."""
+    return "none" if owner_id == NOBODY else owner_id[:KEY_ID_CHARACTERS]
 
 
 def log_request(asked: Asked, *, method: str, route: str, status: int) -> None:

@@ -28,6 +28,13 @@ def test_a_request_is_one_json_object(caplog: pytest.LogCaptureFixture) -> None:
     assert told["duration_s"] >= 0
 
 
+def test_whoever_has_no_key_is_called_none(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        log_request(Asked(), method="GET", route="none", status=401)
+        (line,) = lines_of("json", caplog)
+    assert json.loads(line)["key"] == "none"
+
+
 def test_a_request_is_one_line_of_text(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"), asking(ASKED):
         log_request(ASKED, method="POST", route="/v1/models", status=404)
