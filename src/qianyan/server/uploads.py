@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,11 +24,13 @@ from qianyan.errors import InputError, MediaError, quote
 from qianyan.server.asking import asked_now
 from qianyan.server.database import Database, utc_now
 from qianyan.server.errors import RefusedError
-from qianyan.server.files import LONGEST_NAME, FilePurpose, FileRow, Files, StoredFile, shown_name
+from qianyan.server.files import LONGEST_NAME, FilePurpose, FileRow, Files, StoredFile
 
 SCHEME = "oss://"
 BUCKET = "dashscope-instant"
 KEY_BYTES = 16
+NAME = re.compile(rf"[^/\x00-\x1f\x7f\ud800-\udfff]{{1,{LONGEST_NAME}}}")
+KEY = re.compile(rf"{BUCKET}/[0-9a-f]{{{2 * KEY_BYTES}}}/{NAME.pattern}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,8 @@ class Uploads:
     def permit(self, owner_id: str) -> Policy:
         """Let an owner send files for some minutes, in a folder of their own."""
         folder = f"{BUCKET}/{secrets.token_hex(KEY_BYTES)}"
-        said = {"owner": owner_id, "folder": folder, "until": time.time() + self.limits.policy_s}
+        until = time.time() + self.limits.policy_s
+        said = {"owner": self._veil(folder, owner_id), "folder": folder, "until": until}
         text = base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
         return Policy(text=text, signature=self._sign(text), folder=folder)
 
@@ -80,7 +84,7 @@ class Uploads:
         said = json.loads(base64.urlsafe_b64decode(text))
         if said["until"] < time.time():
             raise _forbidden("The upload's policy is over")
-        return said["owner"], said["folder"]
+        return self._veil(said["folder"], said["owner"]), said["folder"]
 
     def keep(self, owner_id: str, key: str, folder: str, chunks: Iterable[bytes]) -> StoredFile:
         """Keep an upload under its key.
@@ -91,7 +95,7 @@ class Uploads:
             RefusedError: 409, another content has this key already.
         """
         name = key.removeprefix(f"{folder}/")
-        if name == key or name != shown_name(name) or len(name) > LONGEST_NAME:
+        if name == key or not NAME.fullmatch(name) or name in (".", ".."):
             raise InputError(
                 f"key is {quote(key)}; expected upload_dir, a slash and the name of a file."
             )
@@ -121,8 +125,9 @@ class Uploads:
 
     def find(self, owner_id: str, url: str) -> StoredFile:
         """Find an owner's upload by its URL; MediaError when there is none, or none any more."""
+        key = url.removeprefix(SCHEME)
         with self._database.reading() as session:
-            row = session.scalar(_by_key(owner_id, url.removeprefix(SCHEME)))
+            row = session.scalar(_by_key(owner_id, key)) if KEY.fullmatch(key) else None
         if row is None:
             hours = self._files.limits.request_keep_s // 3_600
             raise MediaError(
@@ -170,6 +175,12 @@ class Uploads:
         stored = self.find(asked_now().owner_id, source)
         said = file if isinstance(file, Mapping) else {}
         return {"filename": stored.filename, **said, "file_data": self._files.store.path(stored.id)}
+
+    def _veil(self, folder: str, owner_id: str) -> str:
+        """Hide an owner from all who read a policy, or show it again: it tells of their API key."""
+        pad = hmac.new(self._secret, b"owner " + folder.encode(), hashlib.sha256).digest()
+        owner = zip(bytes.fromhex(owner_id), pad, strict=True)
+        return bytes(one ^ other for one, other in owner).hex()
 
     def _sign(self, text: str) -> str:
         return hmac.new(self._secret, text.encode(errors="replace"), hashlib.sha256).hexdigest()

@@ -74,7 +74,8 @@ def ask(client: httpx2.Client, part: dict[str, Any], **how: Any) -> httpx2.Respo
         "input": {"messages": [{"role": "user", "content": content}]},
         "parameters": {"max_tokens": 6, "temperature": 0},
     }
-    return client.post(PARTS, json=body, **how)
+    headers = {"content-type": "application/json", **how.pop("headers", {})}
+    return client.post(PARTS, content=json.dumps(body), headers=headers, **how)
 
 
 def text_of(answer: httpx2.Response) -> str:
@@ -157,7 +158,7 @@ def test_only_a_policy_of_this_server_opens_the_sink(client: httpx2.Client) -> N
     key = f"{given['upload_dir']}/a.png"
     host = httpx2.URL(given["upload_host"])
     said = json.loads(base64.urlsafe_b64decode(given["policy"]))
-    forged = base64.urlsafe_b64encode(json.dumps({**said, "owner": "x"}).encode()).decode()
+    forged = base64.urlsafe_b64encode(json.dumps({**said, "owner": "0" * 64}).encode()).decode()
     for policy, signature in (
         (given["policy"], "0" * 64),
         (forged, given["signature"]),
@@ -172,6 +173,20 @@ def test_only_a_policy_of_this_server_opens_the_sink(client: httpx2.Client) -> N
     assert client.get("/api/v1/uploads", headers={"authorization": ""}).status_code == 401
 
 
+def test_a_policy_does_not_tell_who_it_was_given_to(client: httpx2.Client) -> None:
+    given = [permit(client), permit(client)]
+    said = [json.loads(base64.urlsafe_b64decode(one["policy"])) for one in given]
+    assert said[0]["owner"] != said[1]["owner"]
+    url = upload(client, png())
+    owner = owner_of_client(client.app.state.keeping, url)  # type: ignore[attr-defined]
+    assert owner not in [one["owner"] for one in said]
+
+
+@pytest.mark.parametrize("name", ["a b.png", "👨\u200d👩\u200d👧.png", "a\\b.png", " .a.png"])
+def test_names_of_real_files_are_taken(client: httpx2.Client, name: str) -> None:
+    assert text_of(ask(client, {"image": upload(client, png(), name)}))
+
+
 def test_a_policy_opens_its_own_folder_only(client: httpx2.Client) -> None:
     given, folder = permit(client), permit(client)["upload_dir"]
     own = given["upload_dir"]
@@ -180,6 +195,7 @@ def test_a_policy_opens_its_own_folder_only(client: httpx2.Client) -> None:
         f"{own}/../a.png",
         f"{own}/b/a.png",
         f"{own}/",
+        f"{own}/..",
         own,
         f"{own}/a\x00.png",
         "../../etc/passwd",
