@@ -181,6 +181,47 @@ def test_dashscope_s_counts_tell_the_reasoning_apart(thinker: Any) -> None:
     assert set(answer["output"]) == {"finish_reason", "text"}, "as of a model that does not think"
 
 
+RING = {
+    "type": "function",
+    "function": {
+        "name": "ring",
+        "parameters": {
+            "type": "object",
+            "properties": {"loud": {"type": "boolean"}},
+            "required": ["loud"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_calls_are_thought_about_first(thinker: Any) -> None:
+    how: dict[str, Any] = {
+        "tools": [RING],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "enable_thinking": True,
+        "max_tokens": 200,
+    }
+    answer = chat(thinker, **how).json()
+    (choice,) = answer["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]).keys() == {"loud"}
+    assert choice["message"]["reasoning_content"].startswith("a" * BUDGET)
+    assert (choice["finish_reason"], thought(answer)) == ("tool_calls", BUDGET)
+    deltas = [
+        json.loads(line.removeprefix("data: "))["choices"][0]["delta"]
+        for line in chat(thinker, stream=True, **how).text.split("\n\n")
+        if line and not line.endswith("[DONE]")
+    ]
+    kinds = ["call" if delta["tool_calls"] else "thought" for delta in deltas
+             if delta["tool_calls"] or delta.get("reasoning_content")]  # fmt: skip
+    assert kinds == sorted(kinds, reverse=True), "all thoughts, then all of the call"
+    pieces = [piece for delta in deltas for piece in delta["tool_calls"] or ()]
+    arguments = "".join(piece["function"]["arguments"] for piece in pieces)
+    assert arguments == call["function"]["arguments"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
