@@ -5,9 +5,8 @@ name there and for what the messages name (`upstream_media.py`).
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -29,14 +28,18 @@ from qianyan.server.upstream_reply import UpstreamReply
 CHAT = "/chat/completions"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class UpstreamModels:
-    """All upstream models of a server, and who reads what is sent to them."""
+    """All upstream models of a server, and who reads what is sent to them.
+
+    `attach` puts files in the place of `oss://…`; set by whoever keeps them.
+    """
 
     by_name: Mapping[str, Upstream]
     limits: ServerLimits
     media: MediaLimits
     preparing: Preparing
+    attach: Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]] = list
 
     def find(self, name: str) -> Upstream | None:
         """Find the model that requests call so."""
@@ -86,7 +89,11 @@ class UpstreamModels:
 
     async def _content(self, upstream: Upstream, chat: ChatRequest, *, is_stream: bool) -> bytes:
         carrier = MediaCarrier(self.media, max_bytes=upstream.settings.limits.max_media_bytes)
-        write = partial(_write, chat, upstream.settings.model, carrier, is_stream=is_stream)
+
+        def write() -> bytes:
+            messages = carrier.carry(self.attach(chat.messages))
+            return _write(chat, messages, upstream.settings.model, is_stream=is_stream)
+
         return await self.preparing.call(asked_now(), write)
 
 
@@ -162,10 +169,12 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {to_json(data)}\n\n"
 
 
-def _write(chat: ChatRequest, model: str, carrier: MediaCarrier, *, is_stream: bool) -> bytes:
+def _write(
+    chat: ChatRequest, messages: list[dict[str, Any]], model: str, *, is_stream: bool
+) -> bytes:
     """Write the body that is sent."""
     body = {name: getattr(chat, name) for name in chat.model_fields_set}
-    body |= {"messages": carrier.carry(chat.messages), "model": model, "stream": is_stream}
+    body |= {"messages": messages, "model": model, "stream": is_stream}
     # Always counted: tokens are paid for whether the caller wants to see their number or not.
     body["stream_options"] = {"include_usage": True} if is_stream else None
     stated = {name: value for name, value in body.items() if value is not None}

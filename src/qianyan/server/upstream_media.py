@@ -9,6 +9,7 @@ account there, are refused.
 import base64
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from qianyan.errors import InputError, MediaError, quote
@@ -21,6 +22,17 @@ _MEDIA_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+", re.ASCII)
 _SOURCES = re.compile(r"(image|video|audio|file|doc)(_url)?|url|file_data")
 """Keys whose text is a source: a URL or a data: URI and nothing else."""
 _IDS = frozenset({"file_id", "doc_id"})
+_BEGINNINGS = (
+    (0, b"\x89PNG", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (8, b"WEBP", "image/webp"),
+    (0, b"GIF8", "image/gif"),
+    (0, b"BM", "image/bmp"),
+    (4, b"ftyp", "video/mp4"),
+    (8, b"WAVE", "audio/wav"),
+    (0, b"%PDF", "application/pdf"),
+)
+"""Where and how files of a type begin, for those of which nobody said what they are."""
 
 
 class MediaCarrier:
@@ -37,7 +49,9 @@ class MediaCarrier:
         Raises InputError for other sources, and MediaError for what cannot be fetched.
         """
         return [
-            {**message, "content": self._content(message.get("content"), f"messages[{at}]")}
+            {**message, "content": self._content(message["content"], f"messages[{at}]")}
+            if "content" in message
+            else dict(message)
             for at, message in enumerate(messages)
         ]
 
@@ -51,7 +65,10 @@ class MediaCarrier:
             return content
         if not isinstance(content, list):
             return content
-        return [self._value(part, f"{where}.content[{at}]", "") for at, part in enumerate(content)]
+        return [
+            _usual(self._value(part, f"{where}.content[{at}]", ""))
+            for at, part in enumerate(content)
+        ]
 
     def _value(self, value: Any, where: str, key: str) -> Any:
         """Walk through a part; what is named in it must be data when it leaves."""
@@ -67,6 +84,8 @@ class MediaCarrier:
             }
         if isinstance(value, list):
             return [self._value(one, f"{where}[{at}]", key) for at, one in enumerate(value)]
+        if isinstance(value, Path):  # a file that was sent up for this request
+            return self._to_uri(value.read_bytes(), None)
         if isinstance(value, str):
             return self._source(value, where, key)
         return value
@@ -85,17 +104,20 @@ class MediaCarrier:
 
     def _fetch(self, url: str, where: str) -> str:
         fetched = fetch(url, limits=self._limits_of(where))
-        self._left -= len(fetched.data)
+        return self._to_uri(fetched.data, fetched.media_type)
+
+    def _to_uri(self, data: bytes, media_type: str | None) -> str:
+        self._left -= len(data)
         if self._left < 0:
             raise MediaError(
                 f"The pictures, videos and documents of the request take more than "
                 f"{self._max_bytes} bytes, the most that are sent to an upstream model.",
                 code="too_large",
             )
-        media_type = fetched.media_type or ""
-        if not _MEDIA_TYPE.fullmatch(media_type):
-            media_type = "application/octet-stream"
-        return f"data:{media_type};base64,{base64.b64encode(fetched.data).decode('ascii')}"
+        known = [kind for at, begin, kind in _BEGINNINGS if data.startswith(begin, at)]
+        stated = media_type if media_type and _MEDIA_TYPE.fullmatch(media_type) else None
+        kind = stated or next(iter(known), "application/octet-stream")
+        return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
     def _limits_of(self, where: str) -> FetchLimits:
         kind = where.rpartition("content[")[2]
@@ -105,3 +127,20 @@ class MediaCarrier:
             return self._limits.fetch_audio
         is_document = "file" in kind or "doc" in kind
         return self._limits.fetch_document if is_document else self._limits.fetch
+
+
+def _usual(part: Any) -> Any:
+    """Write a part as every OpenAI-compatible server reads it: DashScope's have forms of their own.
+
+    A list of frames stays one; it is Bailian's in both dialects.
+    """
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    source = part.get(kind) if isinstance(kind, str) else None
+    if not isinstance(source, str) or kind not in ("image", "video", "audio", "file"):
+        return part
+    rest = {name: one for name, one in part.items() if name not in ("type", kind)}
+    if kind == "audio":
+        return {"type": "input_audio", "input_audio": {"data": source}, **rest}
+    if kind == "file":
+        return {"type": "file", "file": {"file_data": source}, **rest}
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": source}, **rest}

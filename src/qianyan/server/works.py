@@ -33,6 +33,7 @@ async def keep_and_work(app: FastAPI) -> AsyncIterator[None]:
     async with keep(settings.state_folder, works, settings.keeping) as keeping:
         app.state.keeping = keeping
         worker.attach = lambda messages: attach(keeping.uploads.attach(messages))
+        serving.upstreams.attach = keeping.uploads.attach
         yield
 
 
