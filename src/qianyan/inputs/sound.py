@@ -19,7 +19,7 @@ import numpy as np
 
 from qianyan.errors import MediaError, quote
 from qianyan.inputs.av_file import import_av, open_container
-from qianyan.inputs.waveform import Levels, RateChange, channels_of
+from qianyan.inputs.waveform import Levels, RateChange, Unpacking
 
 if TYPE_CHECKING:
     from av import AudioFrame, Packet
@@ -147,9 +147,9 @@ class _Reading:
             kept = _Kept(self._rate_hz, self._limits, start_s=start_s, end_s=end_s)
             timeline = _Timeline(begins_s)
             levels = Levels()
-            rate = RateChange(self._rate_hz)
+            unpacking, rate = Unpacking(), RateChange(self._rate_hz)
             for frame in self._frames(container, stream):
-                channels = channels_of(frame)
+                channels = unpacking.channels(frame)
                 levels.watch(channels, frame.sample_rate)
                 for piece in timeline.pieces(frame, channels.mean(axis=0)):
                     kept.add(rate.change(piece, frame.sample_rate))

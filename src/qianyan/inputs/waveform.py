@@ -8,35 +8,70 @@ sounds up to 9 kHz through as others.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qianyan.inputs.av_file import import_av
 
 if TYPE_CHECKING:
-    from av import AudioFrame
+    from av import AudioFrame, AudioResampler
     from av.filter import Graph
 
 FILTER = "filter_size=128:cutoff=0.97"
 SILENT_LEVEL = 1e-4  # of full scale, -80 dB
 CLIPPED_LEVEL = 0.9999
 CLIPPED_SHARE = 0.001
+_KINDS: dict[str, type[np.generic]] = {
+    "u8": np.uint8,
+    "s16": np.int16,
+    "s32": np.int32,
+    "s64": np.int64,
+    "flt": np.float32,
+    "dbl": np.float64,
+}
 MAX_LEVEL = 1e6  # what float files may hold beyond full scale
 
 
-def channels_of(frame: AudioFrame) -> np.ndarray:
-    """Give a decoded frame's (channels, samples) float32, full scale 1."""
-    samples: np.ndarray = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    values = samples.astype(np.float32)
+class Unpacking:
+    """Takes decoded frames apart into channels.
+
+    Frames with a plane for each channel are packed into one first: of eight planes and more PyAV
+    (18.1) reads one too many, which ends the whole program.
+    """
+
+    def __init__(self) -> None:
+        self._packer: AudioResampler | None = None
+        self._kind: tuple[str, str, int] | None = None
+
+    def channels(self, frame: AudioFrame) -> np.ndarray:
+        """Give a frame's (channels, samples) float32, full scale 1."""
+        frames = self._pack(frame) if frame.format.is_planar else [frame]
+        return np.concatenate([_unpacked(one) for one in frames], axis=1)
+
+    def _pack(self, frame: AudioFrame) -> list[AudioFrame]:
+        kind = frame.format.name, frame.layout.name, frame.sample_rate
+        if kind != self._kind or self._packer is None:
+            av = import_av("sound")
+            packer: AudioResampler = av.AudioResampler(format=frame.format.packed)
+            self._packer, self._kind = packer, kind
+        return self._packer.resample(frame)
+
+
+def _unpacked(frame: AudioFrame) -> np.ndarray:
+    """Give a packed frame's (channels, samples) float32, full scale 1."""
+    plane: Any = frame.planes[0]  # a buffer, which its type does not say
+    count = frame.samples * frame.layout.nb_channels
+    samples = np.frombuffer(plane, _KINDS[frame.format.name], count)  # the plane may be padded
+    values: np.ndarray = samples.astype(np.float32).reshape(-1, frame.layout.nb_channels).T
     if samples.dtype == np.uint8:
-        return (values - 128) / 128
-    if samples.dtype.kind == "i":
-        return values / np.float32(2.0 ** (8 * samples.itemsize - 1))
-    finite = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
-    return finite.clip(-MAX_LEVEL, MAX_LEVEL)
+        values = (values - 128) / 128
+    elif samples.dtype.kind == "i":
+        values /= np.float32(2.0 ** (8 * samples.itemsize - 1))
+    else:
+        values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
+        values = values.clip(-MAX_LEVEL, MAX_LEVEL)
+    return values
 
 
 class Levels:
@@ -126,7 +161,7 @@ class RateChange:
         ready: list[np.ndarray] = []
         while True:
             try:
-                frame = graph.pull()
+                frame: Any = graph.pull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return ready
-            ready.append(frame.to_ndarray()[0])
+            ready.append(_unpacked(frame)[0])

@@ -15,7 +15,7 @@ from qianyan.errors import MediaError
 from qianyan.inputs.sound import AudioLimits, Sound, read_sound, read_soundtrack
 
 RATE = 16_000
-LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1", 16: "hexadecagonal"}
 
 
 def tone(seconds: float, rate: int, hertz: float = 440.0, level: float = 0.5) -> np.ndarray:
@@ -38,8 +38,8 @@ def _mux(container: Any, stream: Any, samples: np.ndarray, rate: int, start: int
     convert = av.AudioResampler(format=stream.format, layout=layout, rate=rate)
     size = stream.codec_context.frame_size or 1024
     for at in range(0, samples.shape[1], size):
-        piece = np.ascontiguousarray(samples[:, at : at + size])
-        frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
+        piece = np.ascontiguousarray(samples[:, at : at + size].T).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(piece, format="flt", layout=layout)
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), start + at
         for converted in convert.resample(frame):
             container.mux(stream.encode(converted))
@@ -125,6 +125,18 @@ def test_channels_are_averaged() -> None:
     six = read_sound(encode(np.repeat(tone(1.0, 96_000), 6, axis=0), 96_000), RATE)
     assert level_db(six.samples) == pytest.approx(0, abs=0.1)
     assert (six.record.rate_hz, six.record.channels) == (96_000, 6)
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "count"),
+    [("matroska", "aac", 8), ("flac", "flac", 8), ("wav", "pcm_s16le", 16)],
+)
+def test_many_channels_end_no_program(form: str, codec: str, count: int) -> None:
+    """Of eight planes and more PyAV would read one too many. (One channel of 7.1 is for basses.)"""
+    data = encode(np.repeat(tone(1.0, 48_000), count, axis=0), 48_000, form, codec)
+    sound = read_sound(data, RATE)
+    assert sound.record.channels == count
+    assert level_db(sound.samples) == pytest.approx(0, abs=1.5)
 
 
 def test_silence_and_clipping_are_heard_and_noted() -> None:
