@@ -1,7 +1,7 @@
 """/responses in OpenAI's words: create, retrieve, delete, cancel, and the items that were sent."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -13,13 +13,12 @@ from qianyan.errors import QianyanError
 from qianyan.server.auth import owner_of
 from qianyan.server.database import ConflictError
 from qianyan.server.errors import to_failure
-from qianyan.server.generate import AnyAnswer, leave_all
 from qianyan.server.keeping import Keeping, Kept, find_keeping
 from qianyan.server.openai_chat import DONE
 from qianyan.server.openai_responses_events import Event, ResponseWriter, replay
 from qianyan.server.openai_responses_request import ResponseRequest
 from qianyan.server.openai_responses_store import UNFINISHED, ResponseStatus
-from qianyan.server.openai_responses_turn import AskedTurn, answer_whole, read_turn, tell
+from qianyan.server.openai_responses_turn import AnyAnswer, AskedTurn, answer_whole, read_turn, tell
 from qianyan.server.serving import Served
 from qianyan.server.stream import EventStream, to_json, unless_gone
 
@@ -47,14 +46,15 @@ class ResponseDeleted(BaseModel):
 @router.post("/responses")
 async def create_response(request: Request, body: ResponseRequest, serving: Served) -> Response:
     """Answer a conversation, of which the server may keep what went before."""
-    serving.check_model(body.model)
+    if serving.upstreams.find(body.model) is None:
+        serving.check_model(body.model)
     keeping = _keeping(request, body)
     responses = None if keeping is None else keeping.responses
     is_stored = responses is not None and body.store is not False
     owner_id = owner_of(request)
     turn = await asyncio.to_thread(read_turn, body, responses, owner_id, is_stored=is_stored)
     if body.background:
-        await asyncio.to_thread(turn.question, serving)  # what is wrong with it is said now
+        await turn.check(serving)
         return await _submit(turn, find_keeping(request), owner_id)
 
     def keep() -> None:
@@ -67,10 +67,8 @@ async def create_response(request: Request, body: ResponseRequest, serving: Serv
         response = await unless_gone(request, answer_whole(turn, serving))
         await asyncio.to_thread(keep)
         return Response(to_json(response), headers=headers, media_type="application/json")
-    answers, writer = await unless_gone(request, turn.begin(serving))
-    return EventStream(
-        _stream(writer, answers, keep), leave=partial(leave_all, answers), headers=headers
-    )
+    answer, writer = await unless_gone(request, turn.begin(serving))
+    return EventStream(_stream(writer, answer, keep), leave=answer.leave, headers=headers)
 
 
 @router.get("/responses/{response_id}")
@@ -148,11 +146,11 @@ async def _submit(turn: AskedTurn, keeping: Keeping, owner_id: str) -> Response:
 
 
 async def _stream(
-    writer: ResponseWriter, answers: Sequence[AnyAnswer], keep: Callable[[], None]
+    writer: ResponseWriter, answer: AnyAnswer, keep: Callable[[], None]
 ) -> AsyncIterator[str]:
     """Write the events of an answer; what ends it early becomes the response's error."""
     try:
-        async for event in tell(writer, answers):
+        async for event in tell(writer, answer):
             yield _to_text(event)
         await asyncio.to_thread(keep)
     except QianyanError as error:

@@ -14,14 +14,22 @@ from typing import Any
 from qianyan.engine.request import Finished
 from qianyan.errors import CapacityError, QianyanError
 from qianyan.server.errors import RefusedError
-from qianyan.server.generate import AnyAnswer, Question, begin, follow, leave_all
+from qianyan.server.generate import AnyAnswer as HereAnswer
+from qianyan.server.generate import Question, begin
 from qianyan.server.openai_reply import TokenWords
 from qianyan.server.openai_responses_events import Event, ResponseWriter, new_response
 from qianyan.server.openai_responses_items import Conversation, Item, read_items, refused
 from qianyan.server.openai_responses_request import ResponseRequest, rename
 from qianyan.server.openai_responses_store import Chain, Responses, Turn
+from qianyan.server.openai_responses_upstream import (
+    UpstreamAnswer,
+    begin_upstream,
+    refuse_what_stays_here,
+)
 from qianyan.server.serving import Serving
 from qianyan.server.worker import Answer
+
+AnyAnswer = HereAnswer | UpstreamAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +74,38 @@ class AskedTurn:
         with self._renaming(conversation):
             return chat.to_question(pictures, serving.settings.limits, serving.web)
 
-    async def begin(self, serving: Serving) -> tuple[Sequence[AnyAnswer], ResponseWriter]:
+    async def check(self, serving: Serving) -> None:
+        """Raise now what would be wrong when its turn comes, as far as that can be told."""
+        if serving.upstreams.find(self.request.model) is not None:
+            refuse_what_stays_here(self.request.to_chat(self.conversation()))
+        else:
+            await asyncio.to_thread(self.question, serving)
+
+    async def begin(self, serving: Serving) -> tuple[AnyAnswer, ResponseWriter]:
         """Let the answer run; whoever gets it must leave it. Raises what `question` does."""
-        question, answers = await self._begin(serving)
-        if isinstance(answers[0], Answer):
-            sampling = answers[0].request.sampling
+        upstream = serving.upstreams.find(self.request.model)
+        if upstream is not None:
+            conversation = self.conversation()
+            chat = self.request.to_chat(conversation)
+            refuse_what_stays_here(chat)
+            with self._renaming(conversation):
+                passed = await begin_upstream(serving.upstreams, upstream, chat)
+            return passed, ResponseWriter(self.response, summarizes=self.request.summarizes)
+        question, answer = await self._begin(serving)
+        if isinstance(answer, Answer):
+            sampling = answer.request.sampling
             self.response.update(temperature=sampling.temperature, top_p=sampling.top_p)
         num_top = question.options.get("logprobs")
         tokenizer = serving.worker.engine.processor.tokenizer
         words = None if num_top is None else TokenWords(tokenizer=tokenizer, num_top=num_top)
-        return answers, ResponseWriter(
+        return answer, ResponseWriter(
             self.response,
             words=words,
             summarizes=self.request.summarizes,
             search=question.search,
         )
 
-    async def _begin(self, serving: Serving) -> tuple[Question, Sequence[AnyAnswer]]:
+    async def _begin(self, serving: Serving) -> tuple[Question, HereAnswer]:
         """Begin with as many turns as fit, where asked to: without one, two, four … of them."""
         conversation = self.conversation()
         most = conversation.num_turns - 1 if self.request.truncation == "auto" else 0
@@ -91,7 +114,8 @@ class AskedTurn:
             question = await asyncio.to_thread(self.question, serving, num_dropped=num_dropped)
             try:
                 with self._renaming(conversation.without_oldest(num_dropped)):
-                    return question, await begin(serving.worker, question)
+                    (answer,) = await begin(serving.worker, question)
+                    return question, answer
             except RefusedError as error:
                 if num_dropped >= most or not isinstance(error.__cause__, CapacityError):
                     raise
@@ -139,11 +163,11 @@ def _referred(item: Item, where: str, responses: Responses | None, owner_id: str
     return found
 
 
-async def tell(writer: ResponseWriter, answers: Sequence[AnyAnswer]) -> AsyncIterator[Event]:
+async def tell(writer: ResponseWriter, answer: AnyAnswer) -> AsyncIterator[Event]:
     """Tell an answer as it grows, from the first event to the one before the last."""
     for one in writer.begin():
         yield one
-    async for _, event in follow(answers):
+    async for event in answer:
         more = (
             writer.finish(event.completion) if isinstance(event, Finished) else writer.push(event)
         )
@@ -153,10 +177,10 @@ async def tell(writer: ResponseWriter, answers: Sequence[AnyAnswer]) -> AsyncIte
 
 async def answer_whole(turn: AskedTurn, serving: Serving) -> dict[str, Any]:
     """Answer a turn; gives the response when it is over. Raises what ends the answer early."""
-    answers, writer = await turn.begin(serving)
+    answer, writer = await turn.begin(serving)
     try:
-        async for _ in tell(writer, answers):
+        async for _ in tell(writer, answer):
             pass
     finally:
-        leave_all(answers)
+        answer.leave()
     return writer.response
