@@ -191,6 +191,22 @@ def test_places_of_any_answer_are_told_in_the_space_that_was_asked_for(
         assert last.content == LINES
 
 
+def test_places_of_a_cut_answer_may_be_more(client: openai.OpenAI) -> None:
+    question = to_question(read_ocr_options(options_of("advanced_recognition")))
+    part = {"type": "image_url", "image_url": {"url": turned_uri()}, "max_pixels": SEEN_PIXELS}
+    messages: Any = [{"role": "user", "content": [part, {"type": "text", "text": question}]}]
+    for max_tokens, note in ((1, "places: the answer "), (9, "places: the answer ends inside")):
+        answer: Any = client.chat.completions.create(
+            model="qwen-vl-ocr",
+            messages=messages,
+            temperature=0,
+            max_tokens=max_tokens,
+            extra_body={"coordinate_space": "original_pixels"},
+        )
+        assert answer.choices[0].message.places == []
+        assert answer.notes[-1].startswith(note)
+
+
 def test_a_photo_that_lies_is_turned_for_the_model_and_its_places_back(
     client: openai.OpenAI,
 ) -> None:

@@ -26,6 +26,8 @@ FORM_BYTES = 1 << 20
 MAX_UPLOAD_BYTES = FileLimits().max_batch_bytes + FORM_BYTES
 """What is read of an upload; each purpose has a limit of its own below."""
 MAX_FIELDS = 16
+SAME_PURPOSES = dict.fromkeys(("user_data", "assistants"), FilePurpose.FILE_EXTRACT.value)
+"""What OpenAI's clients call documents; they are kept as those that Bailian's send."""
 READING_WAIT_S = 2.0
 """How long the answer to an upload waits for the document to have been read."""
 UPLOAD_FORM = {
@@ -115,7 +117,8 @@ async def create_file(request: Request, kept: Kept) -> FileObject:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise InputError("file is missing; expected a form with a file in the field 'file'.")
-        purpose = str(form.get("purpose") or "")
+        stated = str(form.get("purpose") or "")
+        purpose = SAME_PURPOSES.get(stated, stated)
         stored = await asyncio.to_thread(
             kept.files.upload,
             owner_of(request),

@@ -132,7 +132,8 @@ def _only_text(message: Mapping[str, Any]) -> str:
 def _read_file_ids(text: str) -> list[str]:
     """Read `fileid://a,fileid://b`; an id that stands there twice counts once."""
     names = [one.strip().removeprefix(FILE_SCHEME) for one in text.split(",")]
-    return list(dict.fromkeys(_check_file_id(name) for name in names if name))
+    given = [name for name in names if name] or [""]
+    return list(dict.fromkeys(map(_check_file_id, given)))
 
 
 def _check_file_id(file_id: Any) -> str:
@@ -216,6 +217,11 @@ def _file(file: Any, where: str) -> Any:
         return file
     stated = {key: value for key, value in file.items() if value is not None}
     only_keys(stated, {*FILE_KEYS, "file_id"}, f"{where}.file")
+    if not {"file_id", "file_data"} & set(stated):
+        raise InputError(
+            f"{where}.file names no document; expected file_data (a data: URI or an http(s) URL) "
+            "or file_id (of an upload)."
+        )
     if "file_id" not in stated:
         _check_source(stated.get("file_data"), f"{where}.file.file_data")
         return stated

@@ -42,10 +42,14 @@ class CoordinateSpace(StrEnum):
 
 @dataclass(frozen=True)
 class FoundPlaces:
-    """The places of an answer, as they are told, and what there is to say about them."""
+    """The places of an answer, as they are told, and what there is to say about them.
+
+    `is_cut` says that the answer ends inside one.
+    """
 
     places: list[dict[str, Any]]
     notes: tuple[str, ...] = ()
+    is_cut: bool = False
 
 
 def read_places(
@@ -75,7 +79,7 @@ def read_places(
         notes.append(f"places: {len(marked)} are marked, the first {MAX_PLACES} are told")
     if outside := len(told) - len(places):
         notes.append(f"places: {outside} lie outside the picture and are left out")
-    return FoundPlaces(places, tuple(notes))
+    return FoundPlaces(places, tuple(notes), is_cut)
 
 
 def _find(answer: str) -> tuple[list[tuple[str | None, Shape]], bool]:

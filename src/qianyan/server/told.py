@@ -158,6 +158,8 @@ def tell(completion: Completion, telling: Telling, architecture: str) -> Told:
             )
             places = found.places
             notes += found.notes
+            if completion.finish_reason == "length" and not found.is_cut:
+                notes.append("places: the answer was cut at its length; there may be more")
         else:
             notes.append(
                 f"places: not told, as there are {len(completion.images)} pictures; expected one"

@@ -204,7 +204,13 @@ def test_a_deleted_or_expired_document_cannot_be_found(
 
 @pytest.mark.parametrize(
     "content",
-    ["fileid://../../etc/passwd", "fileid://file-fe-1 and more", "fileid://file-fe-1;file-fe-2"],
+    [
+        "fileid://",
+        "fileid://,",
+        "fileid://../../etc/passwd",
+        "fileid://file-fe-1 and more",
+        "fileid://file-fe-1;file-fe-2",
+    ],
 )
 def test_a_name_that_is_no_id_is_refused(client: openai.OpenAI, content: str) -> None:
     said = refusal(client, [{"role": "system", "content": content}, QUESTION], 400, "invalid_file")
@@ -215,6 +221,21 @@ def test_a_file_of_another_purpose_is_refused(client: openai.OpenAI) -> None:
     file_id = upload(client, "a.jsonl", b"{}", "batch")
     said = refusal(client, [named(file_id), QUESTION], 400, "invalid_file")
     assert "expected the purpose file-extract" in said
+
+
+@pytest.mark.parametrize("purpose", ["user_data", "assistants"])
+def test_openais_purposes_of_documents_mean_the_same(client: openai.OpenAI, purpose: str) -> None:
+    file_id = upload(client, "a.txt", WORDS.encode(), purpose)
+    assert client.files.retrieve(file_id).purpose == "file-extract"
+    part = {"type": "file", "file": {"file_id": file_id}}
+    content = [part, {"type": "text", "text": "When?"}]
+    assert ask(client, [{"role": "user", "content": content}]).usage.prompt_tokens > 20
+
+
+def test_a_part_without_a_document_says_what_it_may_name(client: openai.OpenAI) -> None:
+    part = {"type": "file", "file": {"filename": "a.pdf"}}
+    said = refusal(client, [{"role": "user", "content": [part]}], 400, "bad_input")
+    assert said.startswith("messages[0].content[0].file names no document; expected file_data")
 
 
 def test_too_many_documents_are_refused(client: openai.OpenAI) -> None:
