@@ -5,16 +5,21 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import dashscope
 import httpx2
 import pytest
 from openai import OpenAI
 from PIL import Image
 
+from qianyan.engine.engine import Engine
 from qianyan.server.upstream_settings import UpstreamLimits, UpstreamSettings
 
 from .conftest import KEY as OUR_KEY
@@ -318,6 +323,77 @@ def test_data_and_texts_pass_as_they_are(client: httpx2.Client, upstream: Upstre
     assert upstream.body["messages"][0]["content"] == parts
 
 
+def test_a_local_picture_of_bailians_client_is_sent_on_as_data(
+    client: httpx2.Client,
+    upstream: UpstreamServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "site.png"
+    path.write_bytes(picture())
+    monkeypatch.setattr(dashscope, "base_http_api_url", str(client.base_url.join("/api/v1")))
+    content = [{"image": f"file://{path}"}, {"text": "What is red?"}]
+    answer = dashscope.MultiModalConversation.call(
+        NAME, messages=[{"role": "user", "content": content}], api_key=OUR_KEY
+    )
+    assert answer.status_code == HTTPStatus.OK, answer
+    assert answer.output.choices[0].message.content[0]["text"] == "Hello"
+    seen, asked = upstream.body["messages"][0]["content"]
+    assert seen["type"] == "image_url"
+    kind, _, data = seen["image_url"]["url"].partition(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(data) == picture()
+    assert asked == {"text": "What is red?", "type": "text"}
+
+
+def test_pictures_by_url_are_fetched_here(
+    serve: Served, upstream: UpstreamServer, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving_picture() as (host, url):
+        limits = engine.processor.limits
+        allowed = replace(limits.fetch, allow_private=frozenset({host}))
+        monkeypatch.setattr(engine.processor, "limits", replace(limits, fetch=allowed))
+        limited = UpstreamLimits(max_media_bytes=len(picture()))
+        named = UpstreamSettings(name=NAME, base_url=upstream.address, model=MODEL, limits=limited)
+        part = {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
+        with serve(upstreams=(named,)) as client:
+            answer = ask(client, messages=[{"role": "user", "content": [part]}])
+            assert answer.status_code == HTTPStatus.OK, answer.text
+            sent = upstream.body["messages"][0]["content"][0]["image_url"]
+            assert sent["detail"] == "high"
+            assert base64.b64decode(sent["url"].partition(",")[2]) == picture()
+            many = ask(client, messages=[{"role": "user", "content": [part, part]}])
+            assert many.status_code == HTTPStatus.BAD_REQUEST
+            assert many.json()["error"]["code"] == "too_large"
+
+
+@contextmanager
+def serving_picture() -> Iterator[tuple[str, str]]:
+    """Serve a picture on loopback; give host and port, and its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "image/png")
+            self.send_header("content-length", str(len(picture())))
+            self.end_headers()
+            self.wfile.write(picture())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    host = f"127.0.0.1:{server.server_port}"
+    try:
+        yield host, f"http://{host}/site.png"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 def test_names_are_listed_and_found_by_both_dialects(client: httpx2.Client) -> None:
     listed = {one["id"]: one["owned_by"] for one in client.get("/v1/models").json()["data"]}
     assert listed[NAME] == "upstream"
@@ -328,9 +404,10 @@ def test_names_are_listed_and_found_by_both_dialects(client: httpx2.Client) -> N
     assert NAME in missing.json()["error"]["message"]
     names = [one["model"] for one in client.get("/api/v1/models").json()["output"]["models"]]
     assert NAME in names
-    told = client.post("/v1/responses", json={"model": NAME, "input": "Hello?"})
+    body = {"model": NAME, "input": {"prompt": "Hello?"}}
+    told = client.post("/api/v1/tokenizer", json=body)
     assert told.status_code == HTTPStatus.BAD_REQUEST
-    assert "at another server" in told.json()["error"]["message"]
+    assert "at another server" in told.json()["message"]
 
 
 def test_tokens_are_counted_and_paid_for(serve: Served, upstream: UpstreamServer) -> None:
