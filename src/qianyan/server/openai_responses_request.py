@@ -258,7 +258,7 @@ def rename(error: QianyanError, request: ResponseRequest, places: Sequence[str])
         message = re.sub(rf"\b(?<!\.){re.escape(old)}\b", new, message)
     place = _PLACE.match(message)
     is_form = isinstance(error, GrammarError) and request.text is not None
-    named = _RENAMED.get(failure.param or "", failure.param)
+    named = {**_RENAMED, "messages": "input"}.get(failure.param or "", failure.param)
     is_field = place is not None and re.split(r"[.\[]", place[0])[0] in ResponseRequest.model_fields
     return RefusedError(
         message,

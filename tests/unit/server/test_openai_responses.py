@@ -281,6 +281,23 @@ def test_a_document_is_read(kept: httpx2.Client) -> None:
     assert ask(kept, input=[{"role": "user", "content": parts}])["usage"]["input_tokens"] > 15
 
 
+def test_an_uploaded_document_is_read_by_its_id(kept: httpx2.Client) -> None:
+    text = b"The exit is on the left. " * 8
+    upload = {"files": {"file": ("exit.txt", text)}, "data": {"purpose": "user_data"}}
+    file_id = kept.post("/v1/files", **upload).json()["id"]  # type: ignore[arg-type]
+    parts = [{"type": "input_file", "file_id": file_id}, {"type": "input_text", "text": "Where?"}]
+    read = ask(kept, input=[{"role": "user", "content": parts}])
+    assert read["usage"]["input_tokens"] > 60
+    again = ask(kept, input="And then?", previous_response_id=read["id"])
+    assert again["usage"]["input_tokens"] > read["usage"]["input_tokens"]
+    parts[0]["file_id"] = "file-nobody-has-this"
+    error = error_of(post(kept, input=[{"role": "user", "content": parts}]), 400)
+    assert (error["code"], error["param"]) == ("file_not_found", "input")
+    mine = [{"role": "user", "content": [{**parts[0], "file_id": file_id}]}]
+    body = {"model": "judge", "input": mine}
+    error_of(kept.post("/v1/responses", headers=OTHER, json=body), 400)
+
+
 def test_a_form_is_kept_whole_and_streamed(kept: httpx2.Client) -> None:
     schema = {
         "type": "object",
