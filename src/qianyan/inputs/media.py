@@ -67,6 +67,7 @@ class MediaLimits:
         max_images: pictures, those out of documents included; frames of videos do not count.
         max_videos: videos, files and lists of frames.
         max_audios: sounds, those of videos included.
+        max_audio_s: seconds of all sounds together.
         fetch: of pictures.
         fetch_video: of video files that are not local.
         fetch_audio: of sound files that are not local.
@@ -80,6 +81,7 @@ class MediaLimits:
     max_images: int = 64
     max_videos: int = 8
     max_audios: int = 16
+    max_audio_s: float = 3600.0
     fetch: FetchLimits = field(default_factory=FetchLimits)
     fetch_video: FetchLimits = field(
         default_factory=lambda: FetchLimits(max_bytes=500_000_000, timeout_s=300.0)
@@ -286,6 +288,11 @@ class Media:
         if len(self._audios) >= self._limits.max_audios:
             raise CapacityError(
                 f"The messages hold more than {self._limits.max_audios} sounds. Send fewer."
+            )
+        if sum(one.duration_s for one in (*self._audios, sound.record)) > self._limits.max_audio_s:
+            raise CapacityError(
+                f"The messages hold more than {self._limits.max_audio_s / 60:g} minutes of sound. "
+                "Send less."
             )
         self._audios.append(sound.record)
         return Heard(log_mel(sound.samples, config))

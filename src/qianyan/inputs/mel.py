@@ -49,10 +49,11 @@ class MelConfig:
                     f"preprocessor_config.json has {field.name} {quote(value)}; expected a whole "
                     "number of 1 or more."
                 )
-        if self.n_fft % 2 or self.feature_size > self.n_fft:
+        if self.n_fft % 2 or not self.feature_size <= self.n_fft < self.n_samples:
             raise ConfigError(
-                f"preprocessor_config.json has n_fft {self.n_fft} and feature_size "
-                f"{self.feature_size}; expected an even number that is no smaller."
+                f"preprocessor_config.json has n_fft {self.n_fft}, feature_size "
+                f"{self.feature_size} and n_samples {self.n_samples}; expected an even n_fft "
+                "between the two others."
             )
 
     @classmethod
@@ -100,10 +101,12 @@ def _padded(samples: np.ndarray, config: MelConfig) -> np.ndarray:
 
     The silence fills the released extractor's 300 seconds, and that end is what is mirrored.
     """
-    room = config.n_samples - len(samples)
-    silence = min(room, config.n_fft) if room >= 0 else config.n_fft
-    quiet = np.concatenate([samples, np.zeros(silence, dtype=samples.dtype)])
-    return np.pad(quiet, config.n_fft // 2, mode="reflect")
+    room, reach = config.n_samples - len(samples), config.n_fft // 2
+    silence = np.zeros(min(room, config.n_fft) if room >= 0 else config.n_fft, samples.dtype)
+    # Of a long sound one copy is enough: the ends are mirrored apart.
+    head = np.concatenate([samples[: reach + 1], silence])[reach:0:-1]
+    tail = np.concatenate([samples[-reach - 1 :], silence])[-2 : -reach - 2 : -1]
+    return np.concatenate([head, samples, silence, tail])
 
 
 @lru_cache(maxsize=4)

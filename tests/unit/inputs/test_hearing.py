@@ -284,13 +284,18 @@ def test_more_sounds_than_the_limits_are_refused(omni_folder: Path) -> None:
     assert process(user(sound)).num_audio_frames == (20,)
     with pytest.raises(CapacityError, match="more than 1 sounds"):
         process(user(sound, clip(video(1.0, sound_s=1.0))))
+    process = Processor.from_folder(omni_folder, limits=MediaLimits(max_audio_s=0.5))
+    assert process(user(sound, sound)).num_audio_frames == (20, 20)
+    with pytest.raises(CapacityError, match=r"more than 0.00833333 minutes of sound"):
+        process(user(sound, sound, sound))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"hop_length": 0}, "hop_length '0'; expected a whole number"),
-        ({"n_fft": 401}, "n_fft 401 and feature_size 128"),
+        ({"n_fft": 401}, "n_fft 401, feature_size 128 and n_samples 4800000"),
+        ({"n_samples": 400}, "expected an even n_fft between the two others"),
         ({"dither": 0.1}, "asks for dither"),
         ({"padding_value": -1}, "padding other than silence"),
     ],
