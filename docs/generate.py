@@ -29,6 +29,7 @@ from qianyan.server.settings import ServerLimits
 from qianyan.server.tasks import TaskLimits
 from qianyan.server.thinking import EffortBudgets
 from qianyan.server.uploads import UploadLimits
+from qianyan.server.upstream_settings import UpstreamLimits
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "qianyan"
@@ -96,6 +97,7 @@ LIMITS = {
     "Tasks": TaskLimits,
     "Batches": BatchLimits,
     "Responses": ResponseLimits,
+    "Models at other servers": UpstreamLimits,
 }
 
 
