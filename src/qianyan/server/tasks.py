@@ -22,8 +22,10 @@ from sqlalchemy import (
     Select,
     String,
     Text,
+    case,
     delete,
     func,
+    literal,
     select,
     update,
 )
@@ -225,7 +227,8 @@ class Tasks:
             row = self._find(session, owner_id, task_id, kind)
             if row.state != TaskState.PENDING:
                 raise ConflictError(NOT_PENDING)
-            row.state, row.finished_at = TaskState.CANCELED.value, utc_now()
+            row.state = TaskState.CANCELED.value
+            row.request, row.finished_at = {}, utc_now()
         return _value(row)
 
     def claim(self, runner_id: str) -> Task | None:
@@ -257,8 +260,8 @@ class Tasks:
             runner_id,
             state=TaskState.SUCCEEDED.value,
             result=result,
-            finished_at=utc_now(),
             leased_until_at=None,
+            **_end(),
         )
 
     def fail(self, task: Task, runner_id: str, *, code: str, message: str) -> bool:
@@ -269,8 +272,8 @@ class Tasks:
             state=TaskState.FAILED.value,
             error_code=code,
             error_message=message,
-            finished_at=utc_now(),
             leased_until_at=None,
+            **_end(),
         )
 
     def put_back(
@@ -312,7 +315,7 @@ class Tasks:
                     state=TaskState.FAILED.value,
                     error_code=TOO_LONG,
                     error_message="The task waited in line longer than one may.",
-                    finished_at=now,
+                    **_end(),
                 )
             )
         return len(gone)
@@ -357,7 +360,7 @@ class Tasks:
                 state=TaskState.FAILED.value,
                 error_code="interrupted",
                 error_message="The server stopped each time while it worked on this task.",
-                finished_at=now,
+                **_end(),
             )
         )
         session.execute(update(TaskRow).where(*lost).values(state=TaskState.PENDING.value))
@@ -431,6 +434,13 @@ def new_row(
         due_at=now,
         created_at=now,
     )
+
+
+def _end() -> dict[str, Any]:
+    """Give what ends a task: nobody reads its request again, which may hold faces, but a batch."""
+    alone = TaskRow.batch_id.is_(None)
+    request = case((alone, literal({}, JSON)), else_=TaskRow.request)
+    return {"finished_at": utc_now(), "request": request}
 
 
 WITHOUT_BODIES = (defer(TaskRow.request), defer(TaskRow.result))

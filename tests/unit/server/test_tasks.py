@@ -1,5 +1,6 @@
 """The line of tasks: states, leases, turns, room, and what each owner sees."""
 
+import sqlite3
 import time
 from pathlib import Path
 
@@ -9,7 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from qianyan.server.batches import BatchRow
-from qianyan.server.database import ConflictError, NotFoundError, QuotaError, open_database
+from qianyan.server.database import (
+    DATABASE_FILE,
+    ConflictError,
+    NotFoundError,
+    QuotaError,
+    open_database,
+)
 from qianyan.server.errors import RefusedError
 from qianyan.server.owned import PageQuery
 from qianyan.server.tasks import Task, TaskLimits, TaskQuery, Tasks, TaskState
@@ -185,6 +192,28 @@ def test_listing_counts_all_and_shows_a_page(tasks: Tasks) -> None:
     assert found == [[sent[1].id], [sent[3].id, sent[1].id], [sent[4].id, sent[3].id], [sent[0].id]]
 
 
+@pytest.mark.parametrize("end", ["succeed", "fail", "cancel", "interrupted", "late"])
+def test_what_was_asked_is_forgotten_when_a_task_is_over(tmp_path: Path, end: str) -> None:
+    tasks = open_tasks(tmp_path, lease_s=-1, max_attempts=1, max_wait_s=0)
+    sent = tasks.submit(ALICE, "chat", "m", {"picture": "a face"})
+    if end == "succeed":
+        tasks.succeed(begin(tasks), "r1", {"text": "好"})
+    elif end == "fail":
+        tasks.fail(begin(tasks), "r1", code="bad_input", message="No.")
+    elif end == "cancel":
+        tasks.cancel(ALICE, sent.id, kind="chat")
+    elif end == "interrupted":
+        begin(tasks)
+        assert tasks.claim("r2") is None
+    else:
+        tasks.sweep()
+    assert tasks.find(ALICE, sent.id, kind="chat").finished_at is not None
+    with sqlite3.connect(tmp_path / DATABASE_FILE) as connection:
+        ((request,),) = connection.execute("SELECT request FROM tasks").fetchall()
+    connection.close()
+    assert request == "{}"
+
+
 def test_a_task_is_found_by_its_kind_only(tasks: Tasks) -> None:
     line = tasks.submit(ALICE, "batch_line", "m", ASK)
     for call in (tasks.find, tasks.cancel):
@@ -280,11 +309,14 @@ class Line(RuleBasedStateMachine):
     @invariant()
     def every_task_is_there(self) -> None:
         total = sum(
-            self.tasks.list_page(owner, TaskQuery(), PageQuery(), kind="chat").total for owner in (ALICE, BOB)
+            self.tasks.list_page(owner, TaskQuery(), PageQuery(), kind="chat").total
+            for owner in (ALICE, BOB)
         )
         assert total == len(self.owner)
         for task_id in self.results:
-            assert self.tasks.find(self.owner[task_id], task_id, kind="chat").finished_at is not None
+            assert (
+                self.tasks.find(self.owner[task_id], task_id, kind="chat").finished_at is not None
+            )
 
 
 Line.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
