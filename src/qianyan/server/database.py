@@ -156,7 +156,10 @@ def open_database(state: Path, url: str | None = None) -> Database:
         ConfigError: the database cannot be opened, or a newer qianyan wrote it.
     """
     try:
-        engine = create_engine(url or f"sqlite:///{state / DATABASE_FILE}")
+        engine = create_engine(
+            url or f"sqlite:///{state / DATABASE_FILE}",
+            hide_parameters=True,  # errors go to the log, rows do not
+        )
         if engine.dialect.name == "sqlite":
             _prepare_sqlite(engine)
         elif engine.dialect.name == "postgresql":

@@ -223,9 +223,15 @@ def to_response(error: Exception, *, path: str, request_id: str) -> JSONResponse
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     request_id = request.scope.get("state", {}).get("request_id", "")
     response = to_response(error, path=request.url.path, request_id=request_id)
-    if response.status_code >= 500:
+    if response.status_code >= 500 and not _is_by_rule(error):
         logger.error("request failed", exc_info=error)
     return response
+
+
+def _is_by_rule(error: Exception) -> bool:
+    """Tell whether the server refused by a rule of its own; then the code says all there is."""
+    causes = (type(None), TimeoutError)
+    return isinstance(error, RefusedError) and isinstance(error.__cause__, causes)
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -11,12 +11,14 @@ from qianyan.server.worker import Worker
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> dict[str, str]:
     """Say that the server lives: that it takes requests, whatever it can make of them."""
     return {"status": "ok"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(serving: Served) -> dict[str, str]:
     """Say whether the model can be asked; 503 when it is broken or the server stops."""

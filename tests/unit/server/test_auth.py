@@ -17,6 +17,7 @@ from qianyan.server.settings import ServerSettings
 @pytest.mark.parametrize("path", ["/health", "/ready"])
 def test_health_needs_no_key(client: httpx2.Client, path: str) -> None:
     assert client.get(path, headers={"authorization": ""}).status_code == 200
+    assert client.head(path, headers={"authorization": ""}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -181,11 +181,15 @@ def test_a_disk_that_takes_no_more_is_a_503_and_leaves_nothing(
 
 
 def test_a_locked_database_is_a_503_while_the_model_answers_on(
-    serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.2)
     small = {"file": ("a.jsonl", b"{}")}
     with serve(state_folder=tmp_path) as client:
+        assert client.get("/v1/files").status_code == 200, "it has started"
         locking = sqlite3.connect(tmp_path / database.DATABASE_FILE, isolation_level=None)
         locking.execute("BEGIN IMMEDIATE")
         locked = client.post("/v1/files", files=small, data={"purpose": "batch"})
@@ -195,6 +199,8 @@ def test_a_locked_database_is_a_503_while_the_model_answers_on(
         locking.execute("ROLLBACK")
         locking.close()
         unlocked = client.post("/v1/files", files=small, data={"purpose": "batch"})
+    logged = [one for one in caplog.records if one.getMessage() == "request failed"]
+    assert [bool(one.exc_info) for one in logged] == [True], "the cause is in the log"
     assert locked.status_code == 503
     assert locked.json()["error"]["code"] == "storage_failed"
     assert "sqlite" not in locked.text.lower()
