@@ -172,6 +172,20 @@ def test_a_document_longer_than_the_context_says_so(client: openai.OpenAI) -> No
     assert not any(hasattr(chunk, "notes") for chunk in chunks)
 
 
+def test_a_response_says_so_as_well(client: openai.OpenAI) -> None:
+    text = "\n\n".join(f"# Rule {at}\nSomething about rule {at}." * 5 for at in range(800))
+    file_id = upload(client, "a.md", f"{text}\n\n# Cranes\n{WORDS}".encode())
+    content: Any = [
+        {"type": "input_file", "file_id": file_id},
+        {"type": "input_text", "text": "When is the crane checked?"},
+    ]
+    asked: Any = [{"role": "user", "content": content}]
+    response = client.responses.create(model="judge", input=asked, max_output_tokens=16)
+    (note,) = response.notes  # type: ignore[attr-defined]
+    assert note.startswith("a.md: too long to be read whole; ")
+    assert client.responses.retrieve(response.id).notes == [note]  # type: ignore[attr-defined]
+
+
 def test_a_short_document_has_nothing_to_say(client: openai.OpenAI) -> None:
     answer = ask(client, [named(upload(client, "a.txt", WORDS.encode())), QUESTION])
     assert not hasattr(answer, "notes")
