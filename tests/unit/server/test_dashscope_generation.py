@@ -306,7 +306,7 @@ def test_a_parameter_that_is_wrong_is_explained(
         ({"image": "/etc/passwd"}, "InvalidParameter"),
         ({"video": ["/etc/passwd"] * 4}, "InvalidParameter"),
         ({"file": "/etc/passwd"}, "InvalidParameter"),
-        ({"image": "oss://dashscope-instant/x.png"}, "InvalidParameter"),
+        ({"image": "oss://dashscope-instant/x.png"}, "InvalidURL"),
         ({"audio": "https://a.example/a.wav"}, "InvalidParameter"),
         ({"image": "http://127.0.0.1:9/a.png"}, "InvalidURL"),
         ({"image": "data:image/png;base64,eA=="}, "InvalidParameter"),
