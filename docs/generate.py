@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from http_page import http_page
 
 import qianyan
 from qianyan import errors
@@ -23,7 +24,7 @@ from qianyan.inputs.sound import AudioLimits
 from qianyan.server.batch_lines import BatchLimits
 from qianyan.server.document_shelf import UploadedDocumentLimits
 from qianyan.server.files import FileLimits
-from qianyan.server.openai_responses_store import ResponseLimits
+from qianyan.server.openai_responses_kept import ResponseLimits
 from qianyan.server.search_results import SearchLimits
 from qianyan.server.settings import ServerLimits
 from qianyan.server.tasks import TaskLimits
@@ -145,6 +146,7 @@ def architecture_page() -> str:
 
 
 PAGES = {
+    "reference/http.md": lambda: f"{NOTE}{http_page()}",
     "reference/cli.md": cli_page,
     "reference/python.md": python_page,
     "reference/limits.md": limits_page,
