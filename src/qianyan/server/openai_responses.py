@@ -16,8 +16,8 @@ from qianyan.server.errors import to_failure
 from qianyan.server.keeping import Keeping, Kept, find_keeping
 from qianyan.server.openai_chat import DONE
 from qianyan.server.openai_responses_events import Event, ResponseWriter, replay
+from qianyan.server.openai_responses_kept import UNFINISHED, ResponseStatus
 from qianyan.server.openai_responses_request import ResponseRequest
-from qianyan.server.openai_responses_store import UNFINISHED, ResponseStatus
 from qianyan.server.openai_responses_turn import AnyAnswer, AskedTurn, answer_whole, read_turn, tell
 from qianyan.server.serving import Served
 from qianyan.server.stream import EventStream, to_json, unless_gone

@@ -11,8 +11,9 @@ from typing import Any
 from qianyan.errors import CapacityError, InputError
 from qianyan.server.errors import RefusedError, to_failure
 from qianyan.server.openai_responses_events import ResponseWriter
+from qianyan.server.openai_responses_kept import ResponseRow
 from qianyan.server.openai_responses_request import ResponseRequest
-from qianyan.server.openai_responses_store import ResponseRow, Responses
+from qianyan.server.openai_responses_store import Responses
 from qianyan.server.openai_responses_turn import AskedTurn, answer_whole
 from qianyan.server.serving import Serving
 from qianyan.server.tasks import Task

@@ -19,8 +19,9 @@ from qianyan.server.generate import Question, begin
 from qianyan.server.openai_reply import TokenWords
 from qianyan.server.openai_responses_events import Event, ResponseWriter, new_response
 from qianyan.server.openai_responses_items import Conversation, Item, read_items, refused
+from qianyan.server.openai_responses_kept import Chain, Turn
 from qianyan.server.openai_responses_request import ResponseRequest, rename
-from qianyan.server.openai_responses_store import Chain, Responses, Turn
+from qianyan.server.openai_responses_store import Responses
 from qianyan.server.openai_responses_upstream import (
     UpstreamAnswer,
     begin_upstream,

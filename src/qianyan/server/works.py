@@ -14,7 +14,7 @@ from qianyan.server.dashscope_tasks import TASK_KIND
 from qianyan.server.keeping import Keeping, keep
 from qianyan.server.openai_batches import answer_chat, to_object
 from qianyan.server.openai_responses_background import answer_later
-from qianyan.server.openai_responses_store import RESPONSE_KIND
+from qianyan.server.openai_responses_kept import RESPONSE_KIND
 from qianyan.server.serving import Serving
 from qianyan.server.task_runner import Work
 

@@ -476,6 +476,22 @@ def test_a_background_response_can_be_cancelled(kept: httpx2.Client) -> None:
     assert kept.get(place).json()["status"] == "cancelled"
 
 
+def test_a_background_response_is_made_after_the_server_was_stopped(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    with serve(state_folder=tmp_path) as client:
+        queued = ask(client, background=True, text={"format": LONG}, max_output_tokens=900)
+        place = f"/v1/responses/{queued['id']}"
+        until = time.monotonic() + 20
+        while client.get(place).json()["status"] == "queued":
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    with serve(state_folder=tmp_path) as client:
+        done = until_over(client, queued["id"])
+    assert done["status"] == "incomplete"
+    assert done["usage"]["output_tokens"] == 900
+
+
 def test_what_is_wrong_in_the_background_becomes_the_responses_error(kept: httpx2.Client) -> None:
     queued = ask(kept, background=True, input="word " * 20_000)
     done = until_over(kept, queued["id"])

@@ -13,13 +13,8 @@ from qianyan.server.database import (
     open_database,
 )
 from qianyan.server.errors import RefusedError
-from qianyan.server.openai_responses_store import (
-    RESPONSE_KIND,
-    Chain,
-    ResponseLimits,
-    Responses,
-    Turn,
-)
+from qianyan.server.openai_responses_kept import RESPONSE_KIND, Chain, ResponseLimits, Turn
+from qianyan.server.openai_responses_store import Responses
 from qianyan.server.tasks import Tasks, TaskState
 
 

@@ -31,7 +31,7 @@ def thinker(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ht
 
 
 def post(client: httpx2.Client, **fields: Any) -> httpx2.Response:
-    body = {"model": "judge", "input": "so", "max_output_tokens": 400, **fields}
+    body = {"model": "judge", "input": "so", "temperature": 0, "max_output_tokens": 400, **fields}
     answer = client.post("/v1/responses", json=body)
     assert answer.status_code == 200, answer.text
     return answer
