@@ -114,6 +114,8 @@ async def read_file(request: Request, kept: Kept, file_id: str) -> FileResponse:
 async def delete_file(request: Request, kept: Kept, file_id: str) -> dict[str, Any]:
     """Delete a file."""
     await asyncio.to_thread(_delete, kept, owner_of(request), file_id)
+    shelf: DocumentShelf = request.app.state.shelf
+    shelf.forget(file_id)
     return {"request_id": request.state.request_id}
 
 

@@ -168,7 +168,7 @@ class DocumentShelf:
         try:
             file = files.find(owner_id, key.file_id)
         except NotFoundError as error:
-            self._forget(key.file_id)
+            self.forget(key.file_id)
             raise RefusedError(
                 f"File [id:{key.file_id}] cannot be found; expected the id of a file that was "
                 "uploaded with this key and has been neither deleted nor expired.",
@@ -231,7 +231,8 @@ class DocumentShelf:
         while sum(one for _, one in self._kept.values()) > self.limits.max_kept_bytes:
             self._kept.popitem(last=False)
 
-    def _forget(self, file_id: str) -> None:
+    def forget(self, file_id: str) -> None:
+        """Let go of what was read of a file."""
         with self._lock:
             for held in (self._kept, self._outcomes):
                 for key in [key for key in held if key.file_id == file_id]:

@@ -175,6 +175,8 @@ async def read_file(request: Request, kept: Kept, file_id: str) -> FileResponse:
 async def delete_file(request: Request, kept: Kept, file_id: str) -> FileDeleted:
     """Delete a file."""
     await asyncio.to_thread(kept.files.delete, owner_of(request), file_id)
+    shelf: DocumentShelf = request.app.state.shelf
+    shelf.forget(file_id)
     return FileDeleted(id=file_id)
 
 

@@ -209,6 +209,8 @@ def test_a_deleted_or_expired_document_cannot_be_found(
     deleted, expired = (upload(client, "a.txt", WORDS.encode()) for _ in range(2))
     ask(client, [named(deleted, expired), QUESTION])
     client.files.delete(deleted)
+    shelf: DocumentShelf = served.app.state.shelf  # type: ignore[attr-defined]
+    assert deleted not in {key.file_id for key in (*shelf._kept, *shelf._outcomes)}
     keeping: Keeping = served.app.state.keeping  # type: ignore[attr-defined]
     with keeping.database.writing() as session:
         session.get_one(FileRow, expired).expires_at = utc_now() - timedelta(seconds=1)
