@@ -39,9 +39,12 @@ import torch
 from PIL import Image
 
 from qianyan.cli import answering, main
+from qianyan.engine import runner
 from qianyan.engine.engine import Engine
 from qianyan.engine.plan import Plan
 from qianyan.engine.request import Request, Sampled
+from qianyan.engine.scheduler import EngineConfig
+from qianyan.inputs.prepared import PreparedPictures
 
 KEY = "sk-bench-0123456789"
 PASS_MS = 5.0
@@ -49,6 +52,10 @@ PASS_MS = 5.0
 NUM_STREAMS = 64
 LEFT = range(0, NUM_STREAMS, 5)
 """A fifth of the questions, whose readers leave midway."""
+
+
+LEAST_CACHE_TOKENS = 4096
+"""A cache that is full after a hundred requests, so that what grows later is no cache."""
 
 
 class StandIn(Engine):
@@ -111,10 +118,11 @@ class Server:
 
 
 @contextmanager
-def serving(*, pass_ms: float | None = None) -> Iterator[Server]:
+def serving(*, pass_ms: float | None = None, has_small_caches: bool = False) -> Iterator[Server]:
     """Run `qianyan serve` on the bundled judge, or with a stand-in for it."""
     state = tempfile.TemporaryDirectory()
     pace = [] if pass_ms is None else ["--pass-ms", str(pass_ms)]
+    pace += ["--small-caches"] if has_small_caches else []
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, __file__, "serve", *pace, "--state-dir", state.name],
         env={**os.environ, "QIANYAN_API_KEYS": KEY, "OMP_NUM_THREADS": "1"},
@@ -133,10 +141,15 @@ def serving(*, pass_ms: float | None = None) -> Iterator[Server]:
         state.cleanup()
 
 
-def serve(pass_ms: float | None, state_dir: str) -> None:
+def serve(pass_ms: float | None, state_dir: str, *, has_small_caches: bool) -> None:
     """Be that server; its command is the program's own."""
-    if pass_ms is not None:
-        engine = StandIn(pass_ms)
+    engine: Engine | None = None if pass_ms is None else StandIn(pass_ms)
+    if has_small_caches:
+        runner.MAX_FEATURE_BYTES = 1 << 20
+        config = EngineConfig(max_cache_tokens=LEAST_CACHE_TOKENS)
+        engine = Engine("bundled", dtype="float32", config=config)
+        engine.processor._prepared = PreparedPictures(1 << 20)  # noqa: SLF001
+    if engine is not None:
         answering.load_engine = lambda _: (engine, "bundled")
     sys.argv = ["qianyan", "serve", "--port", "0", "--state-dir", state_dir]
     sys.argv += ["--log-level", "warning"]
@@ -330,8 +343,8 @@ async def send_pictures(server: Server, num_requests: int) -> list[float]:
 
 
 def measure_pictures(*, num_requests: int = 2000) -> dict[str, Any]:
-    """Watch the server's memory, which may grow only while its caches fill."""
-    with serving() as server:
+    """Watch the server's memory, which may grow only while its caches fill, made small here."""
+    with serving(has_small_caches=True) as server:
         begin = time.perf_counter()
         memory = asyncio.run(send_pictures(server, num_requests))
         seconds = time.perf_counter() - begin
@@ -363,10 +376,11 @@ def run() -> None:
     parser.add_argument("--requests", type=int, default=2000, help="pictures to send")
     parser.add_argument("--out", type=Path, help="folder of the JSON; none is written without")
     parser.add_argument("--pass-ms", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--small-caches", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--state-dir", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part == ["serve"]:
-        serve(options.pass_ms, options.state_dir)
+        serve(options.pass_ms, options.state_dir, has_small_caches=options.small_caches)
         return
     now = datetime.now(UTC)
     figures = {

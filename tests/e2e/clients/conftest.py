@@ -81,7 +81,7 @@ class House:
         )
         found = re.search(rf"(?m)^{name} (\d+)(?:\.0)?$", answer.text)
         assert found, answer.text
-        return int(found[1])
+        return int(float(found[1]))
 
     def wait_until_idle(self, seconds: float) -> None:
         """Wait until nothing runs."""
@@ -169,15 +169,20 @@ class Programs:
 
 
 @pytest.fixture(scope="session")
-def programs(house: House, tools_house: House) -> Programs:
+def programs(
+    house: House, tools_house: House, tmp_path_factory: pytest.TempPathFactory
+) -> Programs:
     """The programs' environment, which `make clients` makes."""
     if not (INSTALLED / "installed").exists():
         pytest.skip("the clients of others are not installed; make clients does it")
+    file = tmp_path_factory.mktemp("picture") / "red.png"
+    file.write_bytes(base64.b64decode(picture().partition(",")[2]))
     return Programs(
         {
             "PATH": os.environ["PATH"],
             "HOME": str(INSTALLED),
             "PICTURE": picture(),
+            "FILE": file.as_uri(),
             "TOOLS": json.dumps(TOOLS),
             "ENDLESS": json.dumps(ENDLESS),
             "OPENAI_API_KEY": KEY,

@@ -42,6 +42,14 @@ def test_calls_whole_and_in_packets(said: dict[str, Any]) -> None:
     assert said["calls reason"] == ["tool_calls"] * 2
 
 
+def test_a_local_file_is_sent_up_and_seen(said: dict[str, Any]) -> None:
+    assert said["local file"] == said["picture"]["text"]
+
+
+def test_a_task_is_waited_for(said: dict[str, Any], hello: str) -> None:
+    assert said["task"] == ["SUCCEEDED", hello]
+
+
 def test_errors_have_status_and_code(said: dict[str, Any]) -> None:
     assert said["missing"] == [404, "ModelNotFound"]
     status, code, message = said["wrong"]

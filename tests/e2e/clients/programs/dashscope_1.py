@@ -67,6 +67,15 @@ last = [
 said["calls stream"] = [call["function"] for call in last.message.tool_calls]
 said["calls reason"] = [called.finish_reason, last.finish_reason]
 
+local = [{"role": "user", "content": [{"image": os.environ["FILE"]}, {"text": "What is it?"}]}]
+sent_up = checked(dashscope.MultiModalConversation.call(messages=local, **HOW))
+said["local file"] = sent_up.output.choices[0].message.content[0]["text"]
+
+later = {"headers": {"X-DashScope-Async": "enable"}}
+task = checked(dashscope.Generation.call(messages=HELLO, result_format="message", **HOW, **later))
+done = dashscope.client.base_api.BaseAsyncApi.wait(task.output["task_id"])
+said["task"] = [done.output["task_status"], done.output["choices"][0]["message"]["content"]]
+
 missing = dashscope.Generation.call(**{**HOW, "model": "gpt-4o"}, messages=HELLO)
 said["missing"] = [missing.status_code, missing.code]
 wrong = next(iter(dashscope.Generation.call(messages=HELLO, stream=True, top_p=0, **HOW)))
