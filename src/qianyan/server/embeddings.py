@@ -5,6 +5,7 @@ the wrong things. So their names are refused here, with a sentence.
 """
 
 import array
+import asyncio
 import base64
 import json
 import math
@@ -94,29 +95,32 @@ class TextEmbeddingRequest(BaseModel):
 async def create(request: Request, body: EmbeddingRequest, serving: Served) -> Response:
     """Embed texts, in OpenAI's form."""
     upstream = _find(serving, body.model)
-    vectors, usage = await unless_gone(request, _embed(upstream, body))
-    is_packed = body.encoding_format == "base64"
-    data = [
-        {"object": "embedding", "index": at, "embedding": _pack(one) if is_packed else one}
-        for at, one in enumerate(vectors)
-    ]
-    counts = {name: usage[name] for name in ("prompt_tokens", "total_tokens")}
-    whole = {"object": "list", "data": data, "model": body.model, "usage": counts}
-    return Response(to_json(whole), media_type="application/json")
+    vectors, num_tokens = await unless_gone(request, _embed(upstream, body))
+
+    def write() -> str:
+        is_packed = body.encoding_format == "base64"
+        data = [
+            {"object": "embedding", "index": at, "embedding": _pack(one) if is_packed else one}
+            for at, one in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        return to_json({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+    return Response(await asyncio.to_thread(write), media_type="application/json")
 
 
 @dashscope_router.post("/text-embedding/text-embedding")
 async def create_text(request: Request, body: TextEmbeddingRequest, serving: Served) -> Response:
     """Embed texts, in DashScope's form."""
     upstream = _find(serving, body.model)
-    vectors, usage = await unless_gone(request, _embed(upstream, body.to_openai()))
+    vectors, num_tokens = await unless_gone(request, _embed(upstream, body.to_openai()))
     found = [{"text_index": at, "embedding": one} for at, one in enumerate(vectors)]
     whole = {
         "output": {"embeddings": found},
-        "usage": {"total_tokens": usage["total_tokens"]},
+        "usage": {"total_tokens": num_tokens},
         "request_id": request.state.request_id,
     }
-    return Response(to_json(whole), media_type="application/json")
+    return Response(await asyncio.to_thread(to_json, whole), media_type="application/json")
 
 
 def _find(serving: Serving, name: str) -> Upstream:
@@ -134,29 +138,44 @@ def _find(serving: Serving, name: str) -> Upstream:
     )
 
 
-async def _embed(
-    upstream: Upstream, asked: EmbeddingRequest
-) -> tuple[list[list[float]], dict[str, Any]]:
+async def _embed(upstream: Upstream, asked: EmbeddingRequest) -> tuple[list[list[float]], int]:
     """Ask for vectors, one for each input in their order, and for the count of tokens."""
-    body = {name: getattr(asked, name) for name in asked.model_fields_set}
-    # Numbers, whatever was asked for: not every server knows the packed form.
-    body |= {"model": upstream.settings.model, "encoding_format": "float"}
-    stated = {name: value for name, value in body.items() if value is not None}
-    reply = await upstream.ask(PATH, json.dumps(stated).encode())
-    given = reply.get("data")
-    vectors = [_vector(one) for one in given] if isinstance(given, list) else []
-    if len(vectors) != asked.num_inputs or None in vectors:
+    content = await asyncio.to_thread(_write, asked, upstream.settings.model)
+    reply = await upstream.ask(PATH, content)
+    vectors = await asyncio.to_thread(_read, reply)
+    if vectors is None or len(vectors) != asked.num_inputs:
         raise upstream.failed("answers without one embedding for each input.")
     count = reply["usage"].get("prompt_tokens") if isinstance(reply.get("usage"), dict) else 0
     num_tokens = count if isinstance(count, int) and count > 0 else 0
-    usage = {"prompt_tokens": num_tokens, "completion_tokens": 0, "total_tokens": num_tokens}
-    upstream.count(asked_now(), usage)
-    return [one for one in vectors if one is not None], usage
+    upstream.count(asked_now(), {"prompt_tokens": num_tokens, "completion_tokens": 0})
+    return vectors, num_tokens
 
 
-def _vector(given: Any) -> list[float] | None:
+def _write(asked: EmbeddingRequest, model: str) -> bytes:
+    """Write the body that is sent."""
+    body = {name: getattr(asked, name) for name in asked.model_fields_set}
+    # Numbers, whatever was asked for: not every server knows the packed form.
+    body |= {"model": model, "encoding_format": "float"}
+    return json.dumps({name: one for name, one in body.items() if one is not None}).encode()
+
+
+def _read(reply: dict[str, Any]) -> list[list[float]] | None:
+    """Read all embeddings in the order of their inputs; None where one is none."""
+    given = reply.get("data")
+    if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+        return None
+    by_place = {str(one.get("index", at)): one for at, one in enumerate(given)}
+    places = [str(at) for at in range(len(given))]
+    if set(by_place) != set(places):
+        return None
+    found = [_vector(by_place[at]) for at in places]
+    vectors = [one for one in found if one is not None]
+    return vectors if len(vectors) == len(given) else None
+
+
+def _vector(given: dict[str, Any]) -> list[float] | None:
     """Read an embedding; None where it is no list of numbers."""
-    numbers = given.get("embedding") if isinstance(given, dict) else None
+    numbers = given.get("embedding")
     if not isinstance(numbers, list) or not numbers:
         return None
     if not all(isinstance(one, int | float) and math.isfinite(one) for one in numbers):

@@ -21,7 +21,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _MEDIA_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+", re.ASCII)
 _SOURCES = re.compile(r"(image|video|audio|file|doc)(_url)?|url|file_data")
 """Keys whose text is a source: a URL or a data: URI and nothing else."""
-_IDS = frozenset({"file_id", "doc_id"})
+_IDS = frozenset({"file_id", "doc_id", "uuid"})
+"""Keys that name what lies there already; by `uuid` vLLM takes pictures of other requests."""
 _BEGINNINGS = (
     (0, b"\x89PNG", "image/png"),
     (0, b"\xff\xd8\xff", "image/jpeg"),

@@ -58,6 +58,13 @@ def test_other_inputs_are_refused(client: httpx2.Client, given: Any) -> None:
     assert ask(client, input=given).status_code == HTTPStatus.BAD_REQUEST
 
 
+def test_the_order_is_that_of_the_inputs(client: httpx2.Client, upstream: UpstreamServer) -> None:
+    upstream.way = "backwards"
+    data = ask(client, input=["one", "two", "three"]).json()["data"]
+    upstream.way = "good"
+    assert [(one["index"], one["embedding"]) for one in data] == [(0, [0]), (1, [1]), (2, [2])]
+
+
 def test_too_few_embeddings_are_an_error(client: httpx2.Client) -> None:
     answer = ask(client, input=["one", "two"])
     assert answer.status_code == HTTPStatus.BAD_GATEWAY

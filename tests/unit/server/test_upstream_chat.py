@@ -295,6 +295,7 @@ def picture() -> bytes:
         {"type": "unheard_of", "unheard_of": {"deep": [{"where": "http://127.0.0.1/"}]}},
         {"type": "unheard_of", "where": "oss://bucket/key"},
         {"type": "file", "file": {"file_id": "file-abc"}},
+        {"type": "image_url", "image_url": None, "uuid": "somebody's"},
     ],
 )
 def test_nothing_is_named_there_by_address(

@@ -55,7 +55,10 @@ def make_app(server: UpstreamServer) -> FastAPI:
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         server.bodies.append(await request.json())
-        data = [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}]
+        data: list[dict[str, Any]] = [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}]
+        if server.way == "backwards":
+            places = reversed(range(len(server.body["input"])))
+            data = [{"index": at, "embedding": [at]} for at in places]
         return JSONResponse(
             {"object": "list", "data": data, "model": MODEL, "usage": {"prompt_tokens": 2}}
         )
