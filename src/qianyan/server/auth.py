@@ -154,6 +154,8 @@ class _Body:
                 message = await self._receive()
         except TimeoutError as error:
             raise BodyError(_too_slow()) from error
+        if message["type"] == "http.disconnect":
+            raise BodyError(_gone())
         if message["type"] == "http.request":
             body = message.get("body", b"")
             self._is_whole = not message.get("more_body", False)
@@ -280,6 +282,14 @@ def owner_of(request: Request) -> str:
     """Name the owner of what a request makes: the SHA-256 of its key, in hexadecimal."""
     owner: str = request.state.owner_id
     return owner
+
+
+def _gone() -> RefusedError:
+    return RefusedError(
+        "The client is gone before its request was whole.",
+        status=GONE,
+        code="client_closed_request",
+    )
 
 
 def _too_slow() -> RefusedError:

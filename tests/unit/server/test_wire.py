@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -91,6 +92,24 @@ def test_a_body_that_drips_is_answered_with_408(serve: Callable[..., Any]) -> No
         assert time.monotonic() - started < 5
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"request_timeout" in answer
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/files"])
+def test_a_client_that_goes_away_in_mid_body_is_no_fault_of_the_server(
+    serve: Callable[..., Any], tmp_path: Path, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(state_folder=tmp_path) as client:
+        with connected(client) as raw:
+            form = head(client, 100_000, path).replace(
+                b"application/json",
+                b"multipart/form-data; boundary=x" if path != PATH else b"application/json",
+            )
+            raw.sendall(form + b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"')
+        wait_until(lambda: 'status="499"} 1.0' in client.get("/metrics").text)
+        assert (
+            'qianyan_errors_total{code="client_closed_request"} 1.0' in client.get("/metrics").text
+        )
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
 def test_a_body_that_comes_fast_may_take_longer(serve: Callable[..., Any]) -> None:
