@@ -56,6 +56,16 @@ class Upstream:
         """What sentences call it."""
         return f"The upstream server of the model {self.settings.name}"
 
+    @property
+    def num_running(self) -> int:
+        """Count the requests that are asked there now."""
+        return self._line.num_seated
+
+    @property
+    def num_waiting(self) -> int:
+        """Count the requests that wait in line."""
+        return self._line.num_waiting
+
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()

@@ -102,8 +102,20 @@ def open_upstreams(
 ) -> UpstreamModels:
     """Make the upstream models of a server, on its event loop; nothing is sent yet."""
     limits = settings.limits
+    by_name = {one.name: Upstream(one, limits, metrics) for one in settings.upstreams}
+    metrics.watch(
+        {
+            ("qianyan_upstream_requests_running", "Requests asked of upstream models."): lambda: (
+                sum(one.num_running for one in by_name.values())
+            ),
+            (
+                "qianyan_upstream_requests_waiting",
+                "Requests waiting for upstream models.",
+            ): lambda: sum(one.num_waiting for one in by_name.values()),
+        }
+    )
     return UpstreamModels(
-        by_name={one.name: Upstream(one, limits, metrics) for one in settings.upstreams},
+        by_name=by_name,
         limits=limits,
         media=media,
         preparing=Preparing(limits),

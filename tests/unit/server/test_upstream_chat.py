@@ -202,8 +202,12 @@ def test_the_line_is_bounded_and_seats_come_back(
         refused = ask(client)
         assert refused.status_code == HTTPStatus.TOO_MANY_REQUESTS
         assert refused.headers["retry-after"]
+        counts = client.get("/metrics").text
+        assert "qianyan_upstream_requests_running 2.0" in counts
+        assert "qianyan_upstream_requests_waiting 1.0" in counts
         upstream.way = "good"
     waiting.join()
+    assert "qianyan_upstream_requests_running 0.0" in client.get("/metrics").text
     assert ask(client).status_code == HTTPStatus.OK
 
 
