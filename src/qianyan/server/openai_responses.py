@@ -53,9 +53,6 @@ async def create_response(request: Request, body: ResponseRequest, serving: Serv
     is_stored = responses is not None and body.store is not False
     owner_id = owner_of(request)
     turn = await asyncio.to_thread(read_turn, body, responses, owner_id, is_stored=is_stored)
-    if body.background:
-        await turn.check(serving)
-        return await _submit(turn, find_keeping(request), owner_id)
 
     def keep() -> None:
         if responses is not None and is_stored:
@@ -63,6 +60,10 @@ async def create_response(request: Request, body: ResponseRequest, serving: Serv
 
     ignored = body.ignored_fields()
     headers = {"x-ignored-fields": ", ".join(ignored)} if ignored else {}
+    if body.background:
+        await turn.check(serving)
+        queued = await _submit(turn, find_keeping(request), owner_id)
+        return Response(to_json(queued), headers=headers, media_type="application/json")
     if not body.stream:
         response = await unless_gone(request, answer_whole(turn, serving))
         await asyncio.to_thread(keep)
@@ -136,13 +137,13 @@ def _keeping(request: Request, body: ResponseRequest) -> Keeping | None:
     return None
 
 
-async def _submit(turn: AskedTurn, keeping: Keeping, owner_id: str) -> Response:
+async def _submit(turn: AskedTurn, keeping: Keeping, owner_id: str) -> dict[str, Any]:
     turn.response["status"] = ResponseStatus.QUEUED.value
     body = turn.request.model_dump(exclude={"input"}, exclude_none=True)
     asked = {"response_id": turn.response["id"], "body": body}
     await asyncio.to_thread(keeping.responses.submit, owner_id, turn.kept, asked)
     keeping.wake()
-    return Response(to_json(turn.response), media_type="application/json")
+    return turn.response
 
 
 async def _stream(
