@@ -5,7 +5,9 @@ import io
 import json
 import runpy
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ SAMPLES = runpy.run_path(str(Path(__file__).with_name("document_samples.py")))
 KEY = "sk-test-0123456789"
 WORDS: str = SAMPLES["WORDS"]
 ORIENTATION, TURNED = 0x0112, 6  # a camera held upright: to be turned by 90 degrees
+Serve = Callable[..., AbstractContextManager[httpx2.Client]]
 SERVICE = "/api/v1/services/aigc/multimodal-generation/generation"
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -193,7 +196,9 @@ def test_a_page_that_lies_is_turned_where_that_is_asked_for(
     assert upright[degrees] == pytest.approx((40, 90), abs=22)
 
 
-def native(client: httpx2.Client, *, stream: bool = False, **parameters: Any) -> httpx2.Response:
+def native(
+    client: httpx2.Client, *, headers: dict[str, str] | None = None, **parameters: Any
+) -> httpx2.Response:
     content = [{"image": turned_uri(), "min_pixels": 3072, "max_pixels": 8388608,
                 "enable_rotate": False}]  # fmt: skip
     body = {
@@ -201,8 +206,7 @@ def native(client: httpx2.Client, *, stream: bool = False, **parameters: Any) ->
         "input": {"messages": [{"role": "user", "content": content}]},
         "parameters": {"ocr_options": {"task": "advanced_recognition"}, **parameters},
     }
-    headers = {"x-dashscope-sse": "enable"} if stream else {}
-    return client.post(SERVICE, json=body, headers=headers)
+    return client.post(SERVICE, json=body, headers=headers or {})
 
 
 def test_dashscope_s_answer_has_text_and_result_in_one_part(client: httpx2.Client) -> None:
@@ -215,7 +219,7 @@ def test_dashscope_s_answer_has_text_and_result_in_one_part(client: httpx2.Clien
 
 @pytest.mark.parametrize("incremental", [True, False])
 def test_dashscope_s_stream_ends_with_the_result(client: httpx2.Client, incremental: bool) -> None:
-    answer = native(client, stream=True, incremental_output=incremental)
+    answer = native(client, headers={"x-dashscope-sse": "enable"}, incremental_output=incremental)
     lines = [line for line in answer.text.splitlines() if line.startswith("data:")]
     packets = [json.loads(line.removeprefix("data:")) for line in lines]
     contents = [one["output"]["choices"][0]["message"]["content"] for one in packets]
@@ -223,3 +227,19 @@ def test_dashscope_s_stream_ends_with_the_result(client: httpx2.Client, incremen
     (last,) = contents[-1]
     check_place(last["ocr_result"])
     assert bool(last["text"]) is not incremental
+
+
+def test_a_task_has_the_result_as_well(serve: Serve, tmp_path: Path) -> None:
+    with serve(state_folder=tmp_path) as client:
+        headers = {"x-dashscope-async": "enable"}
+        task_id = native(client, headers=headers).json()["output"]["task_id"]
+        end = time.monotonic() + 60
+        while True:
+            output = client.get(f"/api/v1/tasks/{task_id}").json()["output"]
+            if output["task_status"] not in ("PENDING", "RUNNING"):
+                break
+            assert time.monotonic() < end
+            time.sleep(0.2)
+    assert output["task_status"] == "SUCCEEDED", output
+    (part,) = output["choices"][0]["message"]["content"]
+    check_place(part["ocr_result"])
