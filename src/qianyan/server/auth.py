@@ -5,7 +5,6 @@ A server without keys listens on loopback only, where a page in a browser could 
 a name of its own that leads to 127.0.0.1: so it answers to the machine's own names alone.
 """
 
-import asyncio
 import hmac
 import logging
 import re
@@ -15,17 +14,17 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from fastapi import Request
-from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qianyan.server.asking import Asked, asking
-from qianyan.server.errors import BodyError, RefusedError, to_response
+from qianyan.server.bodies import GONE, Body
+from qianyan.server.errors import RefusedError, to_response
 from qianyan.server.keys import NOBODY, digest_of, hash_key
 from qianyan.server.logs import log_request
 from qianyan.server.metrics import UNKNOWN_ROUTE, Metrics
-from qianyan.server.settings import LOOPBACK, ServerLimits, ServerSettings
+from qianyan.server.settings import LOOPBACK, ServerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +32,6 @@ UPLOAD_SINK = "/api/v1/uploads/sink"
 """Where Bailian's clients send files without their key; a signed policy stands for it."""
 OPEN_PATHS = frozenset({"/health", "/ready", UPLOAD_SINK})
 """Reached without a key; the first two say nothing but whether the server works."""
-GONE = 499
-"""The status in log and counts of a request whose client went away before it was answered."""
-STRUCTURE = (b",", b"[", b"{")
-"""What every value in JSON but the first has before it."""
-SUSPECT = (b"\\", b"\xed", b"\0")
-"""Bytes without which no JSON holds an escape, half a character, or another encoding than UTF-8."""
-_HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -89,7 +81,7 @@ class Edge:
                 response = to_response(error, path=scope["path"], request_id=asked.request_id)
                 await response(scope, receive, send)
                 return
-        await self._app(scope, _Body(headers, receive, self._limits), send)
+        await self._app(scope, Body(headers, receive, self._limits), send)
 
     def _note(self, scope: Scope, asked: Asked, status: int) -> None:
         """Count and log a request that is over."""
@@ -128,75 +120,6 @@ class Keys:
                 code="invalid_api_key",
             )
         return given
-
-
-class _Body:
-    """Receives a body that comes fast enough and holds no more JSON values than may be parsed.
-
-    Parsing holds up every other request however it is called, so its cost is bounded beforehand.
-    """
-
-    def __init__(self, headers: Headers, receive: Receive, limits: ServerLimits) -> None:
-        self._receive = receive
-        self._limits = limits
-        self._is_json = "json" in headers.get("content-type", "")
-        self._is_whole = False
-        self._num_values = 0
-        self._chunks: list[bytes] = []
-        self._is_suspect = False
-        self._ends_at = time.monotonic() + limits.body_timeout_s
-
-    async def __call__(self) -> Message:
-        if self._is_whole:  # what is still waited for is that the client goes away
-            return await self._receive()
-        try:
-            async with asyncio.timeout_at(self._ends_at_loop()):
-                message = await self._receive()
-        except TimeoutError as error:
-            raise BodyError(_too_slow()) from error
-        if message["type"] == "http.disconnect":
-            raise BodyError(_gone())
-        if message["type"] == "http.request":
-            body = message.get("body", b"")
-            self._is_whole = not message.get("more_body", False)
-            self._ends_at += len(body) / self._limits.least_body_rate
-            if self._is_json:
-                self._count(body)
-                self._check_characters(body)
-        return message
-
-    def _check_characters(self, body: bytes) -> None:
-        """Refuse halves of characters, which Python's parser takes and no answer can be sent with.
-
-        Only a body that may hold one is parsed for it.
-        """
-        self._chunks.append(body)
-        self._is_suspect = self._is_suspect or any(mark in body for mark in SUSPECT)
-        if not (self._is_whole and self._is_suspect):
-            return
-        whole = b"".join(self._chunks)
-        self._chunks.clear()
-        if _HALVES.search(whole) is None and b"\0" not in whole[:4]:
-            return
-        try:
-            from_json(whole)
-        except ValueError as error:
-            raise BodyError(_no_json()) from error
-
-    def _ends_at_loop(self) -> float:
-        return asyncio.get_running_loop().time() + self._ends_at - time.monotonic()
-
-    def _count(self, body: bytes) -> None:
-        self._num_values += sum(body.count(mark) for mark in STRUCTURE)
-        if self._num_values > self._limits.max_json_values:
-            raise BodyError(
-                RefusedError(
-                    f"The JSON of the body holds more than {self._limits.max_json_values} values. "
-                    "Send less, or send pictures and documents by URL.",
-                    status=413,
-                    code="request_too_large",
-                )
-            )
 
 
 class _LastWord:
@@ -282,28 +205,6 @@ def owner_of(request: Request) -> str:
     """Name the owner of what a request makes: the SHA-256 of its key, in hexadecimal."""
     owner: str = request.state.owner_id
     return owner
-
-
-def _gone() -> RefusedError:
-    return RefusedError(
-        "The client is gone before its request was whole.",
-        status=GONE,
-        code="client_closed_request",
-    )
-
-
-def _too_slow() -> RefusedError:
-    return RefusedError(
-        "The body of the request came too slowly.", status=408, code="request_timeout"
-    )
-
-
-def _no_json() -> RefusedError:
-    return RefusedError(
-        "The body is not valid JSON: expected UTF-8, and \\uD800 to \\uDFFF in pairs.",
-        status=400,
-        code="invalid_json",
-    )
 
 
 def _request_id(headers: Headers) -> str:

@@ -2,8 +2,8 @@
 
 uvicorn closes what is silent between two requests and no more. Here a head has to be whole within
 a time, and a reader that takes nothing for too long while an answer waits for it is cut off, so
-that what the answer holds is free again. Bodies are timed where they are read (`auth.py`). h11 is
-used, and not what else is installed, because it bounds the size of heads.
+that what the answer holds is free again. Bodies are timed where they are read (`server/bodies.py`).
+h11 is used, and not what else is installed, because it bounds the size of heads.
 """
 
 import asyncio
