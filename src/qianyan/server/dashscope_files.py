@@ -21,6 +21,7 @@ from qianyan.server.database import NotFoundError
 from qianyan.server.document_shelf import DocumentShelf
 from qianyan.server.errors import RefusedError, to_failure
 from qianyan.server.files import FilePurpose, FileQuery, StoredFile, parse_purpose, shown_name
+from qianyan.server.forms import open_form
 from qianyan.server.keeping import Keeping, Kept
 from qianyan.server.openai_files import MAX_UPLOAD_BYTES, content_of
 from qianyan.server.store import read_chunks
@@ -28,7 +29,6 @@ from qianyan.server.store import read_chunks
 router = APIRouter(prefix=f"{PREFIX}files", tags=["dashscope"])
 MAX_FILES = 10
 """Files of one form."""
-MAX_FIELDS = 32
 LONGEST_DESCRIPTION = 1_000
 UPLOAD_FORM = {
     "requestBody": {
@@ -53,10 +53,8 @@ UPLOAD_FORM = {
 @router.post("", openapi_extra=UPLOAD_FORM, max_body_size=MAX_UPLOAD_BYTES)
 async def upload_files(request: Request, kept: Kept) -> dict[str, Any]:
     """Keep files for their owner; those that cannot be kept are named beside the others."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise InputError("The body is no form; expected multipart/form-data with files.")
     uploaded, failed = [], []
-    async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS) as form:
+    async with open_form(request, max_files=MAX_FILES) as form:
         files = [one for one in form.getlist("files") if isinstance(one, UploadFile)]
         if not files:
             raise InputError("files is missing; expected a form with files in the field 'files'.")

@@ -16,8 +16,8 @@ from qianyan.server.auth import UPLOAD_SINK, owner_of
 from qianyan.server.batch_lines import LONGEST_MODEL
 from qianyan.server.dashscope_errors import PREFIX
 from qianyan.server.files import FileLimits
+from qianyan.server.forms import FORM_BYTES, open_form
 from qianyan.server.keeping import Kept
-from qianyan.server.openai_files import FORM_BYTES, MAX_FIELDS
 from qianyan.server.serving import Served
 from qianyan.server.store import read_chunks
 
@@ -67,9 +67,7 @@ async def keep_upload(
 ) -> Response:
     """Keep a file for the key that the policy was given to."""
     owner_id, folder = kept.uploads.check(policy, signature)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise InputError("The body is no form; expected multipart/form-data with key and file.")
-    async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
+    async with open_form(request) as form:
         file, key = form.get("file"), form.get("key")
         if not isinstance(file, UploadFile) or not isinstance(key, str):
             raise InputError("key or file is missing; expected a form with both.")

@@ -16,16 +16,14 @@ from qianyan.errors import InputError, quote
 from qianyan.server.auth import owner_of
 from qianyan.server.document_shelf import DocumentShelf, State, wait_for
 from qianyan.server.files import FileLimits, FilePurpose, FileQuery, StoredFile
+from qianyan.server.forms import FORM_BYTES, open_form
 from qianyan.server.keeping import Keeping, Kept
 from qianyan.server.owned import PageQuery
 from qianyan.server.store import read_chunks
 
 router = APIRouter(tags=["files"])
-FORM_BYTES = 1 << 20
-"""What an upload may have beside its file: boundaries, headers, other fields."""
 MAX_UPLOAD_BYTES = FileLimits().max_batch_bytes + FORM_BYTES
 """What is read of an upload; each purpose has a limit of its own below."""
-MAX_FIELDS = 16
 SAME_PURPOSES = dict.fromkeys(("user_data", "assistants"), FilePurpose.FILE_EXTRACT.value)
 """What OpenAI's clients call documents; they are kept as those that Bailian's send."""
 READING_WAIT_S = 2.0
@@ -112,8 +110,7 @@ def to_object(request: Request, file: StoredFile) -> FileObject:
 @router.post("/files", openapi_extra=UPLOAD_FORM, max_body_size=MAX_UPLOAD_BYTES)
 async def create_file(request: Request, kept: Kept) -> FileObject:
     """Keep a file for its owner."""
-    form = await _read_form(request)
-    try:
+    async with open_form(request) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise InputError("file is missing; expected a form with a file in the field 'file'.")
@@ -127,8 +124,6 @@ async def create_file(request: Request, kept: Kept) -> FileObject:
             read_chunks(file.file),
             keep_s=_read_keep_s(form),
         )
-    finally:
-        await form.close()
     await _begin_to_read(request, stored)
     return to_object(request, stored)
 
@@ -185,12 +180,6 @@ async def _begin_to_read(request: Request, file: StoredFile) -> None:
     if file.purpose is FilePurpose.FILE_EXTRACT:
         shelf: DocumentShelf = request.app.state.shelf
         await wait_for([shelf.begin(file)], READING_WAIT_S)
-
-
-async def _read_form(request: Request) -> FormData:
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise InputError("The body is no form; expected multipart/form-data with file and purpose.")
-    return await request.form(max_files=1, max_fields=MAX_FIELDS)
 
 
 def _read_keep_s(form: FormData) -> int | None:

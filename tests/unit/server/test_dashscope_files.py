@@ -59,6 +59,11 @@ def test_what_cannot_be_kept_is_named_beside_the_others(client: httpx2.Client) -
     for sent in ({"json": {}}, {"files": {"other": b"x"}}):
         refused = client.post(FILES, **sent)  # type: ignore[arg-type]
         assert (refused.status_code, refused.json()["code"]) == (400, "InvalidParameter")
+    many = client.post(FILES, files=[("files", ("a.txt", b"x"))] * 11)
+    bare = client.post(FILES, content=b"x", headers={"content-type": "multipart/form-data"})
+    for refused in (many, bare):
+        assert (refused.status_code, refused.json()["code"]) == (400, "InvalidParameter")
+        assert "at most 10 files and at most 32 other fields" in refused.json()["message"]
     wrong = client.post(FILES, files={"files": b"x"}, data={"purpose": "steal"})
     assert wrong.status_code == 400
 
