@@ -22,6 +22,7 @@ from qianyan.cli.attachments import fit, open_attachment
 from qianyan.cli.conversation import Conversation
 from qianyan.engine.engine import Engine
 from qianyan.engine.scheduler import EngineConfig
+from qianyan.errors import QianyanError
 from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.interleaving import interleave
 from qianyan.inputs.mel import MelConfig, log_mel
@@ -664,6 +665,28 @@ def test_a_sound_heard_before_is_not_computed_again(folder: Path) -> None:
         assert done.token_ids == alone.token_ids
         for ours, theirs in zip(done.logprobs or [], alone.logprobs or [], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_sound_that_cannot_be_taken_in_ends_its_own_request_only(
+    folder: Path, oracle_tokens: dict[str, list[int]]
+) -> None:
+    engine = Engine(folder, dtype="float32")
+
+    def refuse(tower: torch.nn.Module, inputs: Any) -> None:
+        if 188 in inputs[1]:  # the frames of one of the sounds
+            raise RuntimeError("index 7 is out of bounds")
+
+    hook = engine.model.audio_tower.register_forward_pre_hook(refuse)  # type: ignore[union-attr]
+    names = ("text", "sound", "sounds and a picture")
+    options: dict[str, Any] = {"max_tokens": NUM_TOKENS, "temperature": 0}
+    done = engine.chat_many([CONVERSATIONS[one] for one in names], return_errors=True, **options)
+    hook.remove()
+    assert isinstance(done[1], QianyanError)
+    assert "could not take in a sound of 1.88 seconds" in str(done[1])
+    for name, one in zip(names, done, strict=True):
+        if name != "sound":
+            assert one.token_ids == oracle_tokens[name]  # type: ignore[union-attr]
+    assert engine.chat(CONVERSATIONS["sound"], **options).token_ids == oracle_tokens["sound"]
 
 
 def test_a_sound_is_attached_to_a_question_in_the_terminal(

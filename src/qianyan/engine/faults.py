@@ -33,21 +33,18 @@ def no_memory_for_pass(plan: Plan, device: torch.device) -> NoMemoryError:
     )
 
 
-def features_error(error: Exception, num_patches: int, device: torch.device) -> QianyanError:
-    """Say why a picture or video of so many patches could not be looked at."""
+def features_error(error: Exception, medium: str, device: torch.device) -> QianyanError:
+    """Say why a medium, named with its size ("a picture of 24 patches"), has no features."""
     if is_out_of_memory(error):
         return NoMemoryError(
-            f"There is no memory to look at a picture or video of {num_patches} patches "
-            f"({_free(device)}). Lower max_pixels or close other programs."
+            f"There is no memory to take in {medium} ({_free(device)}). Lower max_pixels, send "
+            "less or close other programs."
         )
     if isinstance(error, QianyanError):
         return error
-    failed = QianyanError(
-        f"A picture or video of {num_patches} patches could not be looked at; the cause is in the "
-        "log."
-    )
+    failed = QianyanError(f"The model could not take in {medium}; the cause is in the log.")
     failed.__cause__ = error  # whoever asked may be a stranger: a library's words are not for them
-    logger.error("a picture could not be looked at", exc_info=error)
+    logger.error("could not take in %s", medium, exc_info=error)
     return failed
 
 

@@ -41,6 +41,13 @@ class Medium:
         """Count the patches, or what costs a sound's tower as much: two mel frames."""
         return len(self.values) // 2 if self.grid_thw is None else math.prod(self.grid_thw)
 
+    @property
+    def described(self) -> str:
+        """Name it with its size."""
+        if self.grid_thw is None:
+            return f"a sound of {len(self.values) / 100:g} seconds"
+        return f"a picture or video of {self.num_patches} patches"
+
 
 @dataclass
 class Prompt:
@@ -177,7 +184,7 @@ class Runner:
             try:
                 known |= self._encode_together([medium])
             except (RuntimeError, MemoryError, QianyanError) as error:
-                request.error = features_error(error, medium.num_patches, self._device)
+                request.error = features_error(error, medium.described, self._device)
                 return
         prompt.take(known)
 
