@@ -1,6 +1,7 @@
 """The server's tables in a real PostgreSQL: the tests of SQLite say the same there."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,17 +10,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from qianyan.errors import ConfigError
+from qianyan.server.batches import BatchRow
 from qianyan.server.database import open_database
 from qianyan.server.tasks import TaskLimits, Tasks
 
+KEY = "sk-e2e-0123456789"
 FOLDER = Path(__file__).parent
 UNITS = FOLDER.parent / "unit" / "server"
 FILES = ("tasks", "files", "batches", "task_runner", "openai_responses_store")
-# What is killed are programs of their own, which have nothing of the plugin; the rest takes long, or
-# counts on a file's speed.
+# What is killed are programs of their own, which have nothing of the plugin; the others take long,
+# or count on a file's speed.
 ELSEWHERE = "killed or no_line_is_lost or TestLine or longer_than_its_lease or at_a_time"
 
 
@@ -74,6 +80,7 @@ def test_the_tests_of_files_tasks_batches_and_responses_hold_there(url: str) -> 
 
 
 def test_runners_that_claim_at_once_never_claim_the_same(url: str, tmp_path: Path) -> None:
+    assert BatchRow.__tablename__ == "batches", "tasks refer to that table"
     database = open_database(tmp_path, url)
     try:
         tasks = Tasks(database, TaskLimits())
@@ -91,6 +98,36 @@ def test_runners_that_claim_at_once_never_claim_the_same(url: str, tmp_path: Pat
         assert sorted(claimed) == sorted(sent)
     finally:
         database.close()
+
+
+def test_a_server_keeps_its_files_there(url: str, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "QIANYAN_API_KEYS": KEY,
+        "QIANYAN_DATABASE_URL": f"{url}&options=-csearch_path%3Dserved",
+    }
+    owner = create_engine(url, poolclass=NullPool)
+    with owner.begin() as connection:
+        connection.execute(text("CREATE SCHEMA served"))
+    command = [sys.executable, "-m", "qianyan", "serve", "--port", "0", "--state-dir"]
+    with subprocess.Popen(
+        [*command, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        found = re.search(r"http://\S+(?=/v1)", server.stdout.readline())
+        assert found, f"the server ended with {server.wait()}"
+        sent = httpx2.post(
+            f"{found[0]}/v1/files",
+            headers={"authorization": f"Bearer {KEY}"},
+            files={"file": ("a.txt", b"Hard hats.")},
+            data={"purpose": "file-extract"},
+        )
+        server.terminate()
+    assert sent.status_code == 200, sent.text
+    with owner.begin() as connection:
+        kept = connection.execute(text("SELECT filename FROM served.files")).scalars().all()
+    assert kept == ["a.txt"]
+    assert not list(tmp_path.glob("*.sqlite3"))
 
 
 def test_other_databases_are_refused_with_a_sentence(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,17 @@ def test_without_auth_it_says_in_both_languages_that_anyone_here_may_ask(tmp_pat
         _, errors = process.communicate(timeout=60)
     assert "已用 --no-auth 关闭 API 密钥" in errors
     assert "--no-auth is set" in errors
+
+
+def test_a_database_of_a_newer_version_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "server.sqlite3")) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('9999')")
+        database.commit()
+    done = run("--port", "0", "--state-dir", str(tmp_path), "--model", "./no-such-folder")
+    assert done.returncode == 2, done.stderr
+    assert "written by a newer qianyan" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_two_servers_do_not_share_a_state_folder(tmp_path: Path) -> None:

@@ -96,6 +96,18 @@ ModelsFile = Annotated[
     option("--models-file", "TOML file of models at other servers, a table [models.NAME] each"),
 ]
 
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--database-url",
+        help="PostgreSQL for the tables of files, tasks and batches, for one server at a time: "
+        "postgresql+psycopg://user@host/name. Better set as QIANYAN_DATABASE_URL: command lines "
+        "can be read by others",
+        envvar="QIANYAN_DATABASE_URL",
+        show_envvar=False,
+    ),
+]
+
 
 def serve(
     context: typer.Context,
@@ -146,6 +158,7 @@ def serve(
     state_dir: Annotated[
         Path, option("--state-dir", "folder of files and batches, with their database")
     ] = Path("~/.local/state/qianyan"),
+    database_url: DatabaseUrl = None,
     max_files: Annotated[int, option("--max-files", "files that a key may keep", min=1)] = 10_000,
     max_stored: Annotated[
         float, option("--max-stored", "GB that the files of a key may take together", min=0.001)
@@ -198,6 +211,7 @@ def serve(
             drain_s=drain,
         ),
         state_folder=state_dir,
+        database_url=database_url,
         keeping=KeepingLimits(
             files=FileLimits(max_files=max_files, max_total_bytes=int(max_stored * 1e9)),
             tasks=TaskLimits(max_waiting=max_tasks, keep_s=keep_results * 3600),
@@ -209,6 +223,7 @@ def serve(
         import uvicorn
 
         from qianyan.server.app import create_app
+        from qianyan.server.database import open_database
         from qianyan.server.keeping import claim
         from qianyan.server.logs import write_log
         from qianyan.server.wire import listen_config
@@ -216,6 +231,7 @@ def serve(
     look = look_settings(context)
     listener = _listen(settings)  # before the model is loaded, which may take minutes
     with claim(state_dir) as folder:
+        open_database(folder, database_url).close()  # also before that
         if not (given or no_auth):
             settings = replace(settings, api_keys=_keep_key(folder, new_key))
         engine, name = _load(look)

@@ -54,11 +54,13 @@ class Keeping:
         self.files.store.sweep(self.files.ids() | self.batches.ids())
 
 
-def open_keeping(state_folder: Path, limits: KeepingLimits | None = None) -> Keeping:
+def open_keeping(
+    state_folder: Path, limits: KeepingLimits | None = None, database_url: str | None = None
+) -> Keeping:
     """Open what is kept; ConfigError when the folder or its database cannot be used."""
     limits = limits or KeepingLimits()
     folder = make_state_folder(state_folder)
-    database = open_database(folder)
+    database = open_database(folder, database_url)
     files = Files(database, ContentStore(folder / "files"), limits.files)
     return Keeping(
         database=database,
@@ -98,13 +100,17 @@ MakeWorks = Callable[[Keeping], Mapping[str, Work]]
 
 @asynccontextmanager
 async def keep(
-    state_folder: Path, make_works: MakeWorks, limits: KeepingLimits | None = None
+    state_folder: Path,
+    make_works: MakeWorks,
+    limits: KeepingLimits | None = None,
+    database_url: str | None = None,
 ) -> AsyncIterator[Keeping]:
     """Open what is kept and have its work done until the context is left.
 
-    A state folder has one server (`claim`), so what runs when this one begins was a dead one's.
+    A state folder and its database have one server (`claim`), so what runs when this one begins
+    was a dead one's.
     """
-    keeping = await asyncio.to_thread(open_keeping, state_folder, limits)
+    keeping = await asyncio.to_thread(open_keeping, state_folder, limits, database_url)
     await asyncio.to_thread(keeping.tasks.end_leases)
     runner = TaskRunner(keeping.tasks, make_works(keeping), concurrency=TASKS_AT_A_TIME)
     keeping = replace(keeping, wake=runner.wake)

@@ -98,7 +98,8 @@ class ServerSettings:
     `model_names` are the names that requests may give the model here, the first one being its own;
     `upstreams` are models at other servers.
     Without `api_keys` everybody may ask, which is accepted on loopback only. Files and batches are
-    kept under `state_folder`; without one there are none. Without `search` the web is not searched.
+    kept under `state_folder`; without one there are none. Its tables are in a file there, or in the
+    database of `database_url`. Without `search` the web is not searched.
     """
 
     model_names: tuple[str, ...]
@@ -107,6 +108,7 @@ class ServerSettings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     limits: ServerLimits = field(default_factory=ServerLimits)
     state_folder: Path | None = None
+    database_url: str | None = field(default=None, repr=False)
     keeping: KeepingLimits = field(default_factory=KeepingLimits)
     search: SearchSettings | None = None
     upstreams: tuple[UpstreamSettings, ...] = ()

@@ -30,7 +30,8 @@ async def keep_and_work(app: FastAPI) -> AsyncIterator[None]:
     worker = serving.worker
     attach = worker.attach
     works = partial(make_works, serving)
-    async with keep(settings.state_folder, works, settings.keeping) as keeping:
+    kept = keep(settings.state_folder, works, settings.keeping, settings.database_url)
+    async with kept as keeping:
         app.state.keeping = keeping
         worker.attach = lambda messages: attach(keeping.uploads.attach(messages))
         serving.upstreams.attach = keeping.uploads.attach
