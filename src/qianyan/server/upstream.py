@@ -170,7 +170,9 @@ class Upstream:
 
     def _parse(self, raw: bytes) -> dict[str, Any]:
         try:
-            data = json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
+            data = _loads(raw)
+            if b"\\ud" in raw.lower():  # half of a surrogate pair cannot be sent on
+                data = _loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
         except (ValueError, RecursionError):
             data = None
         if not isinstance(data, dict):
@@ -312,6 +314,10 @@ class UpstreamStream:
 
     async def _in_time(self, work: Awaitable[Made]) -> Made:
         return await self.upstream.within(self.asked, work)
+
+
+def _loads(raw: bytes) -> Any:
+    return json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
 
 
 def _no_constant(name: str) -> None:

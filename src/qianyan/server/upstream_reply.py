@@ -113,13 +113,13 @@ class UpstreamReply:
                 "role": "assistant",
                 "content": content or (None if calls else ""),
                 **({"reasoning_content": reasoning} if reasoning else {}),
-                "refusal": message.get("refusal"),
+                "refusal": _text(message.get("refusal")) or None,
                 "function_call": None,
                 "tool_calls": calls or None,
                 **{name: message[name] for name in _KEPT if message.get(name)},
             },
             "logprobs": given.get("logprobs"),
-            "finish_reason": _reason(given.get("finish_reason") or "stop", has_calls=bool(calls)),
+            "finish_reason": _reason(given.get("finish_reason"), has_calls=bool(calls)),
         }
 
     def _choice_chunks(self, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -186,7 +186,8 @@ def _whole_call(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": named}
 
 
-def _reason(reason: str, *, has_calls: bool) -> str:
+def _reason(given: Any, *, has_calls: bool) -> str:
+    reason = given if isinstance(given, str) else "stop"
     known = reason if reason in REASONS else _OTHER_REASONS.get(reason, "stop")
     return "tool_calls" if has_calls and known in ("stop", "function_call") else known
 

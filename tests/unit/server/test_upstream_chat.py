@@ -190,6 +190,18 @@ def test_a_reader_who_leaves_ends_the_answer_there(
     assert upstream.num_streaming == 0
 
 
+def test_a_reader_who_leaves_before_the_answer_ends_the_request_there(
+    client: httpx2.Client, upstream: UpstreamServer
+) -> None:
+    upstream.way, before = "silent", upstream.num_left
+    with pytest.raises(httpx2.ReadTimeout):
+        client.post(CHAT, json={"model": NAME, "messages": SAID}, timeout=0.3)
+    deadline = time.monotonic() + 1.5  # before the limit of silence ends it
+    while upstream.num_left == before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert upstream.num_left == before + 1
+
+
 def test_the_line_is_bounded_and_seats_come_back(
     client: httpx2.Client, upstream: UpstreamServer
 ) -> None:

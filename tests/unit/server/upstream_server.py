@@ -45,7 +45,11 @@ def make_app(server: UpstreamServer) -> FastAPI:
             status, body, headers = refused
             return JSONResponse(body, status, headers)
         if server.way == "silent":
-            await asyncio.sleep(30)
+            for _ in range(300):
+                await asyncio.sleep(0.1)
+                if await request.is_disconnected():
+                    server.num_left += 1
+                    break
         if server.way == "garbage":
             return Response(b"<html>welcome</html>", media_type="text/html")
         if server.body["stream"] and server.way != "whole":
@@ -91,9 +95,6 @@ async def events(server: UpstreamServer) -> AsyncIterator[bytes]:
             yield b"data: {oops\n\n"
         if server.way not in ("stops", "no mark"):
             yield b"data: [DONE]\n\n"
-    except asyncio.CancelledError:
-        server.num_left += 1
-        raise
     finally:
         server.num_streaming -= 1
 
@@ -114,7 +115,7 @@ STREAMS: dict[str, list[dict[str, Any]]] = {
         delta(content=""),
         delta(reasoning_content="hm"),
         delta(content="Hel"),
-        delta(content="lo", reason="stop"),
+        {**delta(content="lo", reason="stop"), "search_info": {"half": "\ud83d"}},
         delta(content="never", reason="stop"),
         COUNTED,
     ],
