@@ -418,6 +418,21 @@ def test_hidden_states_and_embeddings_for_the_voice_equal(ours: Thinker, theirs:
     torch.testing.assert_close(last, expected[-1][0], atol=1e-4, rtol=1e-4)
 
 
+@torch.inference_mode()
+def test_a_thinker_saved_alone_and_a_whole_in_shards_are_the_same_model(
+    ours: Thinker, whole: Any, tmp_path: Path
+) -> None:
+    whole.thinker.save_pretrained(tmp_path / "alone")
+    whole.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 5
+    prompt = Prompt(*PROMPTS["all of them"])
+    expected = our_logits(ours, prompt)
+    for name in ("alone", "shards"):
+        model = load_model(tmp_path / name)
+        assert isinstance(model, Thinker)
+        assert torch.equal(our_logits(model, prompt), expected)
+
+
 def waveform(num_samples: int, seed: int = 0) -> np.ndarray:
     """Something like speech: two tones that come and go, over a little noise."""
     times = np.arange(num_samples) / 16_000
