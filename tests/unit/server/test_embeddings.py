@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
+import dashscope
 import httpx2
 import pytest
 from openai import OpenAI
@@ -77,6 +78,15 @@ def test_a_chat_model_is_refused_with_a_sentence(client: httpx2.Client) -> None:
     assert answer.json()["error"]["code"] == "unsupported_model"
     assert "makes no embeddings" in answer.json()["error"]["message"]
     assert ask(client, model="nobody").status_code == HTTPStatus.NOT_FOUND
+
+
+def test_bailians_client_gets_embeddings(
+    client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashscope, "base_http_api_url", str(client.base_url.join("/api/v1")))
+    answer = dashscope.TextEmbedding.call("embed", input="hard hat", dimension=2, api_key=KEY)
+    assert answer.status_code == HTTPStatus.OK, answer
+    assert answer.output["embeddings"][0]["embedding"] == [0.6, 0.8]
 
 
 def test_dashscopes_form_is_answered(client: httpx2.Client, upstream: UpstreamServer) -> None:
