@@ -130,12 +130,12 @@ def test_a_server_that_breaks_off_fails_the_response(
 
 def test_who_leaves_ends_the_answer_there(client: httpx2.Client, upstream: UpstreamServer) -> None:
     upstream.way = "endless"
-    left = upstream.num_left
     body = {"model": NAME, "input": "x", "stream": True}
     with client.stream("POST", "/v1/responses", json=body) as answer:
-        next(answer.iter_lines())
+        assert next(answer.iter_lines())
+        assert upstream.num_streaming == 1
     until = time.monotonic() + 5
-    while upstream.num_left == left:
+    while upstream.num_streaming:
         assert time.monotonic() < until, "it goes on there"
         time.sleep(0.02)
 
