@@ -25,6 +25,8 @@ from qianyan.server.settings import ServerLimits
 from qianyan.server.upstream_settings import UpstreamSettings
 
 LONGEST_MESSAGE = 500
+KEEP_ALIVE_S = 2.0
+"""Less than the five seconds after which uvicorn, and so vLLM, closes an idle connection itself."""
 _OF_REQUEST = frozenset({400, 409, 413, 415, 422})
 """Statuses that say that the request itself is wrong."""
 DONE = "[DONE]"
@@ -48,7 +50,9 @@ class Upstream:
         self._client = httpx2.AsyncClient(
             headers=headers,
             timeout=httpx2.Timeout(own.timeout_s, connect=own.connect_timeout_s, pool=None),
-            limits=httpx2.Limits(max_connections=own.max_connections),
+            limits=httpx2.Limits(
+                max_connections=own.max_connections, keepalive_expiry=KEEP_ALIVE_S
+            ),
         )
 
     @property
