@@ -120,6 +120,7 @@ class DashScopeReply:
         self._words = words
         self._search = search
         self._prompt: PromptCount | None = None
+        self._outputs: dict[int, OutputCount] = {}
 
     def whole(
         self, completions: Sequence[Completion], tokens: Sequence[Sequence[TokenText]]
@@ -163,7 +164,7 @@ class DashScopeReply:
             return None
         request = choice.answer.request
         prompt = self._count(request.prompt_token_ids, len(request.seen.images))
-        output = OutputCount.so_far(request, choice.num_tokens)
+        output = self._count_all(choice, OutputCount.so_far(request, choice.num_tokens))
         return self._counted([self.choice(choice.index, written)], prompt, output)
 
     def last_packet(self, choice: Choice, completion: Completion) -> dict[str, Any]:
@@ -171,9 +172,15 @@ class DashScopeReply:
         written = choice.rest(is_incremental=self._form.is_incremental)
         prompt = self._count(completion.prompt_token_ids, len(completion.images))
         last = self.choice(choice.index, written, _finish_reason(completion), completion)
-        packet = self._counted([last], prompt, OutputCount.of([completion]))
+        output = self._count_all(choice, OutputCount.of([completion]))
+        packet = self._counted([last], prompt, output)
         packet["output"] |= beside(completion)
         return packet
+
+    def _count_all(self, choice: Choice, output: OutputCount) -> OutputCount:
+        """Count the tokens of all choices, of which one has come further."""
+        self._outputs[choice.index] = output
+        return OutputCount.total(list(self._outputs.values()))
 
     def _count(self, prompt_token_ids: list[int], num_images: int) -> PromptCount:
         """Count the prompt's tokens, once for all packets as long as none are added."""

@@ -27,6 +27,15 @@ class OutputCount:
         )
 
     @classmethod
+    def total(cls, counts: Sequence[Self]) -> Self:
+        """Add up those of several answers to one prompt."""
+        return cls(
+            num_tokens=sum(one.num_tokens for one in counts),
+            num_reasoning_tokens=sum(one.num_reasoning_tokens for one in counts),
+            num_cached_tokens=counts[0].num_cached_tokens,
+        )
+
+    @classmethod
     def so_far(cls, request: Request | TurnsSoFar, num_tokens: int) -> Self:
         """Count those of an answer of which `num_tokens` were read; the model may be ahead."""
         return cls(
