@@ -139,3 +139,23 @@ def test_the_recipes_are_named(folder: Path) -> None:
     output, _ = start(folder, "recipes").communicate(timeout=60)
     assert output.split() == sorted(output.split())
     assert {"qwen-vl", "qwen2.5-vl", "lora"} <= set(output.split())
+
+
+def test_what_is_held_out_is_measured_and_answered_and_shown_by_tensorboard(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = start(
+        folder, "short.toml", "--held-out", "numbers.jsonl", "--run", "board", "--out",
+        "board-model", "--tensorboard",
+    )  # fmt: skip
+    output, errors = done.communicate(timeout=180)
+    assert done.returncode == 0, errors
+    assert "on 20 held-out samples" in output
+    assert "numbers.jsonl [" in output
+    assert "\n  expected " in output
+    assert "\n  answered " in output
+    board = EventAccumulator(str(folder / "board" / "board"))
+    board.Reload()
+    steps = [event.step for event in board.Scalars("site/loss")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in board.Scalars("site/evaluation_loss")] == [6]

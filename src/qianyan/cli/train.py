@@ -57,8 +57,8 @@ def train_a_recipe(
     run: RunDir = Path("runs/recipe"),
     device: Annotated[str, option("--device", "where the model is trained: cpu, cuda …")] = "cpu",
     resume: Resume = False,
-    show_list: Annotated[
-        bool, typer.Option("--list", help="name the recipes of the package")
+    tensorboard: Annotated[
+        bool, option("--tensorboard", "also write what TensorBoard shows, into the run's folder")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -83,7 +83,7 @@ def train_a_recipe(
     if read.model is None:
         raise ConfigError(f"The recipe {quote(recipe)} names no model; expected one, or --model.")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    display = TrainDisplay(run)
+    display = TrainDisplay(run, with_board=tensorboard)
     try:
         places = Places(source=find_checkpoint(read.model), run_dir=run, out=out)
         architecture = find_architecture(read_config_json(places.source)).name

@@ -19,13 +19,15 @@ from torch.utils.checkpoint import checkpoint
 
 from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.inputs.processor import Processor
+from qianyan.inputs.tokenizer import Tokenizer
 from qianyan.models.registry import Model, load_model
 from qianyan.train.checkpoint import STATE_FILE, read_run_state, write_run_state
-from qianyan.train.examples import ExampleMaker
+from qianyan.train.examples import TURN_END, Example, ExampleMaker
 from qianyan.train.export import export_model
 from qianyan.train.lora import add_lora, save_adapter
 from qianyan.train.packing import TokenLosses, pack
 from qianyan.train.parts import freeze
+from qianyan.train.predicting import answer, expected
 from qianyan.train.preference import PairLosses
 from qianyan.train.recipe import Dataset, Preference, Recipe, Stage
 from qianyan.train.sources import FindTeacher, open_source
@@ -33,6 +35,8 @@ from qianyan.train.stage import Samples, StageRun, StepReport
 from qianyan.train.world import join_world, put_whole, whole
 
 WHOLE = StateDictOptions(full_state_dict=True)
+PREDICTED = 3
+"""Samples of the evaluation that are answered each time, by one process alone."""
 MOST_EVALUATED = 256
 """Samples of the evaluation that are measured each time."""
 
@@ -46,7 +50,20 @@ class Evaluation:
     num_samples: int
 
 
-Report = StepReport | Evaluation
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model answers to a sample that nobody learns from, beside the sample's own answer.
+
+    Long answers are cut.
+    """
+
+    step: int
+    source: str
+    expected: str
+    answered: str
+
+
+Report = StepReport | Evaluation | Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +99,7 @@ class Training:
         )
         if recipe.lora is not None:
             add_lora(self.model, recipe.lora, seed=recipe.seed)
+        self._tokenizer = Tokenizer.from_folder(places.source)
         self._changed: set[str] = set()
         seeing = any({"vision", "merger"} & set(stage.train) for stage in recipe.stages)
         losses = TokenLosses(self.model, always_sees=seeing or self._world.size > 1)
@@ -190,11 +208,27 @@ class Training:
                     loss += float(self._losses(packed).sum())
                     num_learned += len(packed.targets)
                     num_samples += 1
+                    if draw < PREDICTED and self._world.size == 1:
+                        self._predict(stage, run.step_number, made[-1])
         self.model.train()
         if num_learned:
             mean = loss / num_learned
             report = Evaluation(step=run.step_number, loss=mean, num_samples=int(num_samples))
             self._report(stage, report)
+
+    def _predict(self, stage: Stage, step: int, example: Example) -> None:
+        tokenizer = self._tokenizer
+        end = tokenizer.token_id(TURN_END)
+        answered = answer(self.model, example, end=-1 if end is None else end)
+        self._report(
+            stage,
+            Prediction(
+                step=step,
+                source=example.source,
+                expected=tokenizer.decode(expected(example)),
+                answered=tokenizer.decode(answered),
+            ),
+        )
 
     def _save(self, number: int, run: StageRun) -> None:
         """Write down where the training is: every parameter that any stage has changed."""
