@@ -76,7 +76,7 @@ def create_app(settings: ServerSettings, engine: Engine) -> FastAPI:
             worker = Worker(engine, settings.limits, metrics)
             metrics.watch(health.gauges_of(worker))
             stack.push_async_callback(worker.close)
-            web = open_web(settings.search, engine.processor)
+            web = open_web(settings.search, engine.processor, metrics)
             if web is not None:
                 stack.callback(web.threads.close)
             upstreams = open_upstreams(settings, engine.processor.limits, metrics)

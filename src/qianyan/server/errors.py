@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 BAD_REQUEST = "invalid_request_error"
 SERVER_FAULT = "server_error"
+UPSTREAM = "upstream_"
+"""The beginning of all codes that say what another server did."""
 NO_MEMORY_RETRY_S = 10
 NO_ROOM_RETRY_S = 10
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -177,12 +179,24 @@ def _from_validation(error: RequestValidationError) -> Failure:
     if first["type"] == "json_invalid":
         message = f"The body is not valid JSON: {first['ctx']['error']} at {first['loc'][-1]}."
         return Failure(status=400, code="invalid_json", message=message)
+    if first["type"] == "model_attributes_type" and first["loc"] == ("body",):
+        return Failure(status=400, code="invalid_json", message=_no_object(first["input"]))
     place = [str(step) for step in first["loc"] if step not in ("body", "query", "path", "header")]
     param = ".".join(place) or None
     where = quote(param) if param else "The body"
     reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
     message = f"{where} is missing." if first["type"] == "missing" else f"{where}: {reason}."
     return Failure(status=400, code="invalid_value", message=message, param=param)
+
+
+def _no_object(body: object) -> str:
+    """Say why a body is no JSON object; under another Content-Type it was not parsed at all."""
+    if isinstance(body, bytes):
+        return (
+            "The body was not read as JSON, because it came without the header "
+            '"Content-Type: application/json". Send that header.'
+        )
+    return "The body is JSON, but no object; expected an object in braces."
 
 
 Envelope = Callable[[Failure, str], dict[str, Any]]
@@ -223,9 +237,20 @@ def to_response(error: Exception, *, path: str, request_id: str) -> JSONResponse
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     request_id = request.scope.get("state", {}).get("request_id", "")
     response = to_response(error, path=request.url.path, request_id=request_id)
-    if response.status_code >= 500 and not _is_by_rule(error):
-        logger.error("request failed", exc_info=error)
+    if response.status_code >= 500:
+        _log(error)
     return response
+
+
+def _log(error: Exception) -> None:
+    """Log a failure with its traceback; of another server's failure our sentence says all.
+
+    What that server said is left out: it may have put a piece of the request there.
+    """
+    if isinstance(error, RefusedError) and error.code.startswith(UPSTREAM):
+        logger.warning("%s", str(error).partition(": '")[0])
+    elif not _is_by_rule(error):
+        logger.error("request failed", exc_info=error)
 
 
 def _is_by_rule(error: Exception) -> bool:

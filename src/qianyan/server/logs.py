@@ -93,3 +93,5 @@ def write_log(log_format: LogFormat, level: str) -> None:
     handler.setFormatter(Lines(log_format))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("qianyan").setLevel(level.upper())
+    # Its warnings of each retry hold addresses; what came of the retries is told by whoever asked.
+    logging.getLogger("stamina").setLevel(logging.ERROR)

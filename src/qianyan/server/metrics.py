@@ -7,7 +7,13 @@ errors; never a word of a request. Every app has a registry of its own.
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -19,6 +25,7 @@ REQUEST_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
 TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 UNKNOWN_ROUTE = "none"
+disable_created_metrics()  # a second series for each, with nothing but the time it began
 KINDS = ("prompt", "cached", "completion")
 Gauges = Mapping[tuple[str, str], Callable[[], float]]
 """By name and meaning, how each is read."""
@@ -46,6 +53,12 @@ class Metrics:
             "qianyan_tokens",
             "Tokens of prompts, those of them that were known already (cached), and of answers.",
             ["model", "kind"],
+            registry=self._registry,
+        )
+        self._searches = Counter(
+            "qianyan_searches",
+            "Web searches, by provider and whether it answered (good) or not (failed).",
+            ["provider", "outcome"],
             registry=self._registry,
         )
         self._request_s = self._times(
@@ -83,6 +96,10 @@ class Metrics:
         self._request_s.labels(route).observe(time.monotonic() - asked.started_at)
         if asked.error_code:
             self._refused.labels(asked.error_code).inc()
+
+    def count_search(self, provider: str, *, is_good: bool) -> None:
+        """Count a web search when it has ended; from any thread."""
+        self._searches.labels(provider, "good" if is_good else "failed").inc()
 
     def write(self) -> str:
         """Write everything in Prometheus' text format."""

@@ -19,10 +19,11 @@ from qianyan.errors import EndpointError
 from qianyan.inputs.media import Seen
 from qianyan.inputs.processor import Processor
 from qianyan.server.errors import RefusedError
+from qianyan.server.metrics import Metrics
 from qianyan.server.search import Asker, SearchTurns, shows_tools
 from qianyan.server.search_options import SearchOptions
 from qianyan.server.search_providers import SearchProvider, SearchSettings, open_provider
-from qianyan.server.search_results import SearchLimits
+from qianyan.server.search_results import Found, SearchLimits, SearchQuery
 from qianyan.server.worker import Answer, Event, Worker
 
 Made = TypeVar("Made")
@@ -69,7 +70,28 @@ class WebSearch:
     threads: SearchThreads
 
 
-def open_web(settings: SearchSettings | None, processor: Processor) -> WebSearch | None:
+class Counted:
+    """A provider whose searches are counted."""
+
+    def __init__(self, provider: SearchProvider, metrics: Metrics) -> None:
+        self.name = provider.name
+        self._provider = provider
+        self._metrics = metrics
+
+    def search(self, query: SearchQuery) -> Found:
+        """Search once; raises what the provider does."""
+        is_good = False
+        try:
+            found = self._provider.search(query)
+            is_good = True
+            return found
+        finally:
+            self._metrics.count_search(self.name, is_good=is_good)
+
+
+def open_web(
+    settings: SearchSettings | None, processor: Processor, metrics: Metrics
+) -> WebSearch | None:
     """Make the web search of a server whose model has this processor; None without settings.
 
     Raises what `open_provider` does.
@@ -81,7 +103,7 @@ def open_web(settings: SearchSettings | None, processor: Processor) -> WebSearch
         control_words=processor.tokenizer.control_words,
     )
     return WebSearch(
-        provider=open_provider(settings),
+        provider=Counted(open_provider(settings), metrics),
         asker=asker,
         limits=settings.limits,
         threads=SearchThreads(settings.limits),

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -69,3 +71,14 @@ def test_a_traceback_keeps_its_frames_and_cuts_its_words(
     assert "ValueError: wrong" in line
     assert "test_logs.py" in line
     assert line.count("secret") < 40
+
+
+def test_retries_of_other_packages_are_not_logged() -> None:
+    code = (
+        "import logging; from qianyan.server.logs import write_log; write_log('text', 'info');"
+        "logging.getLogger('stamina').warning('stamina.retry_scheduled');"
+        "logging.getLogger('httpx').warning('seen')"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "httpx seen" in said.stderr
+    assert "retry_scheduled" not in said.stderr

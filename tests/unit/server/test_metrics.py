@@ -57,6 +57,7 @@ def test_an_answer_counts_its_request_its_tokens_and_its_times(
     assert counts[key("qianyan_ready")] == 1
     assert counts[key("qianyan_cache_blocks")] > counts[key("qianyan_cache_blocks_used")] == 0
     assert not re.search("nobody|at/all|hello", text), "labels come from closed sets"
+    assert not re.search("_created", text), "nobody asks when a series began"
 
 
 def test_rates_are_told_and_kept_over_tcp(serve: Callable[..., Any]) -> None:

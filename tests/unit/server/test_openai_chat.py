@@ -399,3 +399,14 @@ def test_models_are_listed_by_all_their_names(client: httpx2.Client) -> None:
         assert [one["id"] for one in listed["data"]] == ["judge", "qwen-plus"]
         assert client.get(f"{prefix}/models/qwen-plus").json() == listed["data"][1]
         assert error_of(client.get(f"{prefix}/models/a/b"), 404)["code"] == "model_not_found"
+
+
+def test_a_body_that_is_no_object_is_told_what_is_missing(client: httpx2.Client) -> None:
+    body = b'{"model": "judge", "messages": [{"role": "user", "content": "hello"}]}'
+    form = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d sends unasked
+    for headers in ({}, form):
+        error = error_of(client.post("/v1/chat/completions", content=body, headers=headers), 400)
+        assert error["code"] == "invalid_json"
+        assert "Content-Type: application/json" in error["message"]
+    error = error_of(client.post("/v1/chat/completions", json=[1]), 400)
+    assert error["message"] == "The body is JSON, but no object; expected an object in braces."

@@ -152,6 +152,20 @@ def test_errors_are_told_in_the_callers_dialect(
         assert answer.headers["retry-after"] == native.headers["retry-after"] == "17"
 
 
+def test_another_servers_failure_is_one_line_of_the_log_without_its_words(
+    client: httpx2.Client, upstream: UpstreamServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.way = "broken"
+    assert ask(client).status_code == HTTPStatus.BAD_GATEWAY
+    assert client.post(CHAT, json={"model": "gone", "messages": SAID}).status_code == 502
+    ours = [record for record in caplog.records if record.name.startswith("qianyan")]
+    told = [record for record in ours if record.levelname != "INFO"]
+    assert [(one.levelname, one.exc_info) for one in told] == [("WARNING", None)] * 2
+    failed, gone = (record.getMessage() for record in told)
+    assert failed.endswith("fails (status 500)")
+    assert gone.endswith("cannot be reached. Try again later.")
+
+
 @pytest.mark.parametrize("way", ["dies", "stops", "broken json", "error"])
 def test_an_answer_that_breaks_off_ends_with_an_error_event(
     client: httpx2.Client, upstream: UpstreamServer, way: str

@@ -121,6 +121,15 @@ def test_the_answer_names_its_sources_and_hides_the_call(api: Any, provider: Any
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
+def test_searches_are_counted(api: Any) -> None:
+    series = 'qianyan_searches_total{outcome="good",provider="searxng"} '
+    chat(api)
+    before, chatted, after = api.get("/metrics").text, chat(api), api.get("/metrics").text
+    assert chatted.json()["usage"]["plugins"] == PLUGINS
+    counts = [float(text.partition(series)[2].split("\n")[0]) for text in (before, after)]
+    assert counts[1] - counts[0] == 1
+
+
 def test_a_stream_gives_the_sources_alone_and_before_what_cites_them(api: Any) -> None:
     whole = chat(api).json()
     streamed = chunks_of(chat(api, stream=True, stream_options={"include_usage": True}))
@@ -237,6 +246,9 @@ def test_a_provider_that_is_gone_leaves_an_answer_that_says_so(
         chunks = chunks_of(chat(client, stream=True))
         (told,) = [chunk["search_info"] for chunk in chunks if "search_info" in chunk]
         assert told == answer["search_info"]
+        assert 'qianyan_searches_total{outcome="failed",provider="searxng"} 3.0' in (
+            client.get("/metrics").text
+        )
     logged = [one.getMessage() for one in caplog.records if "a search failed" in one.getMessage()]
     assert len(logged) >= 3, "who runs the server is told"
     assert not any("hats" in line for line in logged), "and not what was searched for"
