@@ -62,7 +62,7 @@ def measure(name: str, judged: list[Judged], thresholds: dict[str, float]) -> di
         score = box_score(judged, kind, thresholds[kind])
         result[f"{kind}_boxes"] = asdict(score) | {"f1": score.f1}
         counts = f"{score.right:>5} {score.missed:>6} {score.false:>5}"
-        print(f"{kind:<7} {thresholds[kind]:<9.2f}  {counts}  {score.f1:.3f}")
+        print(f"{kind:<7} {thresholds[kind]:<9.2f}  {counts}  {score.f1 or 0.0:.3f}")
     heads = head_score(judged, min(thresholds["helmet"], thresholds["head"]))
     result["heads"] = asdict(heads)
     print(

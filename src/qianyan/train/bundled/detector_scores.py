@@ -7,10 +7,9 @@ proposal of a kind above the threshold in a picture that is known not to show it
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from qianyan.labels.matching import BoxCounts, match_boxes
 from qianyan.labels.photos import LabelledBox, LabelledPhoto
-from qianyan.models.boxes import box_overlap
 from qianyan.models.detector import KINDS, Detector, Kind, Proposal
 from qianyan.train.bundled.scene_store import scene_boxes
 from qianyan.train.bundled.scenes import UNSEEN_FROM, draw_scene
@@ -97,56 +96,25 @@ def threshold_for(judged: list[Judged], kind: Kind, *, false_alarms: float) -> f
     return 0.96
 
 
-@dataclass(frozen=True)
-class BoxScore:
-    """Found, missed and false boxes of one kind."""
-
-    right: int
-    missed: int
-    false: int
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 when nothing was right."""
-        return 2 * self.right / max(1, 2 * self.right + self.missed + self.false)
-
-
-def match_boxes(
-    proposals: list[Proposal], boxes: list[LabelledBox], *, overlap: float
-) -> list[tuple[int, int]]:
-    """Pair proposals (best first) with boxes that overlap enough; each is used once."""
-    if not proposals or not boxes:
-        return []
-    iou = box_overlap(
-        torch.tensor([p.box for p in proposals]), torch.tensor([b.box for b in boxes])
-    )
-    pairs, taken = [], set[int]()
-    for index in range(len(proposals)):
-        order = iou[index].argsort(descending=True).tolist()
-        best = next((o for o in order if o not in taken and iou[index, o] >= overlap), None)
-        if best is not None:
-            pairs.append((index, best))
-            taken.add(best)
-    return pairs
-
-
 def box_score(
     judged: list[Judged], kind: Kind, threshold: float, *, overlap: float = 0.5
-) -> BoxScore:
+) -> BoxCounts:
     """Compare boxes of one kind over pictures labelled for it."""
-    right = missed = false = 0
+    counts = BoxCounts()
     for each in judged:
         if kind not in each.labelled:
             continue
         found = [p for p in each.proposals if p.kind == kind and p.score >= threshold]
         wanted = [b for b in each.boxes if b.kind == kind]
-        pairs = len(match_boxes(found, wanted, overlap=overlap))
-        right, missed, false = (
-            right + pairs,
-            missed + len(wanted) - pairs,
-            false + len(found) - pairs,
-        )
-    return BoxScore(right, missed, false)
+        pairs = len(_pair(found, wanted, overlap=overlap))
+        counts += BoxCounts(pairs, len(wanted) - pairs, len(found) - pairs)
+    return counts
+
+
+def _pair(
+    proposals: list[Proposal], boxes: list[LabelledBox], *, overlap: float
+) -> list[tuple[int, int]]:
+    return match_boxes([p.box for p in proposals], [b.box for b in boxes], overlap=overlap)
 
 
 def choose_thresholds(photos: list[Judged], scenes: list[Judged]) -> dict[str, float]:
@@ -165,7 +133,8 @@ def choose_thresholds(photos: list[Judged], scenes: list[Judged]) -> dict[str, f
             )
         else:
             ladder = [round(0.1 + 0.02 * index, 2) for index in range(35)]
-            scores = [box_score([*photos, *scenes], kind, threshold).f1 for threshold in ladder]
+            both = [*photos, *scenes]
+            scores = [box_score(both, kind, threshold).f1 or 0.0 for threshold in ladder]
             enough = max(scores) - F1_SLACK
             chosen[kind] = next(t for t, f1 in zip(ladder, scores, strict=True) if f1 >= enough)
     return chosen
@@ -193,7 +162,7 @@ def head_score(judged: list[Judged], threshold: float, *, overlap: float = 0.3) 
         found = [p for p in each.proposals if p.kind in counts and p.score >= threshold]
         for head in heads:
             counts[head.kind][0] += 1
-        for index, other in match_boxes(found, heads, overlap=overlap):
+        for index, other in _pair(found, heads, overlap=overlap):
             kind = heads[other].kind
             counts[kind][1] += 1
             counts[kind][2] += int(found[index].kind == kind)
@@ -211,11 +180,15 @@ def score_photos(detector: Detector, photos: list[LabelledPhoto]) -> str:
     heads = head_score(judged, 0.25)
     parts.append(f"helmets={heads.helmets_right}/{heads.helmets_found}/{heads.helmets}")
     parts.append(f"bare={heads.bare_right}/{heads.bare_found}/{heads.bare}")
-    parts += [f"{kind}_f1={box_score(judged, kind, 0.3).f1:.2f}" for kind in KINDS]
+    parts += [f"{kind}_f1={_f1(judged, kind, 0.3):.2f}" for kind in KINDS]
     return " ".join(parts)
 
 
 def score_scenes(detector: Detector, count: int) -> str:
     """Summarise a detector on unseen drawn scenes in one line."""
     judged = judge_scenes(detector, count)
-    return " ".join(f"drawn_{k}_f1={box_score(judged, k, SCENE_THRESHOLD).f1:.2f}" for k in KINDS)
+    return " ".join(f"drawn_{k}_f1={_f1(judged, k, SCENE_THRESHOLD):.2f}" for k in KINDS)
+
+
+def _f1(judged: list[Judged], kind: Kind, threshold: float) -> float:
+    return box_score(judged, kind, threshold).f1 or 0.0

@@ -1,0 +1,1 @@
+"""How often inspections are right, against labels: figures, their intervals, and the page."""
