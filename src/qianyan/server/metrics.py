@@ -25,7 +25,8 @@ REQUEST_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
 TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 UNKNOWN_ROUTE = "none"
-disable_created_metrics()  # a second series for each, with nothing but the time it began
+# A second series for each, which holds nothing but the time it began.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 KINDS = ("prompt", "cached", "completion")
 Gauges = Mapping[tuple[str, str], Callable[[], float]]
 """By name and meaning, how each is read."""
