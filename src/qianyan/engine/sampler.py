@@ -9,6 +9,7 @@ Each request draws from its own random numbers, so an answer does not depend on 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class Sampler:
                     'Try dtype="float32" or "bfloat16".'
                 )
             elif request.sampling.temperature > 0:
-                token_ids[index] = _draw(logits[index], request)
+                token_ids[index] = draw(logits[index], request.sampling, request.random)
         return [
             Sampled(token_id=token_id, logprobs=_with_chosen(row, request, token_id))
             for token_id, row, request in zip(token_ids, recorded, requests, strict=True)
@@ -87,15 +88,19 @@ def penalise(row: Tensor, request: Request) -> None:
         token_ids, biases = zip(*sampling.logit_bias, strict=True)
         row[_index(token_ids, row)] += torch.tensor(biases, dtype=row.dtype, device=row.device)
     if sampling.repetition_penalty != 1.0:
-        seen = _index(request.seen_token_ids, row)
-        scores = row[seen]
-        penalty = sampling.repetition_penalty
-        row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        penalise_seen(row, request.seen_token_ids, sampling.repetition_penalty)
     if (sampling.presence_penalty or sampling.frequency_penalty) and request.output_token_ids:
         counts = Counter(request.output_token_ids)
         times = torch.tensor(list(counts.values()), dtype=row.dtype, device=row.device)
         penalties = sampling.presence_penalty + sampling.frequency_penalty * times
         row[_index(counts, row)] -= penalties
+
+
+def penalise_seen(row: Tensor, token_ids: Iterable[int], penalty: float) -> None:
+    """Apply a repetition penalty to the logits (vocab,) of tokens, in place."""
+    seen = _index(token_ids, row)
+    scores = row[seen]
+    row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
 
 
 def _index(token_ids: Iterable[int], row: Tensor) -> Tensor:
@@ -121,11 +126,11 @@ def distribution(row: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     return probabilities, token_ids
 
 
-def _draw(row: Tensor, request: Request) -> int:
-    """Draw with the request's own next random number."""
-    probabilities, token_ids = distribution(row, request.sampling)
+def draw(row: Tensor, sampling: Sampling, random: np.random.Generator) -> int:
+    """Draw a token from a row of logits (vocab,) with the next random number."""
+    probabilities, token_ids = distribution(row, sampling)
     cumulative = probabilities.cumsum(dim=-1)
-    point = request.random.random() * cumulative[-1]
+    point = random.random() * cumulative[-1]
     # right=True: a token of probability 0 is never drawn
     index = int(torch.searchsorted(cumulative, point, right=True))
     return int(token_ids[min(index, int((probabilities > 0).sum()) - 1)])

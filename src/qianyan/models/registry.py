@@ -6,6 +6,7 @@ One row a `model_type`: how its config is read and which class it describes.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -185,9 +186,16 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def build_empty(config: ModelConfig) -> Model:
-    """Make the model a config describes on the meta device: shapes without memory."""
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Make modules on the meta device: shapes without memory, and nothing drawn."""
     with torch.device("meta"), _Undrawn():
+        yield
+
+
+def build_empty(config: ModelConfig) -> Model:
+    """Make the model a config describes on the meta device."""
+    with unfilled():
         return build_model(config)
 
 

@@ -1,0 +1,411 @@
+"""Qwen2.5-Omni's Talker against transformers, on a small random checkpoint of the whole model.
+
+The released `generate()` drops the mask of every prompt without padding, and with it two codes'
+embeddings and the positions of pictures. The oracle here always has its mask.
+"""
+
+import functools
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qianyan.engine.codes import CodeStream, Opening
+from qianyan.engine.options import Sampling
+from qianyan.engine.states import ThinkerStates
+from qianyan.inputs.interleaving import interleave
+from qianyan.models.attention import NoCache
+from qianyan.models.omni.talker import Talker, load_talker, talker_config, talker_positions
+from qianyan.models.omni.thinker import Thinker
+from qianyan.models.positions import Positions
+from qianyan.models.registry import load_model
+
+Grid = tuple[int, int, int]
+
+TEXT_TOKENS = 256
+SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>"),
+    *("<|audio_eos|>", "<|vision_bos|>", "<|vision_eos|>", "<|IMAGE|>", "<|VIDEO|>"),
+    *("<tts_pad>", "<tts_text_bos>", "<tts_text_eos>", "<tts_text_bos_single>"),
+)
+IDS = {token: TEXT_TOKENS + index for index, token in enumerate(SPECIAL)}
+VOICE = IDS["<tts_text_bos_single>"]
+NUM_CODES, PAD, START, END, MASK = 190, 190, 191, 192, 193
+ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+TEXT = {
+    "vocab_size": 400,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "rms_norm_eps": 1e-6,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+    "rope_parameters": ROPE,
+}
+VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "out_hidden_size": 64,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "window_size": 56,
+    "fullatt_block_indexes": [1],
+}
+AUDIO = {
+    "num_mel_bins": 128,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "d_model": 32,
+    "n_window": 100,
+    "output_dim": 64,
+}
+MEDIA_IDS = {
+    "audio_token_index": IDS["<|AUDIO|>"],
+    "image_token_index": IDS["<|IMAGE|>"],
+    "video_token_index": IDS["<|VIDEO|>"],
+    "audio_start_token_id": IDS["<|audio_bos|>"],
+    "audio_end_token_id": IDS["<|audio_eos|>"],
+    "vision_start_token_id": IDS["<|vision_bos|>"],
+    "position_id_per_seconds": 25,
+    "seconds_per_chunk": 2,
+}
+TALKER = {
+    "vocab_size": 200,
+    "embedding_size": 64,
+    "hidden_size": 48,  # its heads are wider together
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 8192,
+    "tts_codec_pad_token_id": PAD,
+    "tts_codec_start_token_id": START,
+    "tts_codec_end_token_id": END,
+    "tts_codec_mask_token_id": MASK,
+    "tts_text_pad_token_id": IDS["<tts_pad>"],
+    "tts_text_start_token_id": IDS["<tts_text_bos>"],
+    "tts_text_end_token_id": IDS["<tts_text_eos>"],
+    "rope_parameters": ROPE,
+    **MEDIA_IDS,
+}
+DIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "head_dim": 16,
+    "emb_dim": 16,
+    "num_embeds": NUM_CODES,
+    "mel_dim": 20,
+    "enc_emb_dim": 12,
+    "enc_dim": 8,
+    "enc_channels": [16, 16, 16, 16, 48],
+    "enc_attention_channels": 8,
+    "enc_se_channels": 8,
+    "block_size": 6,
+    "look_ahead_layers": [1],
+    "look_backward_layers": [0, 2],
+}
+
+
+@pytest.fixture(scope="module")
+def whole(one_thread: None) -> Any:
+    """The whole model in transformers, with one voice."""
+    import transformers
+
+    config = transformers.Qwen2_5OmniConfig(
+        thinker_config={
+            "text_config": TEXT,
+            "vision_config": VISION,
+            "audio_config": AUDIO,
+            **MEDIA_IDS,
+        },
+        talker_config=TALKER,
+        token2wav_config={
+            "dit_config": DIT,
+            "bigvgan_config": {"mel_dim": 20, "upsample_initial_channel": 64},
+        },
+    )
+    model = transformers.Qwen2_5OmniForConditionalGeneration(config).eval()
+    randomise(model)
+    generator = torch.Generator().manual_seed(3)
+    model.speaker_map = {
+        "Chelsie": {
+            "bos_token": VOICE,
+            "cond": torch.randn(1, 12, generator=generator),
+            "ref_mel": torch.randn(1, 30, 20, generator=generator),
+        }
+    }
+    return model
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Draw weights under which every parameter matters: no zero bias, no norm of plain ones."""
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            else:
+                parameter.copy_(1 + 0.1 * noise)
+        # Codes that have no sound; the greedy ones are above 0.
+        model.talker.codec_head.weight[MASK:] = 0  # type: ignore[index,union-attr]
+
+
+@pytest.fixture(scope="module")
+def folder(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole model as it is published."""
+    folder = tmp_path_factory.mktemp("omni")
+    whole.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def thinker(folder: Path) -> Thinker:
+    model = load_model(folder)
+    assert isinstance(model, Thinker)
+    return model
+
+
+@pytest.fixture(scope="module")
+def talker(folder: Path) -> Talker:
+    config = talker_config(json.loads((folder / "config.json").read_text()))
+    return load_talker(folder, config, dtype=torch.float32, device=torch.device("cpu"))
+
+
+class Prompt:
+    """A prompt put together piece by piece, with what stands behind its tokens."""
+
+    def __init__(self, *pieces: tuple[Any, ...]) -> None:
+        self.ids: list[int] = []
+        self.grids: list[Grid] = []
+        self.seconds: list[float] = []
+        self.num_frames: list[int] = []
+        self.has_sounding_video = False
+        for kind, *how in pieces:
+            getattr(self, f"_{kind}")(*how)
+
+    def _text(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(len(self.ids))
+        self.ids += torch.randint(0, 256, (count,), generator=generator).tolist()
+
+    def _audio(self, num_frames: int) -> None:
+        self.num_frames.append(num_frames)
+        run = [IDS["<|AUDIO|>"]] * ((num_frames + 1) // 4)
+        self.ids += [IDS["<|audio_bos|>"], *run, IDS["<|audio_eos|>"]]
+
+    def _image(self, *grid: int) -> None:
+        self._vision(grid, [IDS["<|IMAGE|>"]] * (grid[0] * grid[1] * grid[2] // 4))
+
+    def _sounding(self, grid: Grid, seconds: float, num_frames: int) -> None:
+        kinds = interleave(
+            num_moments=grid[0],
+            tokens_per_moment=grid[1] * grid[2] // 4,
+            second_per_grid_t=seconds,
+            num_audio_tokens=(num_frames + 1) // 4,
+        )
+        run = [IDS["<|VIDEO|>"] if is_video else IDS["<|AUDIO|>"] for is_video in kinds]
+        self._vision(grid, [IDS["<|audio_bos|>"], *run, IDS["<|audio_eos|>"]])
+        self.seconds.append(seconds)
+        self.num_frames.append(num_frames)
+        self.has_sounding_video = True
+
+    def _vision(self, grid: Any, run: list[int]) -> None:
+        self.grids.append(tuple(grid))
+        self.ids += [IDS["<|vision_bos|>"], *run, IDS["<|vision_eos|>"]]
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(len(self.grids))
+        return torch.randn(sum(t * h * w for t, h, w in self.grids), 1176, generator=generator)
+
+    @property
+    def mel(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(sum(self.num_frames))
+        return torch.randn(sum(self.num_frames), 128, generator=generator)
+
+    def for_oracle(self) -> dict[str, Any]:
+        """Sort and pad what was packed; its names keep the pixels from the Talker."""
+        ids = torch.tensor([self.ids])
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        rows = self.pixels.split([t * h * w for t, h, w in self.grids]) if self.grids else ()
+        for is_video, pixels, grid in (
+            (False, "thinker_pixel_values", "image_grid_thw"),
+            (True, "thinker_pixel_values_videos", "video_grid_thw"),
+        ):
+            picked = [i for i, (t, _, _) in enumerate(self.grids) if (t > 1) is is_video]
+            if picked:
+                given[pixels] = torch.cat([rows[i] for i in picked])
+                given[grid] = torch.tensor([self.grids[i] for i in picked])
+        if self.seconds:
+            given["video_second_per_grid"] = torch.tensor(self.seconds)
+        if self.num_frames:
+            clips = [clip.T for clip in self.mel.split(self.num_frames)]
+            longest = max(self.num_frames)
+            padded = [torch.nn.functional.pad(one, (0, longest - one.shape[1])) for one in clips]
+            mask = torch.arange(longest) < torch.tensor(self.num_frames).unsqueeze(1)
+            given["input_features"] = torch.stack(padded)
+            given["feature_attention_mask"] = mask.long()
+        return given | {"use_audio_in_video": self.has_sounding_video}
+
+    def open(self, model: Thinker) -> tuple[ThinkerStates, torch.Tensor, Positions]:
+        """Begin to follow the conversation, with the states of its prompt."""
+        ids = torch.tensor(self.ids)
+        seen, heard = model.vision_rows(ids), model.audio_rows(ids)
+        features = [model.encode_images(self.pixels, self.grids)] if self.grids else []
+        if self.num_frames:
+            features.append(model.encode_audio(self.mel, self.num_frames))
+        positions = model.place(self.ids, self.grids, self.seconds)
+        states = ThinkerStates(model, positions)
+        rows = torch.cat([seen, heard])
+        return (
+            states,
+            states.prompt(self.ids, rows, torch.cat(features) if features else None),
+            (positions),
+        )
+
+
+PROMPTS = {
+    "text": (("text", 30),),
+    "sound": (("text", 5), ("audio", 300), ("text", 7)),
+    "picture and sound": (("text", 4), ("image", 1, 6, 10), ("audio", 120), ("text", 6)),
+    "video with its sound": (("text", 6), ("sounding", (5, 4, 4), 1.0, 500), ("text", 5)),
+    "sound outlasts its video": (("text", 2), ("sounding", (2, 4, 6), 1.0, 950), ("text", 5)),
+    "a picture at the end": (("text", 3), ("image", 1, 4, 20)),
+}
+WIDE = (("text", 2), ("sounding", (2, 4, 60), 1.0, 20), ("text", 9))
+NUM_TEXT, NUM_SPOKEN = 7, 24
+
+
+class Heard:
+    """What the oracle's Talker was given and gave, step by step."""
+
+    def __init__(self) -> None:
+        self.logits: list[torch.Tensor] = []
+        self.codes: list[int] = []
+        self.text: list[int] = []
+
+
+def ask_oracle(whole: Any, prompt: Prompt, **how: Any) -> Heard:
+    """Let transformers answer and speak, with the Talker's mask put back."""
+    heard, forward, sound = Heard(), whole.talker.forward, whole.token2wav.forward
+
+    @functools.wraps(forward)
+    def masked(*args: Any, **kwargs: Any) -> Any:
+        inputs = kwargs.get("inputs_embeds")
+        new = (kwargs["input_ids"] if inputs is None else inputs).shape[1]
+        past = kwargs.get("past_key_values")
+        kwargs["attention_mask"] = torch.ones(1, new + (past.get_seq_length() if past else 0))
+        kwargs["attention_mask"] = kwargs["attention_mask"].long()
+        out = forward(*args, **kwargs)
+        heard.logits.append(out.logits[0, -1].clone())
+        return out
+
+    masked.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+
+    def capture(code: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        heard.codes = code[0].tolist()
+        return torch.zeros(1)
+
+    whole.talker.forward, whole.token2wav.forward = masked, capture
+    whole.thinker.model.rope_deltas = whole.talker.rope_deltas = None
+    whole.thinker.rope_deltas = None
+    try:
+        settings: dict[str, Any] = {
+            "thinker_max_new_tokens": NUM_TEXT,
+            "thinker_do_sample": False,
+            "thinker_eos_token_id": 399,
+            "talker_max_new_tokens": NUM_SPOKEN,
+            "talker_do_sample": False,
+            "talker_eos_token_id": [PAD, END],
+            "talker_repetition_penalty": 1.05,
+        }
+        sequences, _ = whole.generate(**prompt.for_oracle(), **(settings | how))
+    finally:
+        whole.talker.forward, whole.token2wav.forward = forward, sound
+    heard.text = sequences[0, len(prompt.ids) :].tolist()
+    return heard
+
+
+def greedy(max_codes: int = NUM_SPOKEN) -> Sampling:
+    return Sampling(max_tokens=max_codes, repetition_penalty=1.05)
+
+
+def speak(thinker: Thinker, talker: Talker, prompt: Prompt, text: Sequence[int]) -> CodeStream:
+    """Let our Talker say a text, each token of it as soon as it is there."""
+    states, before, positions = prompt.open(thinker)
+    stream = CodeStream(talker, num_codes=NUM_CODES, sampling=greedy())
+    opening = Opening(
+        prompt=before,
+        positions=positions,
+        voice=states.embed(VOICE),
+        first=states.token(text[0]),
+    )
+    stream.begin(opening)
+    for token_id in text[1:]:
+        stream.go_on(states.token(token_id))
+    stream.go_on(states.embed(IDS["<tts_text_eos>"]))
+    while not stream.is_ended:
+        stream.go_on(states.embed(IDS["<tts_pad>"]))
+    return stream
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@torch.inference_mode()
+def test_logits_and_greedy_codes_equal_those_of_transformers(
+    name: str, whole: Any, thinker: Thinker, talker: Talker
+) -> None:
+    prompt = Prompt(*PROMPTS[name])
+    expected = ask_oracle(whole, prompt)
+    # The oracle never says the token that its answer was cut at.
+    stream = speak(thinker, talker, prompt, expected.text[:-1])
+    assert len(expected.codes) > 8
+    assert stream.codes == expected.codes
+    logits = replay(thinker, talker, prompt, expected)
+    torch.testing.assert_close(logits, torch.stack(expected.logits), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pieces", [*PROMPTS.values(), WIDE])
+def test_positions_equal(pieces: Any, whole: Any, thinker: Thinker) -> None:
+    """Also behind a video that is wider than its prompt is long."""
+    prompt = Prompt(*pieces)
+    given = prompt.for_oracle()
+    ids = torch.tensor([[*prompt.ids, VOICE, 5]])
+    expected, deltas = whole.talker.get_rope_index(
+        ids,
+        given.get("image_grid_thw"),
+        given.get("video_grid_thw"),
+        torch.ones_like(ids),
+        prompt.has_sounding_video,
+        torch.tensor(prompt.num_frames),
+        given.get("video_second_per_grid"),
+    )
+    places = talker_positions(thinker.place(prompt.ids, prompt.grids, prompt.seconds))
+    assert torch.equal(places.prompt, expected[:, 0])
+    assert places.next.tolist() == [ids.shape[1] + int(deltas)] * 3
+
+
+def replay(thinker: Thinker, talker: Talker, prompt: Prompt, said: Heard) -> torch.Tensor:
+    """Compute all of the Talker's logits in one uncached pass over what the oracle said."""
+    states, before, positions = prompt.open(thinker)
+    track = [states.token(token_id) for token_id in said.text[:-1]]
+    track += [states.embed(IDS["<tts_text_eos>"])]
+    track += [states.embed(IDS["<tts_pad>"])] * len(said.codes)
+    num_steps = len(said.logits)
+    text = torch.cat([states.embed(VOICE), *track[:num_steps]])
+    inputs = torch.cat([before, text])
+    codes = torch.tensor([PAD, START, *said.codes[: num_steps - 1]])
+    inputs[len(before) :] += talker.embed(codes)
+    at = talker_positions(positions).at(0, len(inputs))
+    steps = torch.arange(len(inputs) - num_steps, len(inputs))
+    return talker(inputs, at, NoCache([len(inputs)]), steps)
