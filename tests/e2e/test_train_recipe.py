@@ -107,7 +107,7 @@ def test_without_room_the_state_before_is_kept_and_said(folder: Path) -> None:
     assert whole.returncode == 0, errors
     state = (folder / "full" / "last.pt").read_bytes()
     size = len(state) // 2
-    again = start(folder, "short.toml", "--run", "full", "--out", "full-model", most_bytes=size)
+    again = start(folder, "short.toml", "--run", "full", "--out", "more-model", most_bytes=size)
     _, errors = again.communicate(timeout=180)
     assert again.returncode == 3
     assert "state cannot be saved in 'full'" in errors
@@ -122,6 +122,7 @@ def test_without_room_the_state_before_is_kept_and_said(folder: Path) -> None:
         (["finetune"], "The recipe 'finetune' names no model"),
         (["short.toml", "--data", "gone.jsonl"], "'gone.jsonl' cannot be read; expected a file"),
         (["short.toml", "--run", "new", "--resume"], "there is nothing to resume"),
+        (["short.toml", "--run", "new", "--out", "."], "'.' is there already; expected the name"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence(

@@ -70,11 +70,7 @@ class ExampleMaker:
         """
         inputs = self._processor(messages, tools=tools, add_generation_prompt=False)
         ids = inputs.prompt_token_ids
-        if len(ids) > self._max_tokens:
-            raise CapacityError(
-                f"{source} is {len(ids)} tokens long; expected at most {self._max_tokens}. Allow "
-                "longer sequences or smaller pictures."
-            )
+        self.require_room(len(ids), source)
         learned = self._text(ids) if self._loss == "text" else self._answers(ids, messages, source)
         if not learned:
             raise InputError(f"{source} has nothing to learn; expected an assistant's answer.")
@@ -84,6 +80,14 @@ class ExampleMaker:
             position_ids=self._model.place(ids, inputs.grid_thw, inputs.second_per_grid_ts).prompt,
             learned=learned,
         )
+
+    def require_room(self, num_tokens: int, source: str) -> None:
+        """Raise CapacityError for what is longer than a sequence."""
+        if num_tokens > self._max_tokens:
+            raise CapacityError(
+                f"{source} is {num_tokens} tokens long; expected at most {self._max_tokens}. Allow "
+                "longer sequences or smaller pictures."
+            )
 
     def _text(self, ids: list[int]) -> tuple[int, ...]:
         """Take every token but the first and those that pictures fill."""

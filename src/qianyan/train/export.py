@@ -6,24 +6,37 @@ appears whole or not at all.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from qianyan.engine.folder import INDEX, is_wanted
-from qianyan.errors import CheckpointError, quote
+from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.models.registry import RENAMES
 from qianyan.models.saved import ShardWriter
-from qianyan.models.weights import list_tensors, read_tensors, renamed
-from qianyan.train.lora import Addition, lora_layers
+from qianyan.models.weights import TensorSpec, list_tensors, read_tensors, renamed
+from qianyan.train.lora import Addition, lora_layers, save_adapter
+from qianyan.train.recipe import Lora
 from qianyan.train.world import World, whole
 
 
-def export_model(model: nn.Module, source: Path, out: Path, *, world: World) -> None:
-    """Write `model`, which began as the checkpoint in `source`, into the folder `out`.
+def require_new(out: Path) -> None:
+    """Raise ConfigError for a folder that holds something already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{quote(out)} is there already; expected the name of a new folder for the model."
+        )
 
-    Every process takes part, because each may hold a piece of it; the first one writes.
+
+def export_model(
+    model: nn.Module, source: Path, out: Path, *, lora: Lora | None, world: World
+) -> None:
+    """Write `model`, which began as the checkpoint in `source`, into the new folder `out`.
+
+    Low-rank additions are in its weights, and apart in adapter/. Every process takes part, because
+    each may hold a piece of the model; the first one writes.
 
     Raises CheckpointError when there is too little room or `out` cannot be written; what was there
     before stays then.
@@ -31,31 +44,25 @@ def export_model(model: nn.Module, source: Path, out: Path, *, world: World) -> 
     trained = dict(model.named_parameters(remove_duplicate=False))
     added = {f"{path}.weight": (layer, one) for path, layer, one in lora_layers(model)}
     specs = list_tensors(source)
-    if not world.is_first:
-        for name in specs:
-            _put_together(renamed(name, RENAMES), trained, added)
-        return
     unfinished = out.with_name(f"{out.name}.unfinished")
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        with ShardWriter(unfinished, specs) as writer:
-            additions: dict[str, Tensor] = {}  # to weights that were kept in codes
-            for name, spec in specs.items():
-                value, addition = _put_together(renamed(name, RENAMES), trained, added)
-                if value is not None:
-                    writer.write(name, _sum(value, addition).to(spec.dtype))
-                elif addition is not None:
-                    additions[name] = addition
-            for name, tensor in read_tensors(source):
-                if renamed(name, RENAMES) not in trained:
-                    writer.write(name, _sum(tensor, additions.get(name)).to(tensor.dtype))
-            writer.finish()
-        for file in source.iterdir():
-            if file.is_file() and is_wanted(file.name) and not _is_weights(file):
-                shutil.copyfile(file, unfinished / file.name)
-        shutil.rmtree(out, ignore_errors=True)
-        unfinished.rename(out)
+        if world.is_first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            with ShardWriter(unfinished, specs) as writer:
+                _write(writer, specs, source, partial(_put_together, trained=trained, added=added))
+            for file in source.iterdir():
+                if file.is_file() and is_wanted(file.name) and not _is_weights(file):
+                    shutil.copyfile(file, unfinished / file.name)
+        else:
+            for name in specs:
+                _put_together(renamed(name, RENAMES), trained=trained, added=added)
+        if lora is not None:
+            save_adapter(model, lora, unfinished / "adapter", world=world, source=source.name)
+        if world.is_first:
+            if out.exists():
+                out.rmdir()  # an empty one
+            unfinished.rename(out)
     except OSError as error:
         raise CheckpointError(
             f"The trained model cannot be written to {quote(out)} "
@@ -64,8 +71,31 @@ def export_model(model: nn.Module, source: Path, out: Path, *, world: World) -> 
         ) from error
 
 
+def _write(
+    writer: ShardWriter,
+    specs: Mapping[str, TensorSpec],
+    source: Path,
+    put_together: Callable[[str], tuple[Tensor | None, Tensor | None]],
+) -> None:
+    """Write every tensor of the source: trained, with its addition, or as it was."""
+    additions: dict[str, Tensor] = {}  # to weights that were kept in codes
+    left = set(specs)
+    for name, spec in specs.items():
+        value, addition = put_together(renamed(name, RENAMES))
+        if value is not None:
+            writer.write(name, _sum(value, addition).to(spec.dtype))
+            left.remove(name)
+        elif addition is not None:
+            additions[name] = addition
+    for name, tensor in read_tensors(source) if left else ():
+        if name in left:
+            writer.write(name, _sum(tensor, additions.get(name)).to(tensor.dtype))
+    writer.finish()
+
+
 def _put_together(
     key: str,
+    *,
     trained: Mapping[str, nn.Parameter],
     added: Mapping[str, tuple[nn.Module, Addition]],
 ) -> tuple[Tensor | None, Tensor | None]:

@@ -20,8 +20,8 @@ from qianyan.models.registry import Model
 from qianyan.models.vision_language import VisionLanguageModel
 from qianyan.train.examples import Example
 
-BUFFERED = 64
-"""Examples that wait while a sequence is filled."""
+BUFFERED_SEQUENCES = 2
+"""Sequences' worth of tokens that wait while one is filled; pictures are held as pixels."""
 
 
 class _Sized(Protocol):
@@ -144,7 +144,10 @@ class Filler(Generic[Item]):
         """Give the next sequence's items; empty when the stream has ended and nothing waits."""
         if not self._joins:
             return [one] if (one := next(self._stream, None)) is not None else []
-        while len(self.waiting) < BUFFERED and (one := next(self._stream, None)) is not None:
+        wanted = BUFFERED_SEQUENCES * self._max_tokens
+        while (
+            sum(map(len, self.waiting)) < wanted and (one := next(self._stream, None)) is not None
+        ):
             self.waiting.append(one)
         room, taken, left = self._max_tokens, [], []
         for item in self.waiting:

@@ -75,18 +75,23 @@ class Samples:
 
     def make(self, draw: Draw) -> Made | None:
         """Make what a draw gives to learn; None, with a warning, where that cannot be done."""
-        source, index = draw
         try:
-            sample = self._sources[source].read(index)
-            wanted = (sample, sample.worse()) if self._in_pairs else (sample,)
-            return tuple(
-                self._maker(one.messages, source=one.source, tools=one.tools) for one in wanted
-            )
+            return self._made(draw)
         except QianyanError as error:
             if draw not in self.bad and len(self.bad) < BAD_SAMPLES_NAMED:
                 logger.warning("sample left out: %s", error)
             self.bad[draw] = error.code
             return None
+
+    def _made(self, draw: Draw) -> Made:
+        source, index = draw
+        sample = self._sources[source].read(index)
+        wanted = (sample, sample.worse()) if self._in_pairs else (sample,)
+        made = tuple(
+            self._maker(one.messages, source=one.source, tools=one.tools) for one in wanted
+        )
+        self._maker.require_room(sum(map(len, made)), sample.source)
+        return made
 
     def steps(self, stage: Stage) -> int:
         """Count the steps of `stage.epochs`; with packing, as the first samples' lengths say."""
@@ -160,7 +165,7 @@ class StageRun:
             sources += packed.sources
             loss, count = self._backward(packed)
             sums += torch.tensor([loss, count, len(packed.input_ids)])
-        sums = self._world.sum(sums)
+        sums = self._world.sum(sums.to(self._device) if self._world.size > 1 else sums)
         norm = self._scale_and_clip(float(sums[1]))
         mean = float(sums[0] / sums[1])
         if not math.isfinite(mean) or not math.isfinite(norm):
@@ -182,6 +187,12 @@ class StageRun:
             num_tokens=int(sums[2]),
             num_learned=int(sums[1]),
             seconds=time.monotonic() - begun,
+        )
+
+    def computing(self) -> torch.autocast:
+        """Let products be computed in the recipe's precision, for the length of a block."""
+        return torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16"
         )
 
     def state(self) -> dict[str, Any]:
@@ -239,9 +250,7 @@ class StageRun:
 
     def _backward(self, packed: Pack) -> tuple[float, int]:
         """Add a pack's gradient, of the sum of its losses; returns that sum, and of how many."""
-        with torch.autocast(
-            self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16"
-        ):
+        with self.computing():
             losses = self.losses(packed)
             total = losses.sum()
         torch.autograd.backward(total)

@@ -23,8 +23,8 @@ from qianyan.inputs.tokenizer import Tokenizer
 from qianyan.models.registry import Model, load_model
 from qianyan.train.checkpoint import STATE_FILE, read_run_state, write_run_state
 from qianyan.train.examples import TURN_END, Example, ExampleMaker
-from qianyan.train.export import export_model
-from qianyan.train.lora import add_lora, save_adapter
+from qianyan.train.export import export_model, require_new
+from qianyan.train.lora import add_lora
 from qianyan.train.packing import TokenLosses, pack
 from qianyan.train.parts import freeze
 from qianyan.train.predicting import answer, expected
@@ -93,7 +93,10 @@ class Training:
         """
         self.recipe, self.places = recipe, places
         self._world = join_world(torch.device(device))
+        if self._world.size > 1 and device == "cuda":
+            device = f"cuda:{torch.cuda.current_device()}"
         self._report, self._teacher = on_report or _ignore, teacher
+        require_new(places.out)
         self.model = load_model(
             places.source, dtype="float32", device=device, quantize=recipe.quantize
         )
@@ -117,15 +120,13 @@ class Training:
         for number, stage in enumerate(self.recipe.stages[begun_at:], begun_at):
             is_begun = state is not None and state["is_begun"] and number == begun_at
             self._run_stage(number, stage, state if is_begun else None)
-        export_model(self.model, self.places.source, self.places.out, world=self._world)
-        if self.recipe.lora is not None:
-            save_adapter(
-                self.model,
-                self.recipe.lora,
-                self.places.out / "adapter",
-                world=self._world,
-                source=self.places.source.name,
-            )
+        export_model(
+            self.model,
+            self.places.source,
+            self.places.out,
+            lora=self.recipe.lora,
+            world=self._world,
+        )
 
     def _run_stage(self, number: int, stage: Stage, state: dict[str, Any] | None) -> None:
         self._changed |= set(freeze(self.model, stage.train, with_lora=stage.lora is not None))
@@ -205,7 +206,8 @@ class Training:
                 made = held_out.make(held_out.draws[draw])
                 if made is not None:
                     packed = pack(made).to(next(self.model.parameters()).device)
-                    loss += float(self._losses(packed).sum())
+                    with run.computing():
+                        loss += float(self._losses(packed).sum())
                     num_learned += len(packed.targets)
                     num_samples += 1
                     if draw < PREDICTED and self._world.size == 1:

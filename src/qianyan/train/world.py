@@ -66,6 +66,8 @@ def join_world(device: torch.device) -> World:
     """
     if not distributed.is_torchelastic_launched():
         return World()
+    if device.type == "cuda":
+        torch.cuda.set_device(distributed.get_node_local_rank())
     if not distributed.is_initialized():
         distributed.init_process_group("gloo" if device.type == "cpu" else "nccl")
     return World(distributed.get_rank(), distributed.get_world_size())

@@ -45,7 +45,7 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path: Path, text: str, sentence
 
 
 def test_an_unknown_name_lists_the_recipes() -> None:
-    with pytest.raises(ConfigError, match="expected a TOML file or one of finetune, qwen-vl"):
+    with pytest.raises(ConfigError, match="expected a TOML file or one of finetune, lora"):
         read_recipe("qwen9")
 
 

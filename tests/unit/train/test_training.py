@@ -150,8 +150,19 @@ def test_another_recipe_does_not_go_on_where_this_one_was(
 ) -> None:
     where = places(checkpoint, tmp_path)
     Training(recipe(conversations, stage(steps=1)), where).run()
+    elsewhere = replace(where, out=tmp_path / "other")
     with pytest.raises(CheckpointError, match="another recipe"):
-        Training(recipe(conversations, stage(steps=2)), where).run(resume=True)
+        Training(recipe(conversations, stage(steps=2)), elsewhere).run(resume=True)
+
+
+def test_a_folder_that_holds_something_is_never_replaced(
+    checkpoint: Path, conversations: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run-model").mkdir()
+    (tmp_path / "run-model" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is there already; expected the name of a new folder"):
+        Training(recipe(conversations, stage()), places(checkpoint, tmp_path))
+    assert (tmp_path / "run-model" / "mine.txt").read_text() == "mine"
 
 
 def test_bad_samples_are_named_and_left_out(
