@@ -16,6 +16,7 @@ import torch
 
 from qianyan.engine.ahead import Ahead
 from qianyan.engine.checkpoint import find_checkpoint
+from qianyan.engine.embedding import EmbeddingOptions, Embeddings, Input, open_embedder
 from qianyan.engine.faults import is_out_of_memory, no_memory_for_pass
 from qianyan.engine.free_memory import fit_cache, to_lengths
 from qianyan.engine.grammar import Grammar, Grammars
@@ -34,6 +35,7 @@ from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt, Runner
 from qianyan.engine.sampler import Sampler
 from qianyan.engine.scheduler import EngineConfig, Scheduler
+from qianyan.engine.speech import LazySpeech
 from qianyan.engine.stops import settle_stops
 from qianyan.engine.tools import ToolUse, read_tool_use
 from qianyan.errors import ConfigError, InputError, QianyanError, quote
@@ -117,6 +119,13 @@ class Engine:
             (config or EngineConfig()).on(self._device.type), self._model, self._device
         )
         self._lengths = to_lengths(self.config, self._model)
+        self.embedder = open_embedder(
+            folder,
+            self._model,
+            tokenizer,
+            max_length=self._lengths.max_model_len,
+            max_batch_tokens=self.config.max_batch_tokens,
+        )
         self._scheduler = Scheduler(self.config)
         self._runner = Runner(
             self._model,
@@ -130,6 +139,7 @@ class Engine:
         self._request_ids = itertools.count()
         self._lock = threading.Lock()
         self._grammar_lock = threading.Lock()
+        self.speech = LazySpeech(folder, self._model, look=self._look)
 
     @property
     def model(self) -> Model:
@@ -213,7 +223,29 @@ class Engine:
         request. What is wrong with messages or options is raised here, not at the first event.
         """
         check_names(options)
-        return self._follow(*self.prepare(messages, options))
+        return self.follow(*self.prepare(messages, options))
+
+    def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        dimensions: int | None = None,
+        kind: str | None = None,
+        instruction: str | None = None,
+    ) -> Embeddings:
+        """Turn texts into vectors; the options are those of `EmbeddingOptions`.
+
+        Raises InputError for what cannot be embedded and of a model that was made to answer,
+        CapacityError for a text that is too long.
+        """
+        if self.embedder is None:
+            raise InputError(
+                "This model answers conversations and makes no embeddings; expected a model such "
+                "as Qwen3-Embedding."
+            )
+        options = EmbeddingOptions(dimensions=dimensions, kind=kind, instruction=instruction)
+        with self._lock:
+            return self.embedder.embed(inputs, options)
 
     def step(self) -> list[Request]:
         """Advance every running request by one forward pass; return those that finished.
@@ -262,6 +294,8 @@ class Engine:
 
         Their options may differ in what they say about sampling only.
         """
+        if self.embedder is not None:
+            raise InputError("This model makes embeddings and answers no conversations.")
         first = options[0]
         use = read_tool_use(
             first.get("tools"), first.get("tool_choice"), first.get("parallel_tool_calls")
@@ -390,7 +424,8 @@ class Engine:
             self._runner.add(request.request_id, prompt)
             self._scheduler.add(request)
 
-    def _follow(self, request: Request, prompt: Prompt) -> Iterator[TokenText | Finished]:
+    def follow(self, request: Request, prompt: Prompt) -> Iterator[TokenText | Finished]:
+        """Let a prepared request run and follow it as `stream` does."""
         try:
             self.submit(request, prompt)
             while True:
@@ -408,6 +443,10 @@ class Engine:
         """Pick the requests to wait for; never between two changes by another thread's step."""
         with self._lock:
             return [request for request in requests if not request.is_finished]
+
+    def _look(self, prompt: Prompt) -> None:
+        with self._lock:
+            self._runner.look_again(prompt)
 
     @property
     def num_blocks(self) -> int:

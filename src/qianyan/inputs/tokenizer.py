@@ -75,8 +75,18 @@ class Tokenizer:
 
         Raises InputError for a text that holds half of a character.
         """
+        return self._encode(text, adds_ends=False)
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Turn a text that stands alone into token ids, with what the checkpoint puts at its ends.
+
+        Raises what `encode` does.
+        """
+        return self._encode(text, adds_ends=True)
+
+    def _encode(self, text: str, *, adds_ends: bool) -> list[int]:
         try:
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
+            return list(self._backend.encode(text, add_special_tokens=adds_ends).ids)
         except TypeError as error:  # what it says of a str that is no UTF-8
             raise InputError(
                 "The text holds half of a surrogate pair, which is no character; expected whole "

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -55,6 +55,9 @@ RENAMES = {
     "thinker.model.language_model.": "model.",
     "thinker.model.audio_tower.": "audio_tower.",
     "thinker.": "",
+    "embed_tokens.": "model.embed_tokens.",  # a decoder saved without its head
+    "layers.": "model.layers.",
+    "norm.": "model.norm.",
 }
 UNREAD = ("talker.", "token2wav.")
 """What of Qwen2.5-Omni speaks; whoever wants text has no use for it."""
@@ -324,8 +327,13 @@ def _list_wanted(folder: str | Path) -> dict[str, TensorSpec]:
 
 
 def _as_saved(config: ModelConfig, listed: Mapping[str, TensorSpec]) -> ModelConfig:
-    """Let what a checkpoint holds decide what Qwen2.5-Omni's config.json leaves open."""
-    return tie_as_saved(config, listed) if isinstance(config, ThinkerConfig) else config
+    """Let what a checkpoint holds decide what config.json leaves open."""
+    if isinstance(config, ThinkerConfig):
+        return tie_as_saved(config, listed)
+    if isinstance(config, TextConfig) and any(name.startswith("embed_tokens.") for name in listed):
+        # A decoder without its head, as for embeddings: no matrix is missing that nobody reads.
+        return replace(config, tie_word_embeddings=True)
+    return config
 
 
 def _heard_alone(data: dict[str, Any]) -> dict[str, Any]:
