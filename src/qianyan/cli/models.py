@@ -129,6 +129,39 @@ def quantize_once(
     print(folder)
 
 
+@verbs.command(name="export-onnx")
+def export_a_detector(
+    detector: Annotated[
+        str, typer.Argument(metavar="DETECTOR", help="bundled, a detector's folder or its pair's")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="file to write, named *.onnx")],
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Write a small detector as one ONNX file, for other run-times; its metadata say how to use it.
+
+    inspect and eval take the file as --model. Prints its name.
+
+    Example: qianyan models export-onnx bundled detector.onnx
+    """
+    if out.suffix != ".onnx":
+        raise ConfigError(f"OUT is {quote(out)}; expected a name that ends in .onnx.")
+    from qianyan.inspection.inspector import find_detector, find_pair
+    from qianyan.models.detector import load_detector
+    from qianyan.models.detector_onnx import export_onnx
+
+    folder = find_detector(detector)
+    pair = find_pair(detector) if folder is None else None
+    if pair is not None:
+        folder = pair / "detector"
+    if folder is None or not folder.is_dir():
+        raise ConfigError(
+            f"{quote(detector)} is no detector of ours; expected bundled or a folder."
+        )
+    export_onnx(load_detector(folder), out)
+    print(out)
+
+
 @verbs.command(name="list")
 def list_what_is_on_disk(
     lang: WordsOption = "zh", json: Json = False, config: Config = None, debug: Debug = False

@@ -48,7 +48,11 @@ Config = Annotated[
 ]  # fmt: skip
 Model = Annotated[
     str,
-    option("--model", "bundled, a checkpoint folder, a hub id, or a model name at --base-url"),
+    option(
+        "--model",
+        "bundled, bundled-fast (its detector alone), a checkpoint's or detector's "
+        "folder, a detector's .onnx file, a hub id, or a model name at --base-url",
+    ),
 ]
 BaseUrl = Annotated[
     str | None, option("--base-url", "an OpenAI-compatible endpoint, e.g. http://host:8000/v1")

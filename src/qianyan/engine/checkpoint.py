@@ -7,6 +7,8 @@ from qianyan.engine.places import HUB_ID, find_on_disk
 from qianyan.errors import CheckpointError, quote
 
 BUNDLED = "bundled"
+BUNDLED_FAST = "bundled-fast"
+"""The bundled detector alone, which finds boxes and answers nothing."""
 BUNDLED_FOLDER = Path(str(files("qianyan"))) / "assets" / "bundled"
 """The models that come with the package, `detector/` and `judge/`; the judge answers chats."""
 
@@ -37,6 +39,11 @@ def find_local(model: str | Path) -> Path | None:
     """
     if model == BUNDLED:
         return BUNDLED_FOLDER / "judge"
+    if model == BUNDLED_FAST:
+        raise CheckpointError(
+            f"{quote(model)} only finds fire, smoke and people in pictures; expected a model that "
+            "answers, such as bundled."
+        )
     folder = Path(model)
     if model and folder.is_dir():
         return folder

@@ -14,7 +14,8 @@ Rules, in the order they are applied:
   what the judge cannot tell.
 
 The score is the judge's probability of what is said; where the judge did not say it (uncertain, or
-the detector carried the day), it is the detector's.
+the detector carried the day), it is the detector's, as the share of such boxes that are right.
+Decisions are made on the detector's plain scores.
 """
 
 import json
@@ -49,6 +50,7 @@ from qianyan.inspection.words import Lang
 from qianyan.models.detector import Proposal
 
 Propose = Callable[[NDArray[np.uint8]], Sequence[Proposal]]
+Probability = Callable[[str, float], float]
 
 # At this detector score half a share against a candidate is a veto; above it the judge has to be
 # surer, the smaller RESOLVE the steeper. Chosen for the bundled pair on labelled photos that the
@@ -102,11 +104,17 @@ class Candidate:
     region: Corners
     figure: Figure | None = None
 
+    @property
+    def kind(self) -> str:
+        """What the detector proposed with this score."""
+        return self.subject.value if self.figure is None else self.figure.kind
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade:
     """A way to look at photos; without a judge the detector's word stands.
 
+    `probability` turns the detector's score for a kind into how often such boxes are right.
     `crop_side` enlarges crops for judges that see small pictures badly; None leaves the size to
     the judge. `alone` is the score by kind that a proposal needs to stand without a judge, or that
     a head needs to be a person without a body. `visual_tokens` is the most of all crops of a photo.
@@ -120,6 +128,7 @@ class Cascade:
     max_objects: int = MAX_OBJECTS
     crop_side: int | None = None
     alone: Mapping[str, float] = field(default_factory=dict)
+    probability: Probability = lambda _, score: score
     detector_weight: float = 1.0
     visual_tokens: int | None = None
 
@@ -130,7 +139,7 @@ class Cascade:
         limit = CANDIDATES * self.max_objects
         candidates = choose(proposals, photo_wh, limit=limit, alone=self.alone)
         if self.judge is None:
-            found = [propose_only(candidate, photo_wh) for candidate in candidates]
+            found = [self._as_share(propose_only(one, photo_wh), one) for one in candidates]
             kept, notes = most_urgent(found, self.max_objects)
             return Look(kept, raw=_raw(candidates, ()), notes=notes)
         opinions, usage = self._judge(photo.rgb, candidates, self.judge)
@@ -142,9 +151,14 @@ class Cascade:
             )
             for candidate, opinion in zip(candidates, opinions, strict=True)
         ]
-        found = [verdict for verdict in verdicts if isinstance(verdict, Detection)]
+        settled = list(zip(verdicts, candidates, strict=True))
+        found = [self._as_share(one, by) for one, by in settled if isinstance(one, Detection)]
         kept, notes = most_urgent(found, self.max_objects)
-        vetoed = tuple(verdict for verdict in verdicts if isinstance(verdict, Veto))
+        vetoed = tuple(
+            replace(one, detection=self._as_share(one.detection, by))
+            for one, by in settled
+            if isinstance(one, Veto)
+        )
         return Look(kept, vetoed, usage, _raw(candidates, opinions), notes + _unread(opinions))
 
     def _judge(
@@ -205,6 +219,12 @@ class Cascade:
                 break
             crops[index] = crop
         return crops
+
+    def _as_share(self, detection: Detection, candidate: Candidate) -> Detection:
+        """Give a detector's score as the share of such boxes that are right; others stay."""
+        if detection.score_kind != "detector":
+            return detection
+        return replace(detection, score=self.probability(candidate.kind, candidate.score))
 
     def _unjudged(self, candidate: Candidate, photo_wh: tuple[int, int]) -> Detection | None:
         """Take the detector at its word where it is sure enough without a judge."""

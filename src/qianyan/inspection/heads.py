@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from qianyan.inputs.crops import upper_body
-from qianyan.models.detector import Proposal
+from qianyan.models.detector import Kind, Proposal
 
 Corners = tuple[float, float, float, float]
 
@@ -43,11 +43,15 @@ class Head:
 
 @dataclass(frozen=True)
 class Figure:
-    """A person as proposed; `head` is None where none was proposed for this body."""
+    """A person as proposed; `head` is None where none was proposed for this body.
+
+    `kind` is what was proposed with this score: the body, or a head that stands for its person.
+    """
 
     box: Corners
     score: float
     head: Head | None = None
+    kind: Kind = "person"
 
     @property
     def head_region(self) -> Corners:
@@ -86,7 +90,8 @@ def find_figures(
     for head, seen in enumerate(heads):
         is_owned = head in owner.values() or _is_carried(seen, bodies)
         if not is_owned and seen.stands_alone(alone):
-            figures.append(Figure(_shoulders(seen.box, photo_wh), seen.score, seen))
+            kind: Kind = "helmet" if seen.helmet >= seen.bare else "head"
+            figures.append(Figure(_shoulders(seen.box, photo_wh), seen.score, seen, kind))
     figures.sort(key=lambda figure: -figure.score)
     return [figure for index, figure in enumerate(figures) if not _is_echo(figure, figures[:index])]
 

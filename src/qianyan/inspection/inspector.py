@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qianyan import __version__
 from qianyan.engine.batch_size import MOST, BatchSize, Need, choose_batch, cores_limit
-from qianyan.engine.checkpoint import BUNDLED, BUNDLED_FOLDER
+from qianyan.engine.checkpoint import BUNDLED, BUNDLED_FAST, BUNDLED_FOLDER
 from qianyan.engine.desk import Desk
 from qianyan.engine.engine import Engine
 from qianyan.errors import CheckpointError, ConfigError, quote
@@ -36,7 +36,9 @@ from qianyan.inspection.remote_vision import RemoteVision
 from qianyan.inspection.two_steps import FIRST_LOOK_TOKENS, TwoSteps
 from qianyan.inspection.vision import LocalVision, Vision
 from qianyan.inspection.words import Lang
-from qianyan.models.detector import Detector, Proposal, load_detector
+from qianyan.models.detector import MODEL_TYPE, Detector, Proposal, load_detector
+from qianyan.models.detector_onnx import SUFFIX, OnnxDetector
+from qianyan.models.registry import read_config_json
 
 Way = Literal["auto", "list", "two-step", "cascade", "detector"]
 AUTO = 0
@@ -66,7 +68,8 @@ DETECTOR_WEIGHT = 0.25
 class LookSettings:
     """Which model looks, and how; what the command line and `qianyan.inspect` take.
 
-    `model` is "bundled", a checkpoint folder, a hub id, or a folder with `detector/` and `judge/`;
+    `model` is "bundled", "bundled-fast" (its detector alone), a checkpoint folder, a hub id, a
+    folder with `detector/` and `judge/`, or a detector's own folder or ONNX file;
     with `base_url` it is the model's name there (None: the endpoint's first). `look` is "list" (the
     model names boxes), "two-step" (it names boxes in the whole picture, shown small, and again in
     the parts that matter), "cascade" (the detector proposes, the model judges), "detector" (no
@@ -199,9 +202,14 @@ def open_look(settings: LookSettings) -> OpenLook:
         EndpointError: the endpoint cannot be reached or refuses to work.
     """
     pair = None if settings.is_remote else find_pair(settings.model)
+    lone = None if settings.is_remote else find_detector(settings.model)
     way = settings.look
     if way == "auto":
-        way = "cascade" if pair is not None else "list"
+        way = "detector" if lone is not None else "cascade" if pair is not None else "list"
+    if lone is not None and way != "detector":
+        raise ConfigError(
+            f"look is {way}, but {quote(settings.model)} is a detector alone; expected detector."
+        )
     if way in ("list", "two-step"):
         if pair is not None:
             raise ConfigError(
@@ -220,7 +228,7 @@ def open_look(settings: LookSettings) -> OpenLook:
         )
     desk = Desk()
     detector = desk.call(
-        load_detector, (pair or BUNDLED_FOLDER) / "detector", device=settings.device
+        _open_detector, lone or (pair or BUNDLED_FOLDER) / "detector", settings.device
     )
     if way == "detector":
         if settings.quantize != "none":
@@ -271,6 +279,25 @@ def find_pair(model: str) -> Path | None:
             "use --model or --base-url."
         )
     return None
+
+
+def find_detector(model: str) -> Path | None:
+    """Find a detector that looks alone, by its name, folder or ONNX file; None for other models."""
+    path = BUNDLED_FOLDER / "detector" if model == BUNDLED_FAST else Path(model)
+    if path.suffix == SUFFIX and not path.is_dir():
+        return path
+    if not (path / "config.json").is_file():
+        return None
+    return path if read_config_json(path).get("model_type") == MODEL_TYPE else None
+
+
+def _open_detector(path: Path, device: str) -> Detector | OnnxDetector:
+    """Open a detector's folder on a device, or its ONNX file, which the processor runs."""
+    if path.suffix != SUFFIX or path.is_dir():
+        return load_detector(path, device=device)
+    if device != "cpu":
+        raise ConfigError(f"device is {quote(device)}, but ONNX files run here on cpu only.")
+    return OnnxDetector(path)
 
 
 def _pair_dtype(settings: LookSettings) -> str:
@@ -347,7 +374,7 @@ def _listing(seated: _Seated, settings: LookSettings) -> OpenLook:
 
 
 def _cascade(
-    detector: Detector,
+    detector: Detector | OnnxDetector,
     seated: _Seated | None,
     settings: LookSettings,
     desk: Desk,
@@ -361,6 +388,7 @@ def _cascade(
     cascade = Cascade(
         propose=_proposing(detector, {} if judge is None else BOLDER, desk, at_once=together),
         alone=limits,
+        probability=detector.config.probability,
         judge=judge,
         lang=settings.lang,
         max_objects=settings.max_objects,
@@ -380,7 +408,7 @@ def _detector_batch(settings: LookSettings) -> BatchSize:
 
 
 def _proposing(
-    detector: Detector, shares: Mapping[str, float], desk: Desk, *, at_once: int
+    detector: Detector | OnnxDetector, shares: Mapping[str, float], desk: Desk, *, at_once: int
 ) -> Propose:
     """Have the detector propose from these shares of its thresholds up, and heads from a hint."""
     shares = {**dict.fromkeys(HEADS, HEAD_HINT), **shares}

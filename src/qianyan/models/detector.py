@@ -45,6 +45,9 @@ RELATIVE_FLOOR = 0.6  # beside a sure flame or plume, weak ones are its edges an
 MAX_LOG_REACH = 5.0
 MODEL_TYPE = "qianyan_detector"
 PER_STAGE = ("widths", "depths")  # config fields with one number per stage of the backbone
+OPTIONAL = ("calibration",)  # config fields that detectors saved without them may lack
+UNCALIBRATED = (1.0, 0.0)
+LEAST_SCORE = 1e-4  # scores are kept this far from 0 and 1, where log-odds end
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,11 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """Sizes of the network and how its scores are read."""
+    """Sizes of the network and how its scores are read.
+
+    `calibration` is slope and offset by kind, on log-odds: what turns a score into the share of
+    such boxes that are right (Platt scaling). Thresholds are on the scores themselves.
+    """
 
     image_size: int = 320
     widths: tuple[int, int, int, int] = (32, 64, 128, 232)
@@ -66,6 +73,9 @@ class DetectorConfig:
     neck_width: int = 96
     scene_weight: float = 0.35
     thresholds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.3))
+    calibration: dict[str, tuple[float, float]] = field(
+        default_factory=lambda: dict.fromkeys(KINDS, UNCALIBRATED)
+    )
 
     def __post_init__(self) -> None:
         if self.image_size % STRIDES[-1] or self.image_size < 2 * STRIDES[-1]:
@@ -75,6 +85,23 @@ class DetectorConfig:
             )
         if set(self.thresholds) != set(KINDS):
             raise ConfigError(f"thresholds name {sorted(self.thresholds)}; expected {list(KINDS)}.")
+        is_whole = set(self.calibration) == set(KINDS)
+        if not is_whole or any(slope <= 0 for slope, _ in self.calibration.values()):
+            raise ConfigError(
+                f"calibration is {self.calibration}; expected a slope above 0 and an offset for "
+                f"each of {list(KINDS)}."
+            )
+
+    def limits(self, threshold: float | dict[str, float] | None) -> dict[str, float]:
+        """Give the score that each kind has to reach: one for all, one each, or None: its own."""
+        limits = self.thresholds if threshold is None else threshold
+        return limits if isinstance(limits, dict) else dict.fromkeys(KINDS, limits)
+
+    def probability(self, kind: str, score: float) -> float:
+        """Say how often a box of this kind and score is right; a greater score is never less."""
+        slope, offset = self.calibration[kind]
+        held = min(max(score, LEAST_SCORE), 1 - LEAST_SCORE)
+        return 1 / (1 + math.exp(-slope * math.log(held / (1 - held)) - offset))
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -223,16 +250,20 @@ class Detector(nn.Module):
         self, fitted: "Sequence[Fitted]", *, threshold: float | dict[str, float] | None = None
     ) -> list[list[Proposal]]:
         """Propose boxes in several pictures in one pass, each within some 1e-4 pixels as alone."""
-        limits = self.config.thresholds if threshold is None else threshold
-        if not isinstance(limits, dict):
-            limits = dict.fromkeys(KINDS, limits)
         squares = torch.from_numpy(np.stack([square for square, _ in fitted]))
         raw = self(normalise(squares.to(self.centres.device)))
-        scores = self.scores(raw)
-        return [
-            _read(scores[index], view.to_picture(raw.boxes[index]), limits)
-            for index, (_, view) in enumerate(fitted)
-        ]
+        views = [view for _, view in fitted]
+        return read_proposals(self.scores(raw), raw.boxes, views, self.config.limits(threshold))
+
+
+def read_proposals(
+    scores: Tensor, boxes: Tensor, views: "Sequence[SquareView]", limits: Mapping[str, float]
+) -> list[list[Proposal]]:
+    """Choose among scores (batch, cells, kinds) and boxes of the square (batch, cells, 4)."""
+    return [
+        _read(scores[index], view.to_picture(boxes[index]), limits)
+        for index, view in enumerate(views)
+    ]
 
 
 def _read(scores: Tensor, boxes: Tensor, limits: Mapping[str, float]) -> list[Proposal]:
@@ -316,23 +347,50 @@ def save_detector(detector: Detector, folder: Path) -> None:
     weights = folder / "model.safetensors.part"
     save_file(state, weights, metadata={"format": "pt"})
     weights.replace(folder / "model.safetensors")
-    config = {"model_type": MODEL_TYPE, "kinds": list(KINDS), **asdict(detector.config)}
     draft = folder / "config.json.part"
-    draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    draft.write_text(
+        json.dumps(describe_config(detector.config), indent=2) + "\n", encoding="utf-8"
+    )
     draft.replace(folder / "config.json")
 
 
-def _read_config(content: dict[str, Any]) -> DetectorConfig:
-    """Make a config from config.json, taking the fields it declares and no others."""
+def describe_config(config: DetectorConfig) -> dict[str, Any]:
+    """Write a config as the content of config.json."""
+    return {"model_type": MODEL_TYPE, "kinds": list(KINDS), **asdict(config)}
+
+
+def read_detector_config(content: dict[str, Any]) -> DetectorConfig:
+    """Make a config from the content of config.json, taking the fields it declares and no others.
+
+    Raises ConfigError for what describes no detector of ours.
+    """
+    if content.get("model_type") != MODEL_TYPE or tuple(content.get("kinds", ())) != KINDS:
+        raise ConfigError(
+            f"config.json is of type '{content.get('model_type')}'; expected '{MODEL_TYPE}' with "
+            f"the kinds {', '.join(KINDS)}."
+        )
     known: dict[str, Any] = {
         each.name: tuple(content[each.name]) if each.name in PER_STAGE else content[each.name]
         for each in fields(DetectorConfig)
         if each.name in content
     }
-    missing = [each.name for each in fields(DetectorConfig) if each.name not in known]
+    if "calibration" in known:
+        known["calibration"] = _read_calibration(known["calibration"])
+    names = [each.name for each in fields(DetectorConfig) if each.name not in OPTIONAL]
+    missing = [name for name in names if name not in known]
     if missing:
         raise ConfigError(f"The detector's config.json has no {', '.join(missing)}.")
     return DetectorConfig(**known)
+
+
+def _read_calibration(content: object) -> dict[str, tuple[float, float]]:
+    try:
+        pairs = dict(content).items()  # type: ignore[call-overload]
+        return {kind: (float(slope), float(offset)) for kind, (slope, offset) in pairs}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "The detector's calibration cannot be read; expected two numbers for each kind."
+        ) from error
 
 
 def load_detector(folder: Path, *, device: str | torch.device = "cpu") -> Detector:
@@ -347,12 +405,7 @@ def load_detector(folder: Path, *, device: str | torch.device = "cpu") -> Detect
         state = load_file(folder / "model.safetensors")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"No detector can be read from {folder.name}: {error}") from error
-    if content.get("model_type") != MODEL_TYPE or tuple(content.get("kinds", ())) != KINDS:
-        raise ConfigError(
-            f"config.json is of type '{content.get('model_type')}'; expected '{MODEL_TYPE}' with "
-            f"the kinds {', '.join(KINDS)}."
-        )
-    detector = Detector(_read_config(content))
+    detector = Detector(read_detector_config(content))
     try:
         detector.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except RuntimeError as error:

@@ -82,3 +82,8 @@ def test_weights_cut_short_are_not_taken_for_the_whole(hub: Any, files: dict[str
     weights = folder / "model-00001-of-00002.safetensors"
     os.truncate(weights, weights.stat().st_size - 1)
     assert find_local(NAME) is None
+
+
+def test_the_bundled_detector_answers_nothing() -> None:
+    with pytest.raises(CheckpointError, match="'bundled-fast' only finds fire"):
+        find_checkpoint("bundled-fast")

@@ -203,6 +203,45 @@ def test_without_a_judge_the_detector_is_taken_at_its_word() -> None:
     assert {one.score_kind for one in found.detections} == {"detector"}
 
 
+@pytest.mark.parametrize(
+    ("proposals", "kind", "score"),
+    [
+        ([flame()], "fire", 0.6),
+        (worker(), "person", 0.8),
+        ([Proposal("head", (100, 50, 130, 90), 0.7)], "head", 0.7),
+    ],
+    ids=("fire", "body", "head alone"),
+)
+def test_the_detectors_scores_are_given_as_shares_of_what_was_proposed(
+    proposals: list[Proposal], kind: str, score: float
+) -> None:
+    asked: list[tuple[str, float]] = []
+
+    def probability(kind: str, score: float) -> float:
+        asked.append((kind, score))
+        return 0.123
+
+    for rule in (None, lambda _: {"D": 1.0}):
+        asked.clear()
+        judge = FakeVision(rule) if rule is not None else None
+        cascade = Cascade(
+            propose=lambda _: proposals, judge=judge, lang="en", probability=probability
+        )
+        found = cascade.look(photo())
+        (one,) = (*found.detections, *(veto.detection for veto in found.vetoed))
+        assert (one.score, one.score_kind) == (0.123, "detector")
+        assert asked == [(kind, score)]
+
+
+def test_a_judges_own_probability_is_not_touched() -> None:
+    judge = FakeVision(lambda _: {"A": 0.9, "D": 0.1})
+    cascade = Cascade(
+        propose=lambda _: [flame()], judge=judge, lang="en", probability=lambda *_: 0.123
+    )
+    (fire,) = cascade.look(photo()).detections
+    assert (fire.score, fire.score_kind) == (pytest.approx(0.9), "logprob")
+
+
 def test_a_judge_without_probabilities_leaves_the_detectors_score() -> None:
     (fire,) = look([flame()], lambda _: "A").detections
     assert (fire.score, fire.score_kind) == (0.6, "detector")

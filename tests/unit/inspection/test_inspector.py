@@ -9,8 +9,9 @@ from PIL import Image
 
 from qianyan.errors import CheckpointError, ConfigError, EndpointError
 from qianyan.inputs.images import Photo
-from qianyan.inspection.inspector import AUTO, LookSettings, find_pair, open_look
+from qianyan.inspection.inspector import AUTO, LookSettings, find_detector, find_pair, open_look
 from qianyan.inspection.records import Box, Hazard
+from qianyan.train.bundled.scenes import UNSEEN_FROM, draw_scene
 
 
 def test_a_pair_is_a_folder_with_a_detector(tiny_pair: Path, tmp_path: Path) -> None:
@@ -162,3 +163,25 @@ def test_settings_reach_an_endpoint(start_endpoint: Callable[..., Any]) -> None:
     contents = [one["messages"][0]["content"] for one in endpoint.requests]
     assert [part["type"] for part in contents[0]] == ["text", "image_url", "text"]
     assert contents[0][0] == contents[1][0], "the same words come before every picture"
+
+
+def test_the_bundled_detector_alone_has_a_name_of_its_own() -> None:
+    photo = Photo(Image.fromarray(draw_scene(UNSEEN_FROM + 5, width=640, height=480).rgb))
+    fast = open_look(LookSettings(model="bundled-fast"))
+    found = fast.look(photo)
+    assert found == open_look(LookSettings(model="bundled", look="detector")).look(photo)
+    assert {one.score_kind for one in found.detections} == {"detector"}
+    assert fast.model == "bundled-fast"
+
+
+def test_a_detectors_own_folder_is_a_model(tiny_pair: Path) -> None:
+    assert find_detector(str(tiny_pair / "detector")) == tiny_pair / "detector"
+    assert find_detector(str(tiny_pair)) is None
+    opened = open_look(LookSettings(model=str(tiny_pair / "detector"), max_objects=3))
+    assert opened.look(Photo(Image.new("RGB", (80, 60), (200, 90, 0)))).detections
+
+
+@pytest.mark.parametrize("look", ["list", "two-step", "cascade"])
+def test_a_detector_alone_neither_lists_nor_judges(look: Any) -> None:
+    with pytest.raises(ConfigError, match="is a detector alone; expected detector"):
+        open_look(LookSettings(model="bundled-fast", look=look))

@@ -1,6 +1,7 @@
 """The detector's files, its geometry, and what it proposes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,3 +201,35 @@ def test_several_pictures_in_one_pass_have_the_proposals_of_each_alone(detector:
         for one, other in zip(found, alone, strict=True):
             assert one.box == pytest.approx(other.box, abs=1e-3)
             assert one.score == pytest.approx(other.score, abs=1e-5)
+
+
+def test_a_calibrated_score_is_a_share_that_grows_with_the_score():
+    config = replace(TINY, calibration={**TINY.calibration, "fire": (2.0, -0.5)})
+    shares = [config.probability("fire", score) for score in (0.0, 0.3, 0.5, 0.9, 1.0)]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] < 1
+    assert shares[2] == pytest.approx(1 / (1 + np.exp(0.5)))
+    assert config.probability("smoke", 0.3) == pytest.approx(0.3), "uncalibrated: the score itself"
+
+
+def test_calibration_is_saved_and_may_be_missing(tmp_path, detector: Detector):
+    detector.config = replace(TINY, calibration={**TINY.calibration, "head": (1.5, -2.0)})
+    save_detector(detector, tmp_path)
+    assert load_detector(tmp_path).config == detector.config
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["calibration"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_detector(tmp_path).config == TINY
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [{"fire": [1, 0]}, {key: [-1, 0] for key in KINDS}, {key: [1] for key in KINDS}, 3, [1, 2]],
+    ids=str,
+)
+def test_a_calibration_that_is_none_is_refused(tmp_path, detector: Detector, calibration: object):
+    save_detector(detector, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "calibration": calibration}))
+    with pytest.raises(ConfigError, match="calibration"):
+        load_detector(tmp_path)
