@@ -37,7 +37,7 @@ def tell_end(
         except MediaError as error:
             if error.code in _MAY_PASS:
                 raise EndpointError(str(error)) from error
-            logger.warning("the end of a batch cannot be told batch_id=%s: %s", row.id, error)
+            logger.warning("the end of a batch cannot be told batch_id=%s: %s", row.id, error.code)
             raise
         if not 200 <= status < 300:
             raise EndpointError(f"The callback answered {status}; expected 200.")

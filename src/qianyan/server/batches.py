@@ -6,6 +6,7 @@ process was killed. `advance` takes every batch as far as it can go; what it cha
 in one transaction, so that two servers on one database do not meet. States and forms are OpenAI's.
 """
 
+import asyncio
 import json
 import re
 import secrets
@@ -23,10 +24,18 @@ from qianyan.server.batch_lines import (
     ENDPOINTS,
     BatchLimits,
     Line,
+    LineError,
     read_body,
     read_lines,
 )
-from qianyan.server.database import ConflictError, Database, QuotaError, UtcTime, utc_now
+from qianyan.server.database import (
+    ConflictError,
+    Database,
+    NotFoundError,
+    QuotaError,
+    UtcTime,
+    utc_now,
+)
 from qianyan.server.files import FilePurpose, Files, WrittenFile
 from qianyan.server.owned import (
     OwnedRow,
@@ -172,9 +181,15 @@ class Batches:
             expires_at=now + timedelta(seconds=window_s),
         )
         self._files.store.link(file.id, row.id)
-        with self._database.writing() as session:
-            self._check_room(session, owner_id)
-            session.add(row)
+        is_kept = False
+        try:
+            with self._database.writing() as session:
+                self._check_room(session, owner_id)
+                session.add(row)
+            is_kept = True
+        finally:
+            if not is_kept:
+                self._files.store.delete(row.id)
         return row
 
     def find(self, owner_id: str, batch_id: str) -> BatchRow:
@@ -226,12 +241,16 @@ class Batches:
         """Make the work of tasks of LINE_KIND: read the line, have it answered."""
 
         async def answer_line(task: Task) -> dict[str, Any]:
-            asked = task.request
-            with self._files.store.open(asked["batch_id"]) as file:
-                body = read_body(file, asked["offset_bytes"], asked["size_bytes"])
+            body = await asyncio.to_thread(self._read_body, **task.request)
             return await answer(task.owner_id, body)
 
         return answer_line
+
+    def _read_body(
+        self, *, batch_id: str, offset_bytes: int, size_bytes: int, **_: Any
+    ) -> dict[str, Any]:
+        with self._files.store.open(batch_id) as file:
+            return read_body(file, offset_bytes, size_bytes)
 
     def advance(self) -> bool:
         """Take every batch as far as it can go now; say whether lines were put in line."""
@@ -253,8 +272,12 @@ class Batches:
             return set(session.scalars(select(BatchRow.id).where(unfinished)))
 
     def _validate(self, row: BatchRow) -> bool:
-        with self._files.store.open(row.id) as file:
-            lines, errors = read_lines(file, row.endpoint, self.limits)
+        try:
+            with self._files.store.open(row.id) as file:
+                lines, errors = read_lines(file, row.endpoint, self.limits)
+        except NotFoundError:  # of a state folder that somebody has put together again
+            gone = "The input file is gone; expected to find it in the state folder. Send it again."
+            lines, errors = [], [LineError("input_file_gone", gone)]
         if errors:
             self._move(row, BatchState.FAILED, errors=[error.as_record() for error in errors])
             self._files.store.delete(row.id)

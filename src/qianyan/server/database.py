@@ -19,6 +19,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Dialect, Double, Engine, create_engine, event
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
@@ -28,6 +29,8 @@ from qianyan.server.errors import RefusedError
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 DATABASE_FILE = "server.sqlite3"
 BUSY_TIMEOUT_S = 10
+MAX_CONNECTIONS, POOL_SIZE = 64, 5
+"""How many may be open, more than there are threads that use them, and how many stay open."""
 RETRY_AFTER_S = 5
 WRITERS_LOCK = 0x7169616E79616E
 """The number of the advisory lock in PostgreSQL: "qianyan" in hexadecimal."""
@@ -138,7 +141,7 @@ def _told() -> Iterator[None]:
             status=400,
             code="invalid_value",
         ) from error
-    except DBAPIError as error:
+    except (DBAPIError, NoConnectionError) as error:
         raise StorageError(
             "The server's database cannot be used now: it is locked, full or damaged. "
             "Try again later."
@@ -156,9 +159,14 @@ def open_database(state: Path, url: str | None = None) -> Database:
         ConfigError: the database cannot be opened, or a newer qianyan wrote it.
     """
     try:
+        if url is None:
+            (state / DATABASE_FILE).touch(mode=0o600)  # its other files take that over
         engine = create_engine(
             url or f"sqlite:///{state / DATABASE_FILE}",
             hide_parameters=True,  # errors go to the log, rows do not
+            max_overflow=MAX_CONNECTIONS - POOL_SIZE,
+            pool_size=POOL_SIZE,
+            pool_timeout=BUSY_TIMEOUT_S,
         )
         if engine.dialect.name == "sqlite":
             _prepare_sqlite(engine)
@@ -178,7 +186,7 @@ def open_database(state: Path, url: str | None = None) -> Database:
             "postgresql+psycopg://user@host/qianyan, with the driver it names installed "
             "(pip install 'qianyan[postgresql]')."
         ) from error
-    except DBAPIError as error:
+    except (DBAPIError, OSError) as error:
         raise ConfigError(
             "The server's database cannot be opened: it is locked, damaged or not to be written. "
             "Check the file in the state folder, or name another folder with --state-dir."

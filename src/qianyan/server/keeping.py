@@ -6,19 +6,21 @@ round that takes batches on and deletes what has expired.
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from filelock import FileLock, Timeout
 
-from qianyan.errors import ConfigError, QianyanError, quote
+from qianyan.errors import ConfigError, quote
 from qianyan.server.batches import Batches
-from qianyan.server.database import Database, make_state_folder, open_database
+from qianyan.server.database import RETRY_AFTER_S, Database, make_state_folder, open_database
 from qianyan.server.errors import RefusedError
 from qianyan.server.files import Files
 from qianyan.server.openai_responses_store import Responses
@@ -115,8 +117,8 @@ async def keep(
     runner = TaskRunner(keeping.tasks, make_works(keeping), concurrency=TASKS_AT_A_TIME)
     keeping = replace(keeping, wake=runner.wake)
     running = [
-        asyncio.create_task(runner.run()),
-        asyncio.create_task(_go_round(keeping, runner)),
+        asyncio.create_task(_go_on(runner.run)),
+        asyncio.create_task(_go_on(partial(_go_round, keeping, runner))),
     ]
     try:
         yield keeping
@@ -127,17 +129,28 @@ async def keep(
         keeping.database.close()
 
 
-async def _go_round(keeping: Keeping, runner: TaskRunner) -> None:
-    swept_at = 0.0
+async def _go_on(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do endless work; where it ends by an error it begins anew after a while, and the log says."""
     while True:
+        working = asyncio.create_task(work())
         try:
-            if await asyncio.to_thread(keeping.batches.advance):
-                runner.wake()
-            if time.monotonic() - swept_at > SWEEP_S:
-                await asyncio.to_thread(keeping.sweep)
-                swept_at = time.monotonic()
-        except QianyanError:
-            logger.exception("the upkeep of files and batches failed; trying again")
+            await asyncio.wait({working})
+        finally:
+            working.cancel()
+            await asyncio.wait({working})
+        logger.error("work of the server broke off and begins anew", exc_info=working.exception())
+        await asyncio.sleep(RETRY_AFTER_S)
+
+
+async def _go_round(keeping: Keeping, runner: TaskRunner) -> None:
+    """Take batches on, and sweep first: a full disk must not keep what has expired on it."""
+    swept_at = -math.inf
+    while True:
+        if time.monotonic() - swept_at > SWEEP_S:
+            await asyncio.to_thread(keeping.sweep)
+            swept_at = time.monotonic()
+        if await asyncio.to_thread(keeping.batches.advance):
+            runner.wake()
         await asyncio.sleep(ROUND_S)
 
 

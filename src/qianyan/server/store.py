@@ -40,7 +40,8 @@ class ContentStore:
         self._folder = folder
         self._incoming = folder / "incoming"
         with _told():
-            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._incoming.mkdir(mode=0o700, exist_ok=True)
 
     def write(self, content_id: str, chunks: Iterable[bytes], *, max_bytes: int) -> Content:
         """Write a content; QuotaError when it is longer than `max_bytes`, and nothing is kept.

@@ -387,3 +387,25 @@ def test_lines_have_a_kind_of_their_own(kept: Kept) -> None:
     task = kept.tasks.claim("r")
     assert task is not None
     assert task.kind == LINE_KIND
+
+
+def test_a_batch_that_is_refused_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, max_unfinished=1)
+    kept.create([request("a")])
+    before = sorted(one.name for one in (tmp_path / "files").iterdir())
+    file = kept.files.upload(ALICE, "in.jsonl", "batch", [json.dumps(request("b")).encode()])
+    with pytest.raises(QuotaError, match="batches that are not over"):
+        kept.batches.create(ALICE, file.id, CHAT)
+    after = sorted(one.name for one in (tmp_path / "files").iterdir())
+    assert after == sorted([*before, file.id])
+
+
+def test_a_batch_whose_input_was_lost_fails_alone(kept: Kept) -> None:
+    lost, good = kept.create([request("a")]), kept.create([request("b")])
+    kept.files.store.delete(lost.id)
+    kept.batches.advance()
+    assert kept.answer() == ["b"]
+    kept.batches.advance()
+    assert kept.find(good).state == BatchState.COMPLETED
+    found = kept.find(lost)
+    assert (found.state, found.errors and found.errors[0]["code"]) == ("failed", "input_file_gone")

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from qianyan.server.database import (
     utc_now,
 )
 from qianyan.server.files import FileRow
+from qianyan.server.store import ContentStore
 
 
 def a_row(number: int) -> FileRow:
@@ -185,3 +187,43 @@ def test_the_state_folder_is_for_its_user_only(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--state-dir"):
         make_state_folder(tmp_path / "file" / "state")
+
+
+def test_what_is_kept_is_for_its_user_only_even_in_an_open_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    database = open_database(tmp_path)
+    ContentStore(tmp_path / "files").write("file-fe-12345678", [b"secret"], max_bytes=10)
+    with database.writing() as session:
+        session.add(a_row(1))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes.pop("files") == 0o700
+    assert set(modes.values()) == {0o600}
+    assert f"{DATABASE_FILE}-wal" in modes
+    database.close()
+
+
+def test_more_threads_than_connections_stay_open_all_come_through(tmp_path: Path) -> None:
+    database = open_database(tmp_path)
+    together = threading.Barrier(module.POOL_SIZE * 4)
+
+    def read() -> None:
+        with database.reading() as session:
+            session.scalar(select(func.count()).select_from(FileRow))
+            together.wait(30)
+
+    with ThreadPoolExecutor(together.parties) as threads:
+        for one in [threads.submit(read) for _ in range(together.parties)]:
+            one.result()
+    database.close()
+
+
+def test_no_free_connection_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUSY_TIMEOUT_S", 0)
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(module, "POOL_SIZE", 1)
+    database = open_database(tmp_path)
+    with database.reading() as session:
+        session.connection()
+        with pytest.raises(StorageError, match="Try again later"), database.reading() as other:
+            other.connection()
+    database.close()
