@@ -1,4 +1,4 @@
-"""Embeddings, in both dialects: of upstream models, for no model that is loaded here makes any.
+"""Embeddings, in both dialects: of the model here where it was made for them, or of upstream ones.
 
 Qwen's chat models predict words: a vector taken out of one would look like an embedding and find
 the wrong things. So their names are refused here, with a sentence.
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qianyan.errors import quote
+from qianyan.engine.embedding import EmbeddingOptions, Input
 from qianyan.server.asking import asked_now
 from qianyan.server.dashscope_errors import PREFIX
-from qianyan.server.errors import RefusedError
 from qianyan.server.serving import Served, Serving
 from qianyan.server.stream import to_json, unless_gone
 from qianyan.server.upstream import Upstream
@@ -29,13 +29,19 @@ openai_router = APIRouter(tags=["embeddings"])
 dashscope_router = APIRouter(prefix=f"{PREFIX}services/embeddings", tags=["dashscope"])
 PATH = "/embeddings"
 MOST_INPUTS = 2048
+MOST_INSTRUCTION = 8192
+"""Characters of an instruction."""
 Format = Literal["float", "base64"]
 Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
 TokenIds = Annotated[list[int], Field(min_length=1)]
 
 
 class EmbeddingRequest(BaseModel):
-    """A request in OpenAI's form; other fields are passed on."""
+    """A request in OpenAI's form; other fields are passed on to upstream models.
+
+    `text_type` and `instruct` are DashScope's: whether texts are questions or what answers them,
+    and in words, to what end questions are asked.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -48,12 +54,25 @@ class EmbeddingRequest(BaseModel):
     )
     dimensions: Annotated[int | None, Field(ge=1)] = None
     encoding_format: Format | None = None
+    text_type: Literal["query", "document"] | None = None
+    instruct: Annotated[str | None, Field(max_length=MOST_INSTRUCTION)] = None
 
     @property
-    def num_inputs(self) -> int:
-        """How many embeddings are asked for."""
-        is_one = isinstance(self.input, str) or isinstance(self.input[0], int)
-        return 1 if is_one else len(self.input)
+    def inputs(self) -> Sequence[Input]:
+        """What is to be embedded, one for each vector."""
+        if isinstance(self.input, str):
+            return [self.input]
+        # A list of numbers is one text.
+        return [self.input] if isinstance(self.input[0], int) else self.input
+
+    def options(self) -> EmbeddingOptions:
+        """Say how; instructions are for questions, as at Bailian."""
+        is_document = self.text_type == "document"
+        return EmbeddingOptions(
+            dimensions=self.dimensions,
+            kind=self.text_type,
+            instruction=None if is_document else self.instruct,
+        )
 
 
 class TextInput(BaseModel):
@@ -88,14 +107,17 @@ class TextEmbeddingRequest(BaseModel):
         extra = {"dimensions": asked.dimension, **(asked.model_extra or {})}
         stated = {name: value for name, value in extra.items() if value is not None}
         own = {"model": self.model, "input": self.input.texts}
-        return EmbeddingRequest.model_validate({**stated, **own})
+        try:
+            return EmbeddingRequest.model_validate({**stated, **own})
+        except ValidationError as error:
+            places = [{**one, "loc": ("parameters", *one["loc"])} for one in error.errors()]
+            raise RequestValidationError(places) from error
 
 
 @openai_router.post("/embeddings")
 async def create(request: Request, body: EmbeddingRequest, serving: Served) -> Response:
     """Embed texts, in OpenAI's form."""
-    upstream = _find(serving, body.model)
-    vectors, num_tokens = await unless_gone(request, _embed(upstream, body))
+    vectors, num_tokens = await unless_gone(request, _embed(serving, body))
 
     def write() -> str:
         is_packed = body.encoding_format == "base64"
@@ -112,8 +134,7 @@ async def create(request: Request, body: EmbeddingRequest, serving: Served) -> R
 @dashscope_router.post("/text-embedding/text-embedding")
 async def create_text(request: Request, body: TextEmbeddingRequest, serving: Served) -> Response:
     """Embed texts, in DashScope's form."""
-    upstream = _find(serving, body.model)
-    vectors, num_tokens = await unless_gone(request, _embed(upstream, body.to_openai()))
+    vectors, num_tokens = await unless_gone(request, _embed(serving, body.to_openai()))
     found = [{"text_index": at, "embedding": one} for at, one in enumerate(vectors)]
     whole = {
         "output": {"embeddings": found},
@@ -123,27 +144,22 @@ async def create_text(request: Request, body: TextEmbeddingRequest, serving: Ser
     return Response(await asyncio.to_thread(to_json, whole), media_type="application/json")
 
 
-def _find(serving: Serving, name: str) -> Upstream:
-    """Find who embeds; raises RefusedError for a model that does not."""
-    upstream = serving.upstreams.find(name)
+async def _embed(serving: Serving, asked: EmbeddingRequest) -> tuple[list[list[float]], int]:
+    """Give vectors, one for each input in their order, and the count of tokens."""
+    upstream = serving.upstreams.find(asked.model)
     if upstream is not None:
-        return upstream
-    serving.check_model(name)
-    raise RefusedError(
-        f"The model {quote(name)} answers conversations and makes no embeddings; expected an "
-        "embedding model at another server, which whoever runs this one can name with --upstream.",
-        status=400,
-        code="unsupported_model",
-        param="model",
-    )
+        return await _ask(upstream, asked)
+    serving.check_model(asked.model)
+    found = await serving.worker.embed(asked.inputs, asked.options())
+    return await asyncio.to_thread(found.vectors.tolist), found.num_tokens
 
 
-async def _embed(upstream: Upstream, asked: EmbeddingRequest) -> tuple[list[list[float]], int]:
-    """Ask for vectors, one for each input in their order, and for the count of tokens."""
+async def _ask(upstream: Upstream, asked: EmbeddingRequest) -> tuple[list[list[float]], int]:
+    """Ask an upstream model."""
     content = await asyncio.to_thread(_write, asked, upstream.settings.model)
     reply = await upstream.ask(PATH, content)
     vectors = await asyncio.to_thread(_read, reply)
-    if vectors is None or len(vectors) != asked.num_inputs:
+    if vectors is None or len(vectors) != len(asked.inputs):
         raise upstream.failed("answers without one embedding for each input.")
     count = reply["usage"].get("prompt_tokens") if isinstance(reply.get("usage"), dict) else 0
     num_tokens = count if isinstance(count, int) and count > 0 else 0

@@ -7,12 +7,13 @@ from typing import Any
 
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.request import Completion, Finished, TokenText
+from qianyan.server.answer import Answer, Event
 from qianyan.server.extraction import ExtractionOptions, find_picture
 from qianyan.server.ocr_answer import OcrAnswer
 from qianyan.server.searching import AskedSearch, SearchingAnswer
 from qianyan.server.thinking import settle_thinking
 from qianyan.server.told import Telling, TellingAnswer
-from qianyan.server.worker import Answer, Event, Worker
+from qianyan.server.worker import Worker
 
 AnyAnswer = Answer | SearchingAnswer | TellingAnswer | OcrAnswer
 CANNOT_READ = "bundled"

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from qianyan.engine.request import Finished, TokenText, Usage
 from qianyan.inputs.images import Photo
 from qianyan.inputs.media import Seen, SeenImage
+from qianyan.server.answer import Event
 from qianyan.server.extraction import Extraction
 from qianyan.server.ocr_turning import Turn
 from qianyan.server.searching import TurnsSoFar
 from qianyan.server.told import Telling, Told
-from qianyan.server.worker import Event
 
 NO_TOKEN = -1
 """The id of a text that no model wrote."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from qianyan.engine.request import Finished
 from qianyan.errors import CapacityError, QianyanError
+from qianyan.server.answer import Answer
 from qianyan.server.errors import RefusedError
 from qianyan.server.generate import AnyAnswer as HereAnswer
 from qianyan.server.generate import Question, begin
@@ -28,7 +29,6 @@ from qianyan.server.openai_responses_upstream import (
     refuse_what_stays_here,
 )
 from qianyan.server.serving import Serving
-from qianyan.server.worker import Answer
 
 AnyAnswer = HereAnswer | UpstreamAnswer
 

@@ -10,12 +10,12 @@ from typing import Any
 from qianyan.engine.calls import CallPiece
 from qianyan.engine.reply import ToolCall
 from qianyan.engine.request import Completion, Finished, TokenText, Usage
+from qianyan.server.answer import Event
 from qianyan.server.errors import RefusedError
 from qianyan.server.openai_request import ChatRequest
 from qianyan.server.upstream import Upstream, UpstreamStream
 from qianyan.server.upstream_chat import UpstreamModels, chunks_of
 from qianyan.server.upstream_reply import UpstreamReply
-from qianyan.server.worker import Event
 
 NO_TOKEN = -1
 

@@ -18,13 +18,14 @@ from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.errors import EndpointError
 from qianyan.inputs.media import Seen
 from qianyan.inputs.processor import Processor
+from qianyan.server.answer import Answer, Event
 from qianyan.server.errors import RefusedError
 from qianyan.server.metrics import Metrics
 from qianyan.server.search import Asker, SearchTurns, shows_tools
 from qianyan.server.search_options import SearchOptions
 from qianyan.server.search_providers import SearchProvider, SearchSettings, open_provider
 from qianyan.server.search_results import Found, SearchLimits, SearchQuery
-from qianyan.server.worker import Answer, Event, Worker
+from qianyan.server.worker import Worker
 
 Made = TypeVar("Made")
 

@@ -11,11 +11,11 @@ from typing import Any
 from qianyan.engine.request import Completion, Finished, Request
 from qianyan.errors import InputError, quote
 from qianyan.inputs.grounding import find_notation
+from qianyan.server.answer import Answer, Event
 from qianyan.server.extraction import ExtractionOptions, read_answer
 from qianyan.server.ocr_turning import Turn
 from qianyan.server.places import CoordinateSpace, read_places
 from qianyan.server.searching import SearchingAnswer, TurnsSoFar
-from qianyan.server.worker import Answer, Event
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,19 @@ in the next pause between two passes when their reader goes away.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from typing import TypeVar
 
+from qianyan.engine.embedding import EmbeddingOptions, Embeddings, Input
 from qianyan.engine.engine import Engine, Messages
 from qianyan.engine.options import ChatOptions, check_names
 from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt
 from qianyan.errors import QianyanError
+from qianyan.server.answer import Answer, End, end_of
 from qianyan.server.asking import Asked, asked_now
 from qianyan.server.errors import ModelFailedError, RefusedError, stopping
 from qianyan.server.line import Line
@@ -30,57 +33,7 @@ from qianyan.server.settings import ServerLimits
 
 logger = logging.getLogger(__name__)
 
-Event = TokenText | Finished
-End = Finished | QianyanError
-
-
-class Answer:
-    """One answer on its way: iterate over its events once, the last of which is Finished.
-
-    Iterating raises the error that ended it. `leave` must be called when nobody reads any longer;
-    after the end it does nothing.
-    """
-
-    def __init__(self, worker: "Worker", request: Request, asked: Asked) -> None:
-        self.request = request
-        self.asked = asked
-        self.is_ended = False
-        self.ends: asyncio.TimerHandle | None = None
-        self._worker = worker
-        self._events: asyncio.Queue[Event | QianyanError] = asyncio.Queue()
-        self._has_begun = asyncio.Event()
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self._read()
-
-    async def _read(self) -> AsyncIterator[Event]:
-        while True:
-            event = await self._events.get()
-            if isinstance(event, QianyanError):
-                raise event
-            yield event
-            if isinstance(event, Finished):
-                return
-
-    async def begun(self) -> None:
-        """Wait for the first token, or for an end without any."""
-        await self._has_begun.wait()
-
-    def leave(self) -> None:
-        """End the answer unless it has ended; what it holds returns before the next pass."""
-        self._worker.dismiss(self)
-
-    def take(self, events: Sequence[Event], end: End | None) -> None:
-        """Hand on what a pass brought; on the event loop."""
-        if events:
-            self.asked.note_token()
-        for event in events:
-            self._events.put_nowait(event)
-        if end is not None:
-            self._events.put_nowait(end)
-        self._has_begun.set()
-
-
+Made = TypeVar("Made")
 News = tuple[Answer, list[TokenText], End | None]
 
 
@@ -154,6 +107,8 @@ class Worker:
         """
         for one in options:
             check_names(one)
+        if self.engine.embedder is not None:
+            raise _cannot("makes embeddings and answers no conversations; expected a chat model")
         self.refuse_unless_ready()
         asked = asked_now()
         with ExitStack() as begun:
@@ -178,6 +133,55 @@ class Worker:
     ) -> list[tuple[Request, Prompt]]:
         """Read all that is sent, and what it names; on a thread, for whoever asks."""
         return self.engine.prepare_choices(self.attach(messages), options)
+
+    async def embed(self, inputs: Sequence[Input], options: EmbeddingOptions) -> Embeddings:
+        """Embed texts, a pass at a time, so that others' passes come in between.
+
+        Raises what `begin` does, and RefusedError when the time is over before all are embedded.
+        """
+        embedder = self.engine.embedder
+        if embedder is None:
+            raise _cannot(
+                "answers conversations and makes no embeddings; expected an embedding model, such "
+                "as Qwen3-Embedding, here or at another server that --upstream names"
+            )
+        self.refuse_unless_ready()
+        asked = asked_now()
+        await self._line.sit(asked.owner_id)
+        try:
+            batch = await self._preparing.call(asked, partial(embedder.read, inputs, options))
+            parts = []
+            for places in batch.passes:
+                self._refuse_too_late(asked)
+                parts.append(await self._compute(partial(embedder.run, batch, places)))
+        finally:
+            self._line.stand_up(asked.owner_id)
+        counts = {"prompt": batch.num_tokens, "cached": 0, "completion": 0}
+        self._metrics.count_answer(asked, counts)
+        return batch.gather(parts)
+
+    async def _compute(self, work: Callable[[], Made]) -> Made:
+        """Do something on the model's thread between two passes; raises what it does.
+
+        An error that nobody foresaw breaks the model, as it does in a pass.
+        """
+        self.refuse_unless_ready()
+        try:
+            return await asyncio.wrap_future(self._model.submit(work))
+        except QianyanError:
+            raise
+        except Exception as error:
+            self._break(error)
+            raise ModelFailedError("The model failed while it was computing.") from error
+
+    def _refuse_too_late(self, asked: Asked) -> None:
+        if asked.ends_at is not None and time.monotonic() > asked.ends_at:
+            raise RefusedError(
+                "The time for this request was over before all texts were embedded. Send fewer at "
+                "once.",
+                status=504,
+                code="request_timeout",
+            )
 
     def refuse_unless_ready(self) -> None:
         """Raise RefusedError when the model is broken or the server stops."""
@@ -214,7 +218,7 @@ class Worker:
 
     def _start(self, asked: Asked, request: Request, prompt: Prompt) -> Answer:
         """Let a request that has a seat run."""
-        answer = Answer(self, request, asked)
+        answer = Answer(request, asked, leave=self.dismiss)
         self._open.add(answer)
         self._model.submit(self._seat, answer, prompt)
         if asked.ends_at is not None:
@@ -281,7 +285,7 @@ class Worker:
         news: list[News] = []
         for answer in self._answers:
             events = [answer.request.events.popleft() for _ in range(len(answer.request.events))]
-            end = _end_of(answer.request)
+            end = end_of(answer.request)
             if events or end is not None:
                 news.append((answer, events, end))
         if news:
@@ -301,12 +305,10 @@ class Worker:
         self.engine.forget([one.request for one in failed])
 
 
+def _cannot(what: str) -> RefusedError:
+    """Say what the model was not made for."""
+    return RefusedError(f"This model {what}.", status=400, code="unsupported_model", param="model")
+
+
 async def _at_once(messages: Messages) -> None:
     """Wait for nothing."""
-
-
-def _end_of(request: Request) -> End | None:
-    """Give what ends a request's events, once it is finished."""
-    if request.error is not None:
-        return request.error
-    return Finished(completion=request.completion()) if request.is_finished else None
