@@ -37,13 +37,15 @@ class LabelledBox:
     """A labelled thing; x1, y1, x2, y2 in pixels of its photo.
 
     `head_box` is the whole head where `box` is only the hat. `sub_label` is what the annotators say
-    beside the kind, such as a fire's severity; None where they say nothing.
+    beside the kind, such as a fire's severity; None where they say nothing. `score` is how sure a
+    model is of a box that it proposes, 0..1; None where a person says so, or a model gives none.
     """
 
     kind: Kind
     box: Corners
     head_box: Corners | None = None
     sub_label: str | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,18 @@ def find_kind(name: str, *, where: str, others: frozenset[str] = frozenset()) ->
     """
     if name in others:
         return None
-    plain = "".join(char for char in name.casefold() if char not in " -_")
-    kind = NAMES.get(plain)
+    kind = known_kind(name)
     if kind is None:
         raise ConfigError(
             f"{where} has the class {quote(name)}; expected {', '.join(KINDS)} or a usual name of "
             "one of them. Rename it, or say that it is to be left out."
         )
     return kind
+
+
+def known_kind(name: str) -> Kind | None:
+    """Find the kind that goes by a name in any data set; None where none does."""
+    return NAMES.get("".join(char for char in name.casefold() if char not in " -_"))
 
 
 def inside(box: Corners, *, width: int, height: int) -> Corners | None:

@@ -1,8 +1,9 @@
 """Labels as tools write them: COCO's JSON, Pascal VOC's XML files, YOLO's text files.
 
 Beyond plain COCO an image may have `labeled_categories`, the categories that somebody looked for
-in it; without it, and in the other formats, every category of the data set counts. An annotation's
-`bbox_head` is the whole head where `bbox` is only the hat.
+in it; without it, and in the other formats, every category of the data set counts: those that occur
+in it, and in VOC's form those that labelmap.txt names. An annotation's `bbox_head` is the whole
+head where `bbox` is only the hat; its `sub_label` is an attribute in VOC's form.
 """
 
 import json
@@ -10,7 +11,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import yaml
@@ -25,6 +26,7 @@ from qianyan.labels.photos import (
     find_kind,
     from_xywh,
     inside,
+    known_kind,
 )
 
 logger = logging.getLogger(__name__)
@@ -67,8 +69,16 @@ def read_labels(
 def read_coco(
     path: Path, *, images: Path | None = None, leave_out: frozenset[str] = frozenset()
 ) -> list[LabelledPhoto]:
-    """Read a COCO file; its pictures lie in `images`, or beside it in images/, or beside it."""
-    folder = images or next((one for one in (path.parent / "images",) if one.is_dir()), path.parent)
+    """Read a COCO file.
+
+    Its pictures lie in `images`; else in images/ beside it, or beside its folder annotations/; else
+    beside it.
+    """
+    roots = (
+        (path.parent, path.parent.parent) if path.parent.name == "annotations" else (path.parent,)
+    )
+    usual = (root / "images" for root in roots if (root / "images").is_dir())
+    folder = images or next(usual, path.parent)
     try:
         data = json.loads(path.read_text("utf-8"))
         kinds = {
@@ -143,9 +153,10 @@ def read_voc(
         (one for one in (folder / "JPEGImages", folder / "images") if one.is_dir()), labels
     )
     read = [_voc_file(path) for path in sorted(labels.glob("*.xml"))]
-    names = {name for _, _, things in read for name, _ in things}
+    names = {thing.name for _, _, things in read for thing in things}
     kinds = {name: find_kind(name, where=quote(folder.name), others=leave_out) for name in names}
     labelled = frozenset(kind for kind in kinds.values() if kind is not None)
+    labelled |= _voc_label_map(folder / "labelmap.txt", leave_out)
     return [
         LabelledPhoto(
             path=pictures / name,
@@ -153,14 +164,32 @@ def read_voc(
             height=size[1],
             labelled=labelled,
             boxes=tuple(
-                _within(((kinds[thing], box, None, None) for thing, box in things), size, name)
+                _within(
+                    ((kinds[one.name], one.box, None, one.sub_label) for one in things), size, name
+                )
             ),
         )
         for name, size, things in read
     ]
 
 
-def _voc_file(path: Path) -> tuple[str, tuple[int, int], list[tuple[str, Corners]]]:
+def _voc_label_map(path: Path, leave_out: frozenset[str]) -> frozenset[Kind]:
+    """Read which of our kinds a data set looks for, from lines of name:colour:parts:actions."""
+    if not path.is_file():
+        return frozenset()
+    lines = (line.strip() for line in _read_small(path).splitlines())
+    named = {line.split(":")[0] for line in lines if line and not line.startswith("#")}
+    known = (known_kind(name) for name in named - leave_out)
+    return frozenset(kind for kind in known if kind is not None)
+
+
+class _VocThing(NamedTuple):
+    name: str
+    box: Corners
+    sub_label: str | None
+
+
+def _voc_file(path: Path) -> tuple[str, tuple[int, int], list[_VocThing]]:
     """Read one XML file: the picture's name and size, and its things with their boxes."""
     text = _read_small(path)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
@@ -171,13 +200,21 @@ def _voc_file(path: Path) -> tuple[str, tuple[int, int], list[tuple[str, Corners
         things = []
         for thing in root.iter("object"):
             corners = [float(thing.findtext(f"bndbox/{name}", "")) for name in _VOC_CORNERS]
-            things.append((thing.findtext("name", ""), (*corners[:2], *corners[2:])))
+            box = (corners[0], corners[1], corners[2], corners[3])
+            things.append(_VocThing(thing.findtext("name", ""), box, _voc_sub_label(thing)))
     except (ElementTree.ParseError, ValueError) as error:
         raise ConfigError(
             f"{quote(path)} is not VOC; expected a size, and objects with a name and a bndbox."
         ) from error
     name = root.findtext("filename") or f"{path.stem}.jpg"
-    return Path(name).name, size, things  # type: ignore[return-value]
+    return Path(name).name, size, things
+
+
+def _voc_sub_label(thing: ElementTree.Element) -> str | None:
+    """Find the sub-label among the attributes that CVAT's and datumaro's VOC has."""
+    attributes = thing.iterfind("attributes/attribute")
+    named = (each for each in attributes if each.findtext("name") == "sub_label")
+    return next((each.findtext("value") or None for each in named), None)
 
 
 _VOC_CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -193,13 +230,13 @@ def read_yolo(
     """Read YOLO's labels: data.yaml or classes.txt names the classes, labels/ beside images/.
 
     A picture without a file of labels shows nothing that was looked for, as YOLO's tools take it.
+    Where there is a folder images/, what lies beside it is none of the data set.
     """
     names = _yolo_names(folder)
     kinds = [find_kind(name, where=quote(folder.name), others=leave_out) for name in names]
     labelled = frozenset(kind for kind in kinds if kind is not None)
-    pictures = sorted(
-        path for path in (images or folder).rglob("*") if path.suffix.lower() in PICTURES
-    )
+    within = images or (folder / "images" if (folder / "images").is_dir() else folder)
+    pictures = sorted(path for path in within.rglob("*") if path.suffix.lower() in PICTURES)
     photos = []
     for path in pictures:
         try:
