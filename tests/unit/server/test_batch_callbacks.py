@@ -137,9 +137,11 @@ def test_a_cancelled_batch_is_told_when_it_is_over_and_once(kept: Kept) -> None:
     assert [one[2] for one in told] == [{"id": batch.id, "status": "cancelled"}]
 
 
-def test_no_address_of_the_own_network_is_told(kept: Kept) -> None:
+def test_no_address_of_the_own_network_is_told(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
     with listening([]) as (host, told):
-        kept.create(f"http://{host}/")
+        kept.create(f"http://{host}/?token=secret")
         kept.batches.advance()
         failed = kept.tell(FetchLimits(ports=frozenset({int(host.split(":")[1])})))
     assert (failed.state, failed.error_code, failed.attempts) == (
@@ -148,6 +150,10 @@ def test_no_address_of_the_own_network_is_told(kept: Kept) -> None:
         1,
     )
     assert told == []
+    logged = [record.getMessage() for record in caplog.records if "told" in record.getMessage()]
+    assert len(logged) == 1
+    assert "private_address" in logged[0]
+    assert "secret" not in logged[0]
 
 
 def test_nobody_there_is_tried_again_and_given_up(kept: Kept) -> None:
