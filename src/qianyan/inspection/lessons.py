@@ -1,8 +1,9 @@
 """What a model should have said about a labelled photo: the questions of an inspection, answered.
 
-Only kinds that somebody looked for are asked about; people need their heads labelled as well. How
-severe a fire or smoke is, where the labels do not say, follows from how much of the picture it
-takes: the same rule everywhere is better than none.
+Only kinds that somebody looked for are asked about; people need their heads labelled as well, or a
+sub-label that says whether they wear a hard hat. How severe a fire or smoke is, where the labels do
+not say, follows from how much of the picture it takes: the same rule everywhere is better than
+none.
 """
 
 import json
@@ -14,10 +15,10 @@ from qianyan.errors import InputError, quote
 from qianyan.inputs.grounding import Markup, Notation, find_markup, find_notation, to_model_box
 from qianyan.inspection.heads import Head, find_figures
 from qianyan.inspection.prompts import MAX_OBJECTS, listing_prompt
-from qianyan.inspection.records import Hazard, SubLabel
+from qianyan.inspection.records import SUB_LABELS, Hazard, SubLabel
 from qianyan.inspection.references import REFERENCES, Reference
 from qianyan.inspection.words import Lang, label_word, sub_label_word
-from qianyan.labels.photos import Corners, LabelledPhoto
+from qianyan.labels.photos import Corners, LabelledBox, LabelledPhoto
 from qianyan.models.detector import Proposal
 
 # The side of a square as large as the box, as a share of the picture's.
@@ -66,12 +67,13 @@ def things_in(photo: LabelledPhoto) -> tuple[list[Taught], set[Hazard]]:
     """
     known = {hazard for hazard in (Hazard.FIRE, Hazard.SMOKE) if hazard.value in photo.labelled}
     things = [
-        Taught(Hazard(each.kind), _severity(each.sub_label, each.box, photo), each.box)
+        Taught(Hazard(each.kind), _severity(each, photo), each.box)
         for each in photo.of_kind("fire", "smoke")
     ]
-    if photo.labelled >= {"person", "helmet", "head"}:
+    people = _people(photo)
+    if people is not None:
         known.add(Hazard.PERSON)
-        things += _people(photo)
+        things += people
     if not known:
         raise InputError(
             f"The labels of {quote(photo.file)} tell about neither fire nor smoke nor people with "
@@ -80,16 +82,39 @@ def things_in(photo: LabelledPhoto) -> tuple[list[Taught], set[Hazard]]:
     return sorted(things, key=lambda thing: -_area(thing.box)), known
 
 
-def _severity(stated: str | None, box: Corners, photo: LabelledPhoto) -> SubLabel:
-    if stated is not None:
-        return SubLabel(stated)
-    side = math.sqrt(_area(box) / (photo.width * photo.height))
+def _stated(sub_label: str | None, hazard: Hazard, photo: LabelledPhoto) -> SubLabel:
+    if sub_label not in SUB_LABELS[hazard]:
+        raise InputError(
+            f"The labels of {quote(photo.file)} say {quote(sub_label)} beside a {hazard}; expected "
+            f"{', '.join(SUB_LABELS[hazard])}."
+        )
+    return SubLabel(sub_label)
+
+
+def _severity(label: LabelledBox, photo: LabelledPhoto) -> SubLabel:
+    if label.sub_label is not None:
+        return _stated(label.sub_label, Hazard(label.kind), photo)
+    side = math.sqrt(_area(label.box) / (photo.width * photo.height))
     if side >= SEVERE_FROM:
         return SubLabel.SEVERE
     return SubLabel.MODERATE if side >= MODERATE_FROM else SubLabel.MINOR
 
 
-def _people(photo: LabelledPhoto) -> list[Taught]:
+def _people(photo: LabelledPhoto) -> list[Taught] | None:
+    """Give people with what the labels say of their heads; None where they do not tell of all."""
+    persons = photo.of_kind("person")
+    is_stated = all(each.sub_label is not None for each in persons)
+    if photo.labelled >= {"person", "helmet", "head"} and not (persons and is_stated):
+        return _with_heads(photo)
+    if "person" not in photo.labelled or not is_stated:
+        return None
+    return [
+        Taught(Hazard.PERSON, _stated(each.sub_label, Hazard.PERSON, photo), each.box)
+        for each in persons
+    ]
+
+
+def _with_heads(photo: LabelledPhoto) -> list[Taught]:
     """Bring heads and bodies together as an inspection does."""
     proposals = [
         Proposal(each.kind, each.head_box or each.box, 1.0)

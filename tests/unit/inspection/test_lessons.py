@@ -98,3 +98,27 @@ def test_stated_severity_is_taken_over() -> None:
     teach = find_teacher("Qwen2_5_VLForConditionalGeneration", lang="en")
     severe = LabelledBox("fire", (0, 0, 20, 20), sub_label="severe")
     assert read_listing(teach(photo(severe), SEEN_WH)[0][1]).items[0].sub_label == "severe"
+
+
+def test_people_whose_heads_are_told_beside_them_need_no_boxes_of_heads() -> None:
+    teach = find_teacher("Qwen2_5_VLForConditionalGeneration", lang="en")
+    seen: frozenset[Kind] = frozenset({"fire", "smoke", "person"})
+    worker = LabelledBox("person", WORKER.box, None, "no_helmet")
+    ((question, answer),) = teach(photo(worker, labelled=seen), SEEN_WH)
+    assert "look for" not in question.splitlines()[-1]
+    assert [(item.label, item.sub_label) for item in read_listing(answer).items] == [
+        ("person", "no helmet")
+    ]
+
+
+def test_boxes_of_heads_count_where_nothing_is_told_beside_people() -> None:
+    teach = find_teacher("Qwen2_5_VLForConditionalGeneration", lang="en")
+    ((_, answer),) = teach(photo(HELMET), SEEN_WH)
+    assert [item.sub_label for item in read_listing(answer).items] == ["helmet"]
+
+
+@pytest.mark.parametrize("kind", ["fire", "person"])
+def test_a_sub_label_that_its_kind_has_not_is_an_error(kind: Kind) -> None:
+    teach = find_teacher("Qwen2_5_VLForConditionalGeneration", lang="en")
+    with pytest.raises(InputError, match="'huge' beside a"):
+        teach(photo(LabelledBox(kind, FLAME.box, None, "huge")), SEEN_WH)
