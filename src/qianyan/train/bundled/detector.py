@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from qianyan.labels.photos import LabelledPhoto
 from qianyan.models.detector import Detector, DetectorConfig, Proposal, save_detector
+from qianyan.train.bundled.calibration import fit_calibration
 from qianyan.train.bundled.detector_loss import Targets, detector_loss
 from qianyan.train.bundled.detector_scores import (
     CALIBRATED_FROM,
@@ -207,13 +208,18 @@ def propose_all(
 
 
 def calibrate(detector: Detector, held_out: list[LabelledPhoto], *, scenes: int = 150) -> None:
-    """Choose the detector's thresholds on photos held out of training and fresh scenes, in place.
+    """Choose thresholds and fit calibration on held-out photos and fresh scenes, in place.
 
     Without photos the scenes alone decide.
     """
     drawn = judge_scenes(detector, scenes, first=CALIBRATED_FROM)
-    thresholds = choose_thresholds(judge_photos(detector, held_out) or drawn, drawn)
-    detector.config = replace(detector.config, thresholds=thresholds)
+    judged = judge_photos(detector, held_out)
+    thresholds = choose_thresholds(judged or drawn, drawn)
+    detector.config = replace(
+        detector.config,
+        thresholds=thresholds,
+        calibration=fit_calibration(judged, drawn, thresholds),
+    )
 
 
 def train_detector(

@@ -249,7 +249,9 @@ def test_calibration_changes_thresholds_and_nothing_else():
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     calibrate(detector, [], scenes=3)
     assert detector.config.thresholds != TINY.thresholds
-    assert replace(detector.config, thresholds=TINY.thresholds) == TINY
+    assert set(detector.config.calibration) == set(KINDS)
+    told = {"thresholds": TINY.thresholds, "calibration": TINY.calibration}
+    assert replace(detector.config, **told) == TINY
     assert all(torch.equal(before[n], v) for n, v in detector.state_dict().items())
 
 
