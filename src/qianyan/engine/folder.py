@@ -27,6 +27,8 @@ FILES = (
     "LICENSE.txt",
 )
 """What is downloaded, by name, from the top of a repository; never pickle, never code."""
+POOLING = "1_Pooling/config.json"
+"""How an embedding model makes its vectors; the one file that is not at the top."""
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -44,7 +46,8 @@ class StoredTensor:
 
 def is_wanted(name: str) -> bool:
     """Say whether a repository's file belongs into a model's folder."""
-    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in FILES)
+    is_at_top = "/" not in name and any(fnmatchcase(name, pattern) for pattern in FILES)
+    return is_at_top or name == POOLING
 
 
 def read_shard_names(index: Path) -> list[str]:

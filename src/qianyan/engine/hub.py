@@ -176,7 +176,7 @@ def _ask_modelscope(
         headers |= {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
     response = httpx2.get(
         f"{repository}/files",
-        params={"Revision": revision, "Recursive": "False"},
+        params={"Revision": revision, "Recursive": "True"},
         headers=headers,
         timeout=LISTING_TIMEOUT_S,
         follow_redirects=True,

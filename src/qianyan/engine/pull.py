@@ -129,6 +129,7 @@ class _HuggingFaceCache:
 
 def _link(blob: Path, pointer: Path) -> None:
     """Point to a blob, relatively; where there are no links, copy it."""
+    pointer.parent.mkdir(exist_ok=True)
     unfinished = pointer.with_name(f"{pointer.name}.unfinished")
     unfinished.unlink(missing_ok=True)
     try:
@@ -179,6 +180,7 @@ class _PlainFolder:
                 (self.folder / CONFIG).replace(self._workshop / CONFIG)
                 fresh.append(next(file for file in listing.files if file.name == CONFIG))
         for file in fresh:
+            (self.folder / file.name).parent.mkdir(exist_ok=True)
             self.whole(file).replace(self.folder / file.name)
 
 
@@ -234,6 +236,7 @@ def _fetch_all(
     with connect(listing) as client:
         for file in sorted(lacking, key=lambda file: (file.name != INDEX, file.size_bytes or 0)):
             whole = place.whole(file)
+            whole.parent.mkdir(exist_ok=True)
             fetch(client, listing, file, _part(whole), partial(tell, file))
             _part(whole).replace(whole)
             done, num_done = done + (file.size_bytes or 0), num_done + 1

@@ -16,7 +16,7 @@ from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # no __all__
 
 from qianyan.engine.checkpoint import find_checkpoint
-from qianyan.engine.folder import CONFIG, INDEX, is_wanted
+from qianyan.engine.folder import CONFIG, INDEX, POOLING, is_wanted
 from qianyan.errors import CheckpointError, quote
 from qianyan.models.quantize import Kind
 from qianyan.models.registry import QuantizedCheckpoint, quantize_checkpoint
@@ -56,7 +56,9 @@ def quantize_model(
         with _workshop(out) as workshop:
             _write(made, workshop, on_progress or _ignore)
             for file in others:
-                shutil.copyfile(file, workshop / file.name)
+                copy = workshop / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
             text = json.dumps(made.config, indent=2, ensure_ascii=False)
             (workshop / CONFIG).write_text(text, encoding="utf-8")
             (workshop / LOCK).unlink(missing_ok=True)
@@ -81,13 +83,14 @@ def _require_new(out: Path) -> None:
 
 def _others(source: Path) -> list[Path]:
     """List the files that are taken over as they are: tokenizer, templates, processor, licence."""
+    names = (*sorted(path.name for path in source.iterdir()), POOLING)
     return [
-        path
-        for path in sorted(source.iterdir())
-        if path.is_file()
-        and is_wanted(path.name)
-        and path.name not in (CONFIG, INDEX)
-        and path.suffix != ".safetensors"
+        source / name
+        for name in names
+        if is_wanted(name)
+        and name not in (CONFIG, INDEX)
+        and not name.endswith(".safetensors")
+        and (source / name).is_file()
     ]
 
 
@@ -109,7 +112,9 @@ def _workshop(out: Path) -> Iterator[Path]:
     try:
         with WeakFileLock(workshop / LOCK, timeout=LOCK_TIMEOUT_S):
             for left in workshop.iterdir():
-                if left.name != LOCK:
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != LOCK:
                     left.unlink()
             try:
                 yield workshop

@@ -168,6 +168,8 @@ class HubServer:
             entry = {"Path": path, "Name": path, "Type": "blob", "Size": len(content)}
             if not repository.without_checksum:
                 entry["Sha256"] = hashlib.sha256(content).hexdigest()
+            if "/" in path and "Recursive=True" not in handler.path:
+                continue
             entries.append(entry | repository.declared.get(path, {}))
         send_json(handler, {"Code": 200, "Data": {"Files": entries}, "Success": True})
         return None

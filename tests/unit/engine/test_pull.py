@@ -16,6 +16,7 @@ import torch
 
 from qianyan.engine import transfer
 from qianyan.engine.checkpoint import find_checkpoint
+from qianyan.engine.engine import Engine
 from qianyan.engine.folder import is_complete
 from qianyan.engine.library import list_models
 from qianyan.engine.places import find_on_disk
@@ -45,6 +46,21 @@ def contents(folder: Path) -> dict[str, bytes]:
 def is_partial(name: str = NAME) -> bool:
     """Nothing of a model can be loaded."""
     return find_on_disk(name) is None and not any(m.is_complete for m in list_models()[1:])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_an_embedding_model_arrives_with_what_it_needs(
+    hub: Any, embedding_checkpoint: Path, source: Any
+) -> None:
+    paths = (path for path in embedding_checkpoint.rglob("*") if path.is_file())
+    given = {str(path.relative_to(embedding_checkpoint)): path.read_bytes() for path in paths}
+    hub.repositories[NAME] = Repository(given | {"2_Normalize/config.json": b"{}"})
+    folder = pull(NAME, source=source, endpoint=hub.url)
+    assert pull(NAME, source=source, endpoint=hub.url) == folder, "nothing is fetched again"
+    assert hub.sent["1_Pooling/config.json"] == len(given["1_Pooling/config.json"])
+    assert not (folder / "2_Normalize").exists()
+    (vector,) = Engine(folder).embed(["hard hat"]).vectors
+    assert vector.norm() == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("source", SOURCES)

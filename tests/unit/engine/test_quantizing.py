@@ -219,3 +219,9 @@ def test_codes_are_those_of_the_nearest_steps(checkpoint: Path, tmp_path: Path) 
     error = (codes * scales - weight).abs()  # codes of 8 bits are saved around zero
     assert bool((error <= 1.1 * scales).all())
     assert torch.equal(scales, scales.bfloat16().float())
+
+
+def test_an_embedding_model_stays_one(embedding_checkpoint: Path, tmp_path: Path) -> None:
+    out = quantize_model(embedding_checkpoint, tmp_path / "q", to="int8")
+    plain, coarse = (Engine(one).embed(["hard hat"]).vectors for one in (embedding_checkpoint, out))
+    assert 0.99 < float((plain * coarse).sum()) < 1
