@@ -12,7 +12,17 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from qianyan.cli import bench, chat, inspecting, measuring, models, serving, train
+from qianyan.cli import (
+    bench,
+    chat,
+    evaluating,
+    exporting,
+    inspecting,
+    measuring,
+    models,
+    serving,
+    train,
+)
 from qianyan.cli.exit_codes import DONE, UNUSABLE, WRONG_USAGE
 from qianyan.cli.options import Version, name_options
 from qianyan.errors import CheckpointError, EndpointError, QianyanError
@@ -43,7 +53,8 @@ def check(
 app.command()(inspecting.inspect)
 app.command()(inspecting.demo)
 app.command()(inspecting.report)
-app.command(name="eval")(measuring.evaluate)
+app.command()(exporting.export)
+app.command(name="eval")(evaluating.evaluate)
 app.command()(measuring.doctor)
 app.command()(bench.bench)
 app.command()(chat.chat)
