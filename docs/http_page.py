@@ -1,8 +1,8 @@
 """The page of every route of the server, with what each takes, read off the routers themselves."""
 
-import re
 from collections.abc import Iterator
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -93,16 +93,28 @@ def _inside(kind: Any) -> Iterator[type[BaseModel]]:
         yield from _inside(one)
 
 
+PLAIN = {
+    str: "text", int: "integer", float: "number", bool: "true or false", dict: "object",
+    list: "list", type(None): "null", Any: "any",
+}  # fmt: skip
+
+
 def _words(kind: Any) -> str:
-    """Say a type as JSON knows it."""
-    text = re.sub(r"\b(?:[a-z_]+\.)+", "", str(getattr(kind, "__name__", kind) if not get_args(kind)
-                                             else kind))  # fmt: skip
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null")
-    text = text.replace("None", "null").replace("Any", "any").replace("|", "or")
-    for python, plain in (("str", "text"), ("int", "integer"), ("float", "number"),
-                          ("bool", "true or false"), ("dict", "object")):  # fmt: skip
-        text = re.sub(rf"\b{python}\b", plain, text)
-    return text
+    """Say a type as JSON knows it; limits of lengths are left to the API's own sentences."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(inner[0])
+    if origin is Literal:
+        return " or ".join(f"`{one}`" for one in inner)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_words, inner)))
+    if origin in (list, tuple):
+        return f"list of {_words(inner[0])}"
+    if origin is dict:
+        return "object" if inner[1] is Any else f"object of {_words(inner[1])}"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"[{kind.__name__}](#{kind.__name__.lower()})"
+    return PLAIN.get(kind) or kind.__name__
 
 
 def _default(field: FieldInfo) -> str:
