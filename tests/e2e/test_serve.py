@@ -63,10 +63,13 @@ def test_a_port_in_use_is_said_before_the_model_is_loaded() -> None:
     assert "Nothing can listen" in done.stderr
 
 
-def test_a_model_that_is_not_there_ends_with_3(tmp_path: Path) -> None:
-    done = run("--port", "0", "--model", "./no-such-folder", "--state-dir", str(tmp_path))
+def test_a_model_that_is_not_there_ends_with_3_and_spends_no_key(tmp_path: Path) -> None:
+    asked = ["--port", "0", "--model", "./no-such-folder", "--state-dir", str(tmp_path)]
+    done = run(*asked, QIANYAN_API_KEYS="")
     assert done.returncode == 3
     assert "no-such-folder" in done.stderr
+    assert "sk-" not in done.stdout
+    assert not (tmp_path / "api-keys").exists()
 
 
 def start(*options: str, **environment: str) -> tuple[subprocess.Popen[str], str, str]:
@@ -117,11 +120,14 @@ def test_a_signal_lets_a_running_answer_end_and_refuses_new_ones(tmp_path: Path)
         httpx2.get(f"{address}/health")
     _, errors = process.communicate()
     assert "Traceback" not in errors
+    assert "stopping; 1 connections are open, whose answers have 30 s" in errors
+    assert errors.rstrip().endswith("stopped")
 
 
 def test_without_auth_it_says_in_both_languages_that_anyone_here_may_ask(tmp_path: Path) -> None:
     state = ["--no-auth", "--state-dir", str(tmp_path)]
-    process, address, said = start("--served-name", "qwen-plus", *state, QIANYAN_API_KEYS="")
+    names = ["--served-name", "qwen-plus", "--served-name", "bundled"]
+    process, address, said = start(*names, *state, QIANYAN_API_KEYS="")
     try:
         assert f"千眼已启动，模型 bundled, qwen-plus，地址 {address}/v1" in said
         listed = httpx2.get(f"{address}/v1/models", timeout=30).json()

@@ -220,30 +220,28 @@ def serve(
         upstreams=read_upstreams(upstream or (), models_file),
     )
     with _needing_server():
-        import uvicorn
-
         from qianyan.server.app import create_app
         from qianyan.server.database import open_database
         from qianyan.server.keeping import claim
         from qianyan.server.logs import write_log
-        from qianyan.server.wire import listen_config
+        from qianyan.server.wire import Server, listen_config
     write_log(log_format, log_level)
     look = look_settings(context)
     listener = _listen(settings)  # before the model is loaded, which may take minutes
     with claim(state_dir) as folder:
         open_database(folder, database_url).close()  # also before that
-        if not (given or no_auth):
-            settings = replace(settings, api_keys=_keep_key(folder, new_key))
         engine, name = _load(look)
         settings = replace(
             settings,
-            model_names=(name, *(served_name or ())),
+            model_names=tuple(dict.fromkeys((name, *(served_name or ())))),
             port=listener.getsockname()[1],
         )
+        if not (given or no_auth):  # after the model, so that a wrong one spends no key
+            settings = replace(settings, api_keys=_keep_key(folder, new_key))
         app = create_app(settings, engine)
         listener.listen(BACKLOG)
         _say(settings)
-        uvicorn.Server(listen_config(app, settings)).run(sockets=[listener])
+        Server(listen_config(app, settings)).run(sockets=[listener])
 
 
 @contextmanager

@@ -108,18 +108,23 @@ class Keys:
                     code="access_denied",
                 )
             return NOBODY
-        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if "authorization" not in headers:
+            raise _unknown("No API key was provided")
+        scheme, _, key = headers["authorization"].partition(" ")
         given = hash_key(key.strip() if scheme.lower() == "bearer" else "")
         # All are compared, so that the time taken does not tell which one is nearest.
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         if not any(matches):
-            raise RefusedError(
-                "Incorrect API key provided; expected the header Authorization: Bearer with a key "
-                "of this server.",
-                status=401,
-                code="invalid_api_key",
-            )
+            raise _unknown("Incorrect API key provided")
         return given
+
+
+def _unknown(what: str) -> RefusedError:
+    return RefusedError(
+        f"{what}; expected the header Authorization: Bearer with a key of this server.",
+        status=401,
+        code="invalid_api_key",
+    )
 
 
 class _LastWord:

@@ -7,6 +7,7 @@ log has them, under the request's id.
 
 import errno
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,10 @@ UPSTREAM = "upstream_"
 NO_MEMORY_RETRY_S = 10
 NO_ROOM_RETRY_S = 10
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PLACE = re.compile(
+    r"[a-z][a-z0-9_]*(?:\[\d+\]|\.\w+)*(?= (?:is|are|has|holds|names|asks) )", re.ASCII
+)
+"""The place in a request with which sentences about it begin."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
@@ -126,10 +131,16 @@ def _find_failure(error: Exception) -> Failure:
             type=SERVER_FAULT,
             retry_after_s=NO_MEMORY_RETRY_S,
         )
-    if isinstance(error, CapacityError):  # the word that clients of OpenAI look for
-        return Failure(status=400, code="context_length_exceeded", message=str(error))
-    if isinstance(error, InputError):
-        return Failure(status=400, code=error.code, message=str(error))
+    if isinstance(error, InputError | CapacityError):
+        message, is_long = str(error), isinstance(error, CapacityError)
+        place = _PLACE.match(message)
+        return Failure(
+            status=400,
+            # The word that clients of OpenAI look for.
+            code="context_length_exceeded" if is_long else error.code,
+            message=message,
+            param=None if place is None else place[0],
+        )
     if isinstance(error, QianyanError) and not isinstance(error, ConfigError | CheckpointError):
         return Failure(status=500, code=error.code, message=str(error), type=SERVER_FAULT)
     if isinstance(error, RequestValidationError):
@@ -185,6 +196,7 @@ def _from_validation(error: RequestValidationError) -> Failure:
     param = ".".join(place) or None
     where = quote(param) if param else "The body"
     reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+    reason = reason.partition(" after validation")[0].replace("List should", "should")
     message = f"{where} is missing." if first["type"] == "missing" else f"{where}: {reason}."
     return Failure(status=400, code="invalid_value", message=message, param=param)
 

@@ -43,6 +43,12 @@ def refused(where: str, got: object, expected: str) -> RefusedError:
     return RefusedError(message, status=400, code="invalid_value", param=where)
 
 
+def missing(where: str, expected: str) -> RefusedError:
+    """Say of one place that nothing is there and what was expected."""
+    message = f"{where} is missing; expected {expected}."
+    return RefusedError(message, status=400, code="invalid_value", param=where)
+
+
 def item_id(kind: str, response_id: str, side: str, at: int) -> str:
     """Name an item of a response; `side` is "i" for input, "o" for output."""
     return f"{PREFIXES[kind]}_{response_id.removeprefix('resp_')}{side}{at}"
@@ -64,11 +70,14 @@ def read_items(sent: Any, response_id: str) -> list[Item]:
 def _read_item(item: Any, where: str, response_id: str, at: int) -> Item:
     if not isinstance(item, dict):
         raise refused(where, item, "an item, an object with a type")
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    usual = "message" if "role" in item else "item_reference" if "id" in item else None
+    kind = item.get("type") or usual
+    known = ", ".join((*_READERS, "item_reference"))
+    if kind is None:
+        raise missing(f"{where}.type", f"one of {known}")
     if kind == "item_reference":
         return {"type": kind, "id": _text(item, "id", where)}
     if not isinstance(kind, str) or kind not in _READERS:
-        known = ", ".join((*_READERS, "item_reference"))
         raise refused(f"{where}.type", kind, f"one of {known}")
     name = item["id"] if item.get("id") else item_id(kind, response_id, "i", at)
     if not isinstance(name, str) or len(name) > 200:

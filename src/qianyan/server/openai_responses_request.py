@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from qianyan.errors import GrammarError, QianyanError
 from qianyan.server.errors import RefusedError, to_failure
 from qianyan.server.openai_request import MOST_IGNORED_NAMES, ChatRequest
-from qianyan.server.openai_responses_items import Conversation, refused
+from qianyan.server.openai_responses_items import Conversation, missing, refused
 from qianyan.server.openai_responses_tools import read_offer
 
 SAME_NAMES = (
@@ -149,7 +149,7 @@ class ResponseRequest(BaseModel):
                     name,
                 )
         if self.input is None and self.previous_response_id is None:
-            raise refused("input", "not given", "text or a list of items")
+            raise missing("input", "text or a list of items")
         for name in self.include or ():
             if name not in INCLUDABLE:
                 raise refused("include", name, f"one of {', '.join(sorted(INCLUDABLE))}")

@@ -7,6 +7,8 @@ h11 is used, and not what else is installed, because it bounds the size of heads
 """
 
 import asyncio
+import logging
+import socket
 import sys
 import uuid
 from functools import partial
@@ -23,6 +25,7 @@ from qianyan.server.settings import ServerLimits, ServerSettings
 if sys.platform != "win32":
     import resource
 
+logger = logging.getLogger(__name__)
 OTHER_FILES = 512
 """Files beside connections: the model's, the database's, those that are read and fetched."""
 
@@ -84,6 +87,20 @@ class Connection(H11Protocol):
 
     def _cut_off(self) -> None:
         self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which says in the log when it begins to stop and when it has ended."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections; let answers that run end, as long as that may take."""
+        logger.info(
+            "stopping; %d connections are open, whose answers have %s s",
+            len(self.server_state.connections),
+            self.config.timeout_graceful_shutdown,
+        )
+        await super().shutdown(sockets)
+        logger.info("stopped")
 
 
 def _allow_files(count: int) -> None:

@@ -114,3 +114,11 @@ def test_a_server_that_others_can_reach_needs_a_key() -> None:
 def test_a_key_that_no_header_carries_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match="API key"):
         ServerSettings(model_names=("m",), api_keys=(key,))
+
+
+def test_a_key_that_is_missing_is_told_from_a_wrong_one(client: httpx2.Client) -> None:
+    with httpx2.Client(base_url=client.base_url) as stranger:
+        missing = stranger.get("/v1/models").json()["error"]["message"]
+    wrong = client.get("/v1/models", headers={"authorization": "Bearer sk-other-key"})
+    assert missing.startswith("No API key was provided; expected the header Authorization: Bearer")
+    assert wrong.json()["error"]["message"].startswith("Incorrect API key provided; expected the")

@@ -293,26 +293,42 @@ def test_a_field_of_another_type_is_named(
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "param"),
     [
-        {"temperature": 3},
-        {"top_p": 0},
-        {"max_tokens": 0},
-        {"seed": -1},
-        {"stop": {"a": 1}},
-        {"stop": 7},
-        {"messages": [{"role": "robot", "content": "x"}]},
-        {"messages": [{"role": "user", "content": [{"type": "telepathy"}]}]},
-        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
-        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}},
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"seed": -1}, "seed"),
+        ({"stop": {"a": 1}}, "stop"),
+        ({"stop": 7}, "stop"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "telepathy"}]}]},
+            "messages[0].content[0]",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+            "messages[0].content[0]",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}},
+            None,
+        ),
     ],
 )
-def test_a_value_out_of_range_is_explained_by_the_engine(
-    client: httpx2.Client, fields: dict[str, Any]
+def test_a_value_out_of_range_is_explained_by_the_engine_and_its_place_named(
+    client: httpx2.Client, fields: dict[str, Any], param: str | None
 ) -> None:
     error = error_of(ask(client, **fields), 400)
     assert error["type"] == "invalid_request_error"
     assert error["message"].endswith(".")
+    assert error["param"] == param
+
+
+def test_an_empty_list_is_told_in_plain_words(client: httpx2.Client) -> None:
+    message = error_of(ask(client, messages=[]), 400)["message"]
+    assert message == "'messages': should have at least 1 item."
 
 
 def test_a_prompt_that_is_too_long_has_openai_s_code(client: httpx2.Client) -> None:

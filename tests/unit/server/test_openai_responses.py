@@ -346,6 +346,7 @@ def test_probabilities_are_told_where_they_are_included(kept: httpx2.Client) -> 
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": [5]}, "input[0]"),
         ({"input": [{"type": "magic"}]}, "input[0].type"),
+        ({"input": [{"content": "hello"}]}, "input[0].type"),
         ({"temperature": 9}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0}, "top_p"),
