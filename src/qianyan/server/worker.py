@@ -220,7 +220,7 @@ class Worker:
         """Let a request that has a seat run."""
         answer = Answer(request, asked, leave=self.dismiss)
         self._open.add(answer)
-        self._model.submit(self._seat, answer, prompt)
+        self._model.submit(self._seat, answer, prompt).add_done_callback(self._note)
         if asked.ends_at is not None:
             left_s = asked.ends_at - time.monotonic()
             answer.ends = self._loop.call_later(left_s, self._cut, answer)
@@ -262,8 +262,8 @@ class Worker:
     # What follows runs on the model's thread.
 
     def _seat(self, answer: Answer, prompt: Prompt) -> None:
-        self.engine.submit(answer.request, prompt)
         self._answers.append(answer)
+        self.engine.submit(answer.request, prompt)
         if not self._is_stepping:
             self._step()
 
@@ -274,14 +274,16 @@ class Worker:
     def _step(self) -> None:
         """Queue a pass, behind those who sit down or leave."""
         self._is_stepping = True
-        self._model.submit(self.engine.step).add_done_callback(self._settle)
+        self._model.submit(self._pass).add_done_callback(self._note)
 
-    def _settle(self, done: Future[list[Request]]) -> None:
-        """Send off what a pass brought, and queue the next one if anybody waits for it."""
-        error = done.exception()
-        if error is not None:
+    def _note(self, done: Future[None]) -> None:
+        """Tell everybody when a piece of the model's work has failed."""
+        if (error := done.exception()) is not None:
             self._fail(error)
-            return
+
+    def _pass(self) -> None:
+        """Take a pass, send off what it brought, and queue the next if anybody waits for it."""
+        self.engine.step()
         news: list[News] = []
         for answer in self._answers:
             events = [answer.request.events.popleft() for _ in range(len(answer.request.events))]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from qianyan.engine.engine import Engine
-from qianyan.engine.request import Finished, TokenText
+from qianyan.engine.request import Finished, Request, TokenText
 from qianyan.errors import CapacityError, InputError
 from qianyan.server.errors import ModelFailedError, RefusedError
 from qianyan.server.settings import ServerLimits
@@ -199,6 +199,26 @@ def test_a_model_that_breaks_ends_its_answers_and_takes_no_more() -> None:
         with pytest.raises(RefusedError) as refused:
             await worker.begin(say("hello"), {})
         assert refused.value.status == 503
+        await until(lambda: held_blocks(engine) == 0)
+
+    at_work(engine, story)
+
+
+@pytest.mark.parametrize("piece", ["submit", "completion"])
+def test_a_model_that_breaks_beside_its_passes_leaves_nobody_waiting(
+    piece: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine("bundled", dtype="float32")
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("bad bookkeeping")
+
+    monkeypatch.setattr(engine if piece == "submit" else Request, piece, broken)
+
+    async def story(worker: Worker) -> None:
+        with pytest.raises(ModelFailedError):
+            await asyncio.wait_for(worker.ask(say("hello"), {"max_tokens": 2}), 20)
+        await until(lambda: worker.failure is not None)
         await until(lambda: held_blocks(engine) == 0)
 
     at_work(engine, story)
