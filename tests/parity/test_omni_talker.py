@@ -4,21 +4,34 @@ The released `generate()` drops the mask of every prompt without padding, and wi
 embeddings and the positions of pictures. The oracle here always has its mask.
 """
 
+import base64
 import functools
 import inspect
 import json
+import shutil
+import wave
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from qianyan.engine import codes, states
 from qianyan.engine.codes import CodeStream, Opening
+from qianyan.engine.engine import Engine
 from qianyan.engine.options import Sampling
+from qianyan.engine.request import Finished, TokenText
+from qianyan.engine.speaking import Sound, speak, stream_speech
 from qianyan.engine.states import ThinkerStates
+from qianyan.errors import CheckpointError, InputError
 from qianyan.inputs.interleaving import interleave
+from qianyan.inputs.processor import ModelInputs
 from qianyan.models.attention import NoCache
+from qianyan.models.omni.speech_decoder import SpeechDecoder
 from qianyan.models.omni.talker import Talker, load_talker, talker_config, talker_positions
 from qianyan.models.omni.thinker import Thinker
 from qianyan.models.positions import Positions
@@ -96,6 +109,32 @@ TALKER = {
     "rope_parameters": ROPE,
     **MEDIA_IDS,
 }
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image_url' in content %}"
+    "<|vision_bos|><|IMAGE|><|vision_eos|>"
+    "{% elif content['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% elif content['type'] == 'video' %}<|vision_bos|><|VIDEO|><|vision_eos|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "feature_extractor_type": "WhisperFeatureExtractor",
+    "feature_size": 128,
+    "chunk_length": 300,
+    "hop_length": 160,
+    "n_fft": 400,
+    "sampling_rate": 16000,
+    "processor_class": "Qwen2_5OmniProcessor",
+}
 DIT = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -164,10 +203,32 @@ def randomise(model: torch.nn.Module) -> None:
 
 @pytest.fixture(scope="module")
 def folder(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole model as it is published."""
+    """The whole model as it is published, voices included."""
     folder = tmp_path_factory.mktemp("omni")
     whole.save_pretrained(folder)
+    write_tokenizer(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    eos = {"eos_token_id": IDS["<|im_end|>"]}
+    (folder / "generation_config.json").write_text(json.dumps(eos))
+    torch.save(whole.speaker_map, folder / "spk_dict.pt")
     return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import AddedToken, Qwen2Tokenizer
+
+    vocabulary = {piece: index for index, piece in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=[],
+        unk_token=None,
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
+    )
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +253,18 @@ class Prompt:
         self.seconds: list[float] = []
         self.num_frames: list[int] = []
         self.has_sounding_video = False
+        self.values: ModelInputs | None = None
         for kind, *how in pieces:
             getattr(self, f"_{kind}")(*how)
+
+    @classmethod
+    def of(cls, inputs: ModelInputs) -> "Prompt":
+        """Take what our processor has made of messages."""
+        made = cls()
+        made.ids, made.grids = list(inputs.prompt_token_ids), list(inputs.grid_thw)
+        made.num_frames = list(inputs.num_audio_frames)
+        made.values = inputs
+        return made
 
     def _text(self, count: int) -> None:
         generator = torch.Generator().manual_seed(len(self.ids))
@@ -226,11 +297,15 @@ class Prompt:
 
     @property
     def pixels(self) -> torch.Tensor:
+        if self.values is not None:
+            return torch.from_numpy(self.values.pixel_values)
         generator = torch.Generator().manual_seed(len(self.grids))
         return torch.randn(sum(t * h * w for t, h, w in self.grids), 1176, generator=generator)
 
     @property
     def mel(self) -> torch.Tensor:
+        if self.values is not None:
+            return torch.from_numpy(self.values.input_features)
         generator = torch.Generator().manual_seed(sum(self.num_frames))
         return torch.randn(sum(self.num_frames), 128, generator=generator)
 
@@ -341,7 +416,7 @@ def greedy(max_codes: int = NUM_SPOKEN) -> Sampling:
     return Sampling(max_tokens=max_codes, repetition_penalty=1.05)
 
 
-def speak(thinker: Thinker, talker: Talker, prompt: Prompt, text: Sequence[int]) -> CodeStream:
+def say(thinker: Thinker, talker: Talker, prompt: Prompt, text: Sequence[int]) -> CodeStream:
     """Let our Talker say a text, each token of it as soon as it is there."""
     states, before, positions = prompt.open(thinker)
     stream = CodeStream(talker, num_codes=NUM_CODES, sampling=greedy())
@@ -368,7 +443,7 @@ def test_logits_and_greedy_codes_equal_those_of_transformers(
     prompt = Prompt(*PROMPTS[name])
     expected = ask_oracle(whole, prompt)
     # The oracle never says the token that its answer was cut at.
-    stream = speak(thinker, talker, prompt, expected.text[:-1])
+    stream = say(thinker, talker, prompt, expected.text[:-1])
     assert len(expected.codes) > 8
     assert stream.codes == expected.codes
     logits = replay(thinker, talker, prompt, expected)
@@ -409,3 +484,150 @@ def replay(thinker: Thinker, talker: Talker, prompt: Prompt, said: Heard) -> tor
     at = talker_positions(positions).at(0, len(inputs))
     steps = torch.arange(len(inputs) - num_steps, len(inputs))
     return talker(inputs, at, NoCache([len(inputs)]), steps)
+
+
+def wav(num_samples: int, seed: int = 0) -> bytes:
+    file = BytesIO()
+    noise = np.random.default_rng(seed).normal(0, 3000, num_samples)
+    with wave.open(file, "wb") as written:
+        written.setnchannels(1)
+        written.setsampwidth(2)
+        written.setframerate(16_000)
+        written.writeframes(noise.astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def ask(words: str, num_samples: int = 0) -> list[dict[str, Any]]:
+    """A question, with a sound and a picture where it has samples."""
+    parts: list[dict[str, Any]] = [{"type": "text", "text": words}]
+    if num_samples:
+        pixels = np.random.default_rng(4).integers(0, 256, (84, 112, 3), dtype=np.uint8)
+        sound = {"data": base64.b64encode(wav(num_samples)).decode(), "format": "wav"}
+        parts.insert(0, {"type": "image", "image": Image.fromarray(pixels)})
+        parts.insert(1, {"type": "input_audio", "input_audio": sound})
+    return [{"role": "user", "content": parts}]
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return Engine(folder, dtype="float32")
+
+
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": NUM_TEXT}
+
+
+@pytest.fixture(scope="module")
+def brief(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a Talker of few positions: a random one does not end by itself."""
+    talker = json.loads((folder / "config.json").read_text())["talker_config"]
+    few = talker | {"max_position_embeddings": 230}
+    return copy_of(folder, tmp_path_factory.mktemp("brief") / "omni", talker_config=few)
+
+
+@pytest.fixture(scope="module")
+def talking(brief: Path) -> Engine:
+    return Engine(brief, dtype="float32")
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_an_answers_codes_and_sound_are_those_of_transformers(
+    is_known: bool, folder: Path, engine: Engine, whole: Any
+) -> None:
+    """Also where the prompt was known, so that no pass has looked at its picture and sound."""
+    messages = ask("What is there to be heard? " * 3, 20_000)
+    if is_known:
+        engine.chat(messages, **GREEDY)
+    else:
+        engine = Engine(folder, dtype="float32")
+    speech = engine.speech.load()
+    request, prompt = engine.prepare(messages, {"temperature": 0, "max_tokens": NUM_TEXT - 1})
+    speaker = speech.find_speaker("Chelsie")
+    speaking = speech.begin(request, prompt, speaker, sampling=greedy())
+    for _ in engine.follow(request, prompt):
+        speaking.catch_up()
+    assert request.num_cached_tokens > 30 if is_known else request.num_cached_tokens == 0
+    samples = np.concatenate(list(speaking.finish()))
+    no_tokens = list(range(TEXT_TOKENS + len(SPECIAL), 400))
+    prompted = Prompt.of(engine.processor(messages))
+    expected = ask_oracle(whole, prompted, thinker_suppress_tokens=no_tokens)
+    assert request.output_token_ids == expected.text[:-1]
+    assert speaking.codes == expected.codes
+    offline = SpeechDecoder(speech.token2wav, speaker).decode(expected.codes)
+    assert len(samples) == len(offline) == 480 * len(expected.codes)
+
+
+def test_a_voice_is_heard_while_the_answer_is_written(talking: Engine) -> None:
+    """Its first sounds come before the last words, and a seed says all of it again."""
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "seed": 5}
+    events = list(stream_speech(talking, ask("Who is there?", 9000), **options))
+    kinds = [type(event) for event in events]
+    assert kinds.index(Sound) < len(kinds) - 1 - kinds[::-1].index(TokenText)
+    assert kinds[-1] is Finished
+    assert kinds.count(TokenText) == 40
+    pieces = [event.samples for event in events if isinstance(event, Sound)]
+    assert len(pieces) > 2
+    assert all(len(piece) for piece in pieces)
+    spoken = np.concatenate(pieces)
+    assert spoken.dtype == np.float32
+    assert np.isfinite(spoken).all()
+    assert 0 < np.abs(spoken).max() <= 1
+    again = speak(talking, ask("Who is there?", 9000), **options)
+    assert np.array_equal(again.samples, spoken)
+    assert again.duration_s == len(spoken) / 24_000
+    assert len(spoken) % 480 == 0
+    other = speak(talking, ask("Who is there?", 9000), **{**options, "seed": 6})
+    assert other.completion.text == again.completion.text
+    assert not np.array_equal(other.samples[:4000], spoken[:4000])
+
+
+def test_an_answer_of_one_token_is_spoken_and_one_of_none_is_silent(talking: Engine) -> None:
+    assert len(speak(talking, ask("Yes?"), max_tokens=1, temperature=0, seed=1).samples) > 480
+    ends = {IDS["<|im_end|>"]: 100.0}
+    silent = speak(talking, ask("Yes?"), max_tokens=5, temperature=0, logit_bias=ends)
+    assert silent.completion.text == ""
+    assert len(silent.samples) == 0
+
+
+def test_several_passes_over_a_prompt_say_the_same(
+    talking: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "seed": 2}
+    whole = speak(talking, ask("A long question. " * 6, 9000), **options)
+    monkeypatch.setattr(codes, "PASS_TOKENS", 31)
+    monkeypatch.setattr(states, "PASS_TOKENS", 50)
+    pieces = speak(talking, ask("A long question. " * 6, 9000), **options)
+    assert len(whole.samples) == len(pieces.samples) > 0
+    assert np.abs(whole.samples - pieces.samples).max() < 1e-3
+
+
+def test_an_unknown_voice_is_named_with_the_known_ones(engine: Engine) -> None:
+    with pytest.raises(InputError, match=r"Input should be 'Chelsie': parameters\.audio\.voice"):
+        stream_speech(engine, ask("Yes?"), voice="Alloy")
+
+
+def copy_of(folder: Path, target: Path, **changes: Any) -> Path:
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text()) | changes
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def test_what_speaks_is_needed_for_speech_alone(folder: Path, tmp_path: Path) -> None:
+    mute = Engine(copy_of(folder, tmp_path / "mute", enable_audio_output=False))
+    with pytest.raises(InputError, match="The model mute does not speak; expected modalities"):
+        speak(mute, ask("Yes?"))
+    silent = copy_of(folder, tmp_path / "silent")
+    (silent / "spk_dict.pt").unlink()
+    engine = Engine(silent)
+    assert engine.chat(ask("Yes?"), max_tokens=2).token_ids
+    with pytest.raises(CheckpointError, match=r"silent has no spk_dict.pt"):
+        speak(engine, ask("Yes?"))
+
+
+def test_a_voice_whose_token_is_no_word_is_refused(
+    folder: Path, whole: Any, tmp_path: Path
+) -> None:
+    wrong = copy_of(folder, tmp_path / "wrong")
+    torch.save({"Eva": whole.speaker_map["Chelsie"] | {"bos_token": 400}}, wrong / "spk_dict.pt")
+    with pytest.raises(CheckpointError, match="is 400; expected an id below the Thinker's"):
+        speak(Engine(wrong), ask("Yes?"))

@@ -64,6 +64,11 @@ class CodeStream:
         self.codes: list[int] = []
         self.is_ended = False
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the prompt was taken in."""
+        return self._positions is not None
+
     @torch.inference_mode()
     def begin(self, opening: Opening) -> list[int]:
         """Take in the prompt and the first token of the text; give the first code, if any.

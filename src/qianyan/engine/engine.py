@@ -35,6 +35,7 @@ from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt, Runner
 from qianyan.engine.sampler import Sampler
 from qianyan.engine.scheduler import EngineConfig, Scheduler
+from qianyan.engine.speech import LazySpeech
 from qianyan.engine.stops import settle_stops
 from qianyan.engine.tools import ToolUse, read_tool_use
 from qianyan.errors import ConfigError, InputError, QianyanError, quote
@@ -138,6 +139,7 @@ class Engine:
         self._request_ids = itertools.count()
         self._lock = threading.Lock()
         self._grammar_lock = threading.Lock()
+        self.speech = LazySpeech(folder, self._model, look=self._look)
 
     @property
     def model(self) -> Model:
@@ -221,7 +223,7 @@ class Engine:
         request. What is wrong with messages or options is raised here, not at the first event.
         """
         check_names(options)
-        return self._follow(*self.prepare(messages, options))
+        return self.follow(*self.prepare(messages, options))
 
     def embed(
         self,
@@ -422,7 +424,8 @@ class Engine:
             self._runner.add(request.request_id, prompt)
             self._scheduler.add(request)
 
-    def _follow(self, request: Request, prompt: Prompt) -> Iterator[TokenText | Finished]:
+    def follow(self, request: Request, prompt: Prompt) -> Iterator[TokenText | Finished]:
+        """Let a prepared request run and follow it as `stream` does."""
         try:
             self.submit(request, prompt)
             while True:
@@ -440,6 +443,10 @@ class Engine:
         """Pick the requests to wait for; never between two changes by another thread's step."""
         with self._lock:
             return [request for request in requests if not request.is_finished]
+
+    def _look(self, prompt: Prompt) -> None:
+        with self._lock:
+            self._runner.look_again(prompt)
 
     @property
     def num_blocks(self) -> int:

@@ -189,6 +189,12 @@ class Runner:
         prompt.take(known)
 
     @torch.inference_mode()
+    def look_again(self, prompt: Prompt) -> None:
+        """Take in what no pass has needed, as the prompt's keys and values were known."""
+        if prompt.media:
+            self._encode([prompt])
+
+    @torch.inference_mode()
     def forward(self, plan: Plan) -> Tensor:
         """Run the plan's tokens; return float logits (rows, vocab), in order, of each chunk's rows.
 
