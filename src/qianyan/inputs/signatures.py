@@ -52,15 +52,18 @@ _SOUNDS = (
 _ANIMATED = 0x02  # in the flags of a WebP's VP8X chunk
 
 
+def is_picture(head: bytes) -> bool:
+    """Tell by a file's first bytes whether it is a picture; a GIF is one here."""
+    return bool(_still(head)) or head.startswith(b"GIF8")
+
+
 def check_signature(head: bytes, wanted: Wanted) -> None:
     """Refuse what is empty or a still picture, before any reader sees it."""
     if not head:
         raise MediaError(
             f"The file is empty (0 bytes); expected {EXPECTED[wanted]}.", code="empty_file"
         )
-    picture = _match(head, _PICTURES)
-    if head[4:8] == b"ftyp":
-        picture = picture or _PICTURE_BRANDS.get(head[8:12])
+    picture = _still(head)
     is_animated = picture == "WebP" and head[12:16] == b"VP8X" and bool(head[20] & _ANIMATED)
     if is_animated and wanted == "video":
         raise MediaError(
@@ -73,6 +76,12 @@ def check_signature(head: bytes, wanted: Wanted) -> None:
             f"The file is a picture ({picture}), not a {wanted}. Send it as a picture.",
             code=f"not_a_{wanted}",
         )
+
+
+def _still(head: bytes) -> str | None:
+    """Name the format of a still picture."""
+    brand = _PICTURE_BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
+    return _match(head, _PICTURES) or brand
 
 
 def unreadable(head: bytes, wanted: Wanted) -> MediaError:

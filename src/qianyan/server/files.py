@@ -12,12 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import chain
 from typing import BinaryIO
 
 from sqlalchemy import BigInteger, ColumnElement, Index, String, Text, delete, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from qianyan.errors import InputError, quote
+from qianyan.inputs.signatures import is_picture
 from qianyan.server.database import Database, QuotaError, UtcTime, utc_now
 from qianyan.server.owned import (
     OwnedRow,
@@ -59,7 +61,7 @@ class FileLimits:
     Args:
         max_document_bytes: largest file of purpose file-extract.
         max_batch_bytes: largest file of purpose batch.
-        max_picture_bytes: largest file of purpose vision.
+        max_picture_bytes: largest file of purpose vision, and largest picture of file-extract.
         max_files: files that a key may keep.
         max_total_bytes: bytes that a key's files may take together.
         max_request_bytes: largest file that is sent up to be named in a request.
@@ -189,7 +191,11 @@ class Files:
     def write(self, purpose: FilePurpose, chunks: Iterable[bytes]) -> "WrittenFile":
         """Write a content that no row knows yet: `add` gives it one."""
         file_id = ID_PREFIX[purpose] + secrets.token_hex(16)
-        content = self.store.write(file_id, chunks, max_bytes=self.limits.max_bytes(purpose))
+        most, rest = self.limits.max_bytes(purpose), iter(chunks)
+        first = next(rest, b"")
+        if purpose == FilePurpose.FILE_EXTRACT and is_picture(first):
+            most = min(most, self.limits.max_picture_bytes)
+        content = self.store.write(file_id, chain([first], rest), max_bytes=most)
         return WrittenFile(file_id, purpose, content)
 
     def add(

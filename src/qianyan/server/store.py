@@ -60,7 +60,7 @@ class ContentStore:
                     if size > max_bytes:
                         raise QuotaError(
                             f"The file is longer than {max_bytes} bytes; expected at most that. "
-                            "Split it.",
+                            "Split it, or make it smaller.",
                             code="file_too_large",
                         )
                     sha256.update(chunk)

@@ -98,6 +98,16 @@ def test_an_upload_is_read_no_further_than_its_limit(tmp_path: Path) -> None:
     assert files.upload(ALICE, "a.png", "vision", [b"0123456789"]).size_bytes == 10
 
 
+@pytest.mark.parametrize("first", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM"])
+def test_a_picture_that_is_to_be_read_has_a_limit_of_its_own(tmp_path: Path, first: bytes) -> None:
+    files = open_files(tmp_path, max_picture_bytes=10)
+    with pytest.raises(QuotaError, match="longer than 10 bytes"):
+        files.upload(ALICE, "a.pdf", "file-extract", [first, b"x" * 10])
+    assert files.upload(ALICE, "a.png", "file-extract", [first]).size_bytes == len(first)
+    assert files.upload(ALICE, "a.png", "file-extract", [b"%PDF", b"x" * 10]).size_bytes == 14
+    assert files.upload(ALICE, "a.jsonl", "batch", [first, b"x" * 10]).size_bytes > 10
+
+
 def test_an_empty_file_is_refused(files: Files, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="empty"):
         files.upload(ALICE, "a.png", "vision", [])
@@ -134,7 +144,9 @@ def test_listing_goes_through_all_files_in_order(files: Files) -> None:
     other = files.upload(ALICE, "o", "batch", [b"x"]).id
     seen: list[str] = []
     while True:
-        page = files.list_page(ALICE, FileQuery(), PageQuery(after=seen[-1] if seen else None, limit=2))
+        page = files.list_page(
+            ALICE, FileQuery(), PageQuery(after=seen[-1] if seen else None, limit=2)
+        )
         seen += [file.id for file in page.items]
         if not page.has_more:
             break
