@@ -2,7 +2,7 @@
 
     python benchmarks/bundled_accuracy.py [--photos FOLDER] [--scenes 500] [--model bundled]
 
-Photos are a folder with images/ and annotations_val.json (COCO-like, see evaluate.read_coco).
+Photos are a folder with images/ and annotations_val.json (COCO-like, see labels/reading.py).
 Without --photos those under QIANYAN_SHARED are used, and without either, drawn scenes alone.
 Scenes have seeds that training never uses. Writes benchmarks/results/<date>-bundled.json.
 """
@@ -26,18 +26,13 @@ from PIL import Image
 
 from qianyan import __version__
 from qianyan.inputs.images import Photo, read_image
-from qianyan.inspection.evaluate import (
-    Evaluation,
-    Kind,
-    LabelledBox,
-    LabelledPhoto,
-    Rate,
-    evaluate,
-    read_coco,
-)
+from qianyan.inspection.evaluation.figures import Figures, score
+from qianyan.inspection.evaluation.rates import Rate
 from qianyan.inspection.inspector import LookSettings, find_pair, open_look
-from qianyan.inspection.records import Hazard, Inspection, SubLabel
+from qianyan.inspection.records import Hazard, Inspection
 from qianyan.inspection.service import LookAt
+from qianyan.labels.photos import KINDS, Kind, LabelledBox, LabelledPhoto
+from qianyan.labels.reading import read_coco
 from qianyan.train.bundled.scenes import UNSEEN_FROM, Scene, draw_scene
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -51,29 +46,26 @@ WAYS = ("detector alone", "proposed", "judged")
 class Measured:
     """One way to look over one set of pictures."""
 
-    evaluation: Evaluation
+    evaluation: Figures
     seconds: float
     vetoed: int
 
 
 def photos_of(folder: Path) -> list[tuple[LabelledPhoto, Path]]:
     """Pair validation labels with their files."""
-    return [
-        (one, folder / "images" / one.file) for one in read_coco(folder / "annotations_val.json")
-    ]
+    return [(one, one.path) for one in read_coco(folder / "annotations_val.json")]
 
 
 def scene_labels(scene: Scene) -> LabelledPhoto:
     """Write what was painted as labels; heads become labels of their own."""
     boxes: list[LabelledBox] = []
     for thing in scene.objects:
-        boxes.append(LabelledBox(thing.kind, thing.box, SubLabel(thing.sub_label)))
+        boxes.append(LabelledBox(thing.kind, thing.box, sub_label=thing.sub_label))
         if thing.head_box is not None:
             kind: Kind = "helmet" if thing.sub_label == "helmet" else "head"
             boxes.append(LabelledBox(kind, thing.head_box))
-    return LabelledPhoto(
-        "scene", frozenset({"fire", "smoke", "person", "helmet", "head"}), tuple(boxes)
-    )
+    height, width = scene.rgb.shape[:2]
+    return LabelledPhoto(Path("scene"), width, height, frozenset(KINDS), tuple(boxes))
 
 
 def read_photos(folder: Path) -> Iterator[tuple[LabelledPhoto, Photo]]:
@@ -100,7 +92,7 @@ def measure(pictures: Iterator[tuple[LabelledPhoto, Photo]], look: LookAt) -> Me
         pairs.append(
             (labels, Inspection(source="", detections=found.detections, checked=tuple(Hazard)))
         )
-    return Measured(evaluate(pairs), seconds, vetoed)
+    return Measured(score(pairs).figures, seconds, vetoed)
 
 
 def rows(measured: Measured) -> dict[str, Rate | float | None]:
@@ -110,21 +102,20 @@ def rows(measured: Measured) -> dict[str, Rate | float | None]:
     for hazard in Hazard:
         named[f"{hazard.value}: pictures found"] = result.images[hazard].recall
         named[f"{hazard.value}: false alarms"] = result.images[hazard].false_alarms
-        named[f"{hazard.value}: box F1 at IoU 0.5"] = result.boxes[hazard].f1
-        named[f"{hazard.value}: sub-label right"] = result.boxes[hazard].sub_label
+        named[f"{hazard.value}: box F1 at IoU 0.5"] = result.boxes[hazard].f1.value
+        named[f"{hazard.value}: sub-label right"] = result.sub_label_right[hazard]
     named["heads: person reported"] = result.heads.found
     named["heads: right of those"] = result.heads.right
     named["heads: uncertain of those"] = result.heads.uncertain
-    named["bare heads: right of found"] = result.heads.bare_right
     named["bare heads: right of all"] = result.heads.bare_recall
-    named["bare heads: false alarms"] = result.heads.bare_alarms
-    named["seconds a picture"] = measured.seconds / max(result.photos, 1)
+    named["bare heads: false alarms"] = result.images["head"].false_alarms
+    named["seconds a picture"] = measured.seconds / max(result.pictures, 1)
     return named
 
 
 def show(title: str, columns: Mapping[str, Measured]) -> None:
     """Print a table with one column for each way to look."""
-    print(f"\n{title}: {next(iter(columns.values())).evaluation.photos} pictures")
+    print(f"\n{title}: {next(iter(columns.values())).evaluation.pictures} pictures")
     print(f"{'':30}" + "".join(f"{way:>26}" for way in columns))
     tables = [rows(measured) for measured in columns.values()]
     for name in tables[0]:

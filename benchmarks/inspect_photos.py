@@ -2,7 +2,7 @@
 
     python benchmarks/inspect_photos.py PHOTOS [--against SRC] [--every 4] [--batch auto]
 
-PHOTOS is a folder with images/ and annotations_val.json (COCO-like, see evaluate.read_coco). Each
+PHOTOS is a folder with images/ and annotations_val.json (COCO-like, see labels/reading.py). Each
 run is a fresh process that inspects the validation photos with the bundled pair, from the first
 import to the report. With --against, the `src` folder of another checkout (`git worktree add PATH
 COMMIT`), both forms take turns, and their findings are compared. Prints, and writes as JSON, the
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from qianyan.inspection.evaluate import read_coco
+from qianyan.labels.reading import read_coco
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAME_SCORE = 2e-4
@@ -34,9 +34,7 @@ SAME_SCORE = 2e-4
 
 def val_photos(folder: Path, every: int) -> list[Path]:
     """Name every n-th validation photo."""
-    return [folder / "images" / one.file for one in read_coco(folder / "annotations_val.json")][
-        ::every
-    ]
+    return [one.path for one in read_coco(folder / "annotations_val.json")][::every]
 
 
 def run(source: Path, photos: list[Path], options: list[str], out: Path) -> dict[str, float]:

@@ -39,13 +39,8 @@ from qianyan import __version__
 from qianyan.inputs.images import Photo, read_image
 from qianyan.inspection.cascade import Cascade, choose, propose_only
 from qianyan.inspection.detect import Glance, Unread
-from qianyan.inspection.evaluate import (
-    Evaluation,
-    LabelledBox,
-    LabelledPhoto,
-    Rate,
-    evaluate,
-)
+from qianyan.inspection.evaluation.figures import Figures, score
+from qianyan.inspection.evaluation.rates import Rate
 from qianyan.inspection.inspector import (
     BOLDER,
     HEAD_HINT,
@@ -56,6 +51,7 @@ from qianyan.inspection.inspector import (
 )
 from qianyan.inspection.records import Hazard, Inspection, Look, Usage
 from qianyan.inspection.two_steps import TwoSteps
+from qianyan.labels.photos import LabelledBox, LabelledPhoto
 from qianyan.models.detector import STRIDES, Detector, Proposal, load_detector
 
 TOKEN_PX = 9
@@ -132,7 +128,7 @@ class Eyes:
 class Measured:
     """One way to look: how right, and at what cost a picture."""
 
-    evaluation: Evaluation
+    evaluation: Figures
     pixels: float
     looked_again: float
     ms: float
@@ -148,7 +144,7 @@ class Measured:
     def cells(self) -> list[str]:
         result = self.evaluation
         fire, smoke = result.images[Hazard.FIRE], result.images[Hazard.SMOKE]
-        boxes = [result.boxes[hazard].f1 for hazard in Hazard]
+        boxes = [result.boxes[hazard].f1.value for hazard in Hazard]
         shares: list[Rate | float | None] = [
             fire.recall, fire.false_alarms, smoke.recall, smoke.false_alarms, *boxes,
             result.heads.found, result.heads.right,
@@ -183,7 +179,7 @@ def measure(
     number = max(len(pairs), 1)
     again = crops if crop_pixels else eyes.asked - len(pairs)
     pixels = eyes.pixels + crops * crop_pixels
-    return Measured(evaluate(pairs), pixels / number, again / number, 1000 * seconds / number)
+    return Measured(score(pairs).figures, pixels / number, again / number, 1000 * seconds / number)
 
 
 def ways(eyes: Eyes, judged: Cascade, side: int) -> Iterator[tuple[str, Callable[[Photo], Look]]]:
@@ -220,7 +216,7 @@ def join(photos: Sequence[Labelled], across: int) -> Labelled:
             box = _moved(one.box, photo, (left, top))
             boxes.append(replace(one, box=box, head_box=head_box))
     known = frozenset.intersection(*(labels.labelled for labels, _ in photos))
-    return LabelledPhoto("mosaic", known, tuple(boxes)), Photo(canvas)
+    return LabelledPhoto(Path("mosaic"), *canvas.size, known, tuple(boxes)), Photo(canvas)
 
 
 def _moved(box: Corners, photo: Photo, corner: tuple[int, int]) -> Corners:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from qianyan.cli.run_display import RunDisplay
     from qianyan.inspection.inspector import LookSettings
     from qianyan.inspection.records import Inspection
+    from qianyan.inspection.results import RunFacts
     from qianyan.inspection.run import Run
     from qianyan.inspection.sources import SourceList
 
@@ -109,7 +110,9 @@ def inspect(
     wants_lines = json or not (quiet or sys.stdout.isatty())
     start: Start = "resume" if resume else "overwrite" if overwrite else "new"
     raise typer.Exit(
-        _go_round(listed, settings, Sitting(out, start, gate, is_quiet=quiet, is_json=wants_lines))
+        _inspect_all(
+            listed, settings, Sitting(out, start, gate, is_quiet=quiet, is_json=wants_lines)
+        )
     )
 
 
@@ -131,11 +134,19 @@ class Sitting:
     is_json: bool = False
 
 
-def _go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) -> int:
-    """Inspect a list of sources, show how it goes, and give the exit code."""
+@dataclass(frozen=True)
+class Round:
+    """A run that has been through every picture, and what it was shown with."""
+
+    run: "Run"
+    facts: "RunFacts"
+    display: "RunDisplay"
+
+
+def go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) -> Round:
+    """Inspect a list of sources and show how it goes; typer.Exit where it is stopped before."""
     from qianyan.cli.run_display import RunDisplay
     from qianyan.inspection.folder import open_folder
-    from qianyan.inspection.gate import fails
     from qianyan.inspection.inspector import open_look
     from qianyan.inspection.line import PICTURES_AHEAD
     from qianyan.inspection.run import Run
@@ -168,14 +179,22 @@ def _go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) 
             display.show(inspection, num_done=total - run.num_pending)
     if run.num_pending:
         display.say("stopped", n=run.num_pending)
-        return 128 + signals[0]
-    run.finish(folder.facts(model=opened.model, version=__version__))
-    inspections = run.inspections
-    display.close(inspections, sitting.out, num_repeated=run.num_repeated)
-    return _exit_code(inspections, has_findings=fails(inspections, sitting.gate))
+        raise typer.Exit(128 + signals[0])
+    return Round(run, folder.facts(model=opened.model, version=__version__), display)
 
 
-def _exit_code(inspections: "Sequence[Inspection]", *, has_findings: bool) -> int:
+def _inspect_all(listed: "SourceList", settings: "LookSettings", sitting: Sitting) -> int:
+    """Inspect a list of sources, report on it, and give the exit code."""
+    from qianyan.inspection.gate import fails
+
+    done = go_round(listed, settings, sitting)
+    done.run.finish(done.facts)
+    inspections = done.run.inspections
+    done.display.close(inspections, sitting.out, num_repeated=done.run.num_repeated)
+    return exit_code(inspections, has_findings=fails(inspections, sitting.gate))
+
+
+def exit_code(inspections: "Sequence[Inspection]", *, has_findings: bool) -> int:
     """Findings that were asked for weigh more than failed pictures; the summary names both."""
     errors = [one.error for one in inspections if one.error is not None]
     if has_findings:
@@ -226,7 +245,7 @@ def demo(
     settings = look_settings(context)
     drawn = draw_examples(out / "drawn")
     listed = list_sources([str(path) for path in drawn])
-    raise typer.Exit(_go_round(listed, settings, Sitting(out, "overwrite", is_quiet=quiet)))
+    raise typer.Exit(_inspect_all(listed, settings, Sitting(out, "overwrite", is_quiet=quiet)))
 
 
 def report(

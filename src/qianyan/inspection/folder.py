@@ -112,9 +112,13 @@ class ResultsFolder:
 
     def finish(self, facts: RunFacts, inspections: Sequence[Inspection]) -> None:
         """Write results.json and report.pdf."""
+        self.write_results(facts, inspections)
+        write_report(self.path, facts, inspections)
+
+    def write_results(self, facts: RunFacts, inspections: Sequence[Inspection]) -> None:
+        """Write results.json alone, for a run that is scored and not reported on."""
         text = to_json(run_record(facts, inspections), indent=1)
         replace_file(self.path / "results.json", text.encode())
-        write_report(self.path, facts, inspections)
 
 
 def write_report(path: Path, facts: RunFacts, inspections: Sequence[Inspection]) -> None:

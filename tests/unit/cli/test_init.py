@@ -187,22 +187,6 @@ def test_a_report_is_set_anew_in_the_other_language(
     assert report.read_bytes() == before, "the run's own language gives the run's own report"
 
 
-def test_labelled_photos_are_measured(
-    site: Path, look: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    labels = {
-        "categories": [{"id": 1, "name": "fire"}],
-        "images": [{"id": 1, "file_name": "p0.png"}, {"id": 2, "file_name": "gone.png"}],
-        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}],
-    }
-    Path("labels.json").write_text(json.dumps(labels))
-    command = ["eval", "site", "--annotations", "labels.json", *look]
-    assert run(command) == 4, "one photo is missing"
-    assert "2 photos, 1 failed" in capsys.readouterr().out
-    assert run([*command, "--json"]) == 4
-    assert json.loads(capsys.readouterr().out)["images"]["fire"]["recall"]["hits"] == 1
-
-
 def test_the_doctor_tries_a_local_model(
     look: list[str], tiny_pair: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

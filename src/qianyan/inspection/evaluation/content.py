@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import median
 
 from qianyan.errors import quote
 from qianyan.inspection.evaluation.calibration import Reliability
 from qianyan.inspection.evaluation.comparison import Comparison, Difference
+from qianyan.inspection.evaluation.events import HOUR_S, EventFigures, EventScore
 from qianyan.inspection.evaluation.figures import Figures, HeadFigures, head_sizes
 from qianyan.inspection.evaluation.precision import Precision
 from qianyan.inspection.evaluation.rates import Estimate, Rate
@@ -190,9 +192,39 @@ def verdict(one: Difference, words: Mapping[str, str]) -> str:
         said = words["better" if one.is_better else "worse"]
     else:
         said = words["equal" if one.here == one.there and not one.better else "chance"]
-    if one.better is None or one.worse is None:
+    if not one.better and not one.worse:
         return said
     return said + words["only_right"].format(better=one.better, worse=one.worse)
+
+
+def event_section(score: EventScore, lang: Lang) -> Section:
+    """Set what became of incidents."""
+    words = WORDS[lang]
+    names = ("hazard", "noticed", "per_hour", "repeated", "delay", "watched")
+    note = words["unlabelled"].format(n=score.unlabelled) if score.unlabelled else ""
+    return Section(
+        "events",
+        words["events"],
+        tuple(words[name] for name in names),
+        tuple(_event_row(hazard, one, lang) for hazard, one in score.by_hazard.items()),
+        note,
+    )
+
+
+def _event_row(hazard: Hazard, one: EventFigures, lang: Lang) -> Row:
+    per_hour = "–"
+    if one.false_alarms_per_hour is not None and one.interval_per_hour is not None:
+        low, high = one.interval_per_hour
+        per_hour = f"{one.false_alarms_per_hour:.2f} ({low:.2f}–{high:.2f})"
+    delay = f"{median(one.delays_s):.1f} / {max(one.delays_s):.1f}" if one.delays_s else "–"
+    return (
+        label_word(hazard, lang),
+        share(one.noticed),
+        per_hour,
+        str(one.repeated),
+        delay,
+        f"{one.watched_s / HOUR_S:.2f}",
+    )
 
 
 def share(rate: Rate) -> str:

@@ -148,8 +148,8 @@ def _of_kind(inspection: Inspection, kind: Kind) -> list[Detection]:
     return [one for one in inspection.detections or () if one.label is Hazard(kind)]
 
 
-def _coco(pictures: Sequence[int], boxes: Mapping[str, Iterable[Any]]) -> Any:
-    """Run COCOeval over one class; boxes are (picture, corners, score)."""
+def find_pycocotools() -> tuple[Any, Any]:
+    """Give COCO and COCOeval; ConfigError where they are not installed."""
     try:
         from pycocotools.coco import COCO  # noqa: PLC0415  (extra: eval)
         from pycocotools.cocoeval import COCOeval  # noqa: PLC0415  (extra: eval)
@@ -157,6 +157,12 @@ def _coco(pictures: Sequence[int], boxes: Mapping[str, Iterable[Any]]) -> Any:
         raise ConfigError(
             "Average precision needs pycocotools; install it with pip install 'qianyan[eval]'."
         ) from error
+    return COCO, COCOeval
+
+
+def _coco(pictures: Sequence[int], boxes: Mapping[str, Iterable[Any]]) -> Any:
+    """Run COCOeval over one class; boxes are (picture, corners, score)."""
+    COCO, COCOeval = find_pycocotools()  # noqa: N806  (classes)
     with redirect_stdout(io.StringIO()):  # it prints how it goes
         read = {}
         for name, listed in boxes.items():

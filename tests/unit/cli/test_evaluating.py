@@ -1,0 +1,150 @@
+"""`qianyan eval`: what it writes, what it refuses, and what it goes on with."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qianyan.cli import run
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of three pictures, a fourth that is missing, and labels for all of them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site").mkdir()
+    for index in range(3):
+        pixels = Image.frombytes("RGB", (64, 48), os.urandom(64 * 48 * 3))
+        pixels.save(tmp_path / "site" / f"p{index}.png")
+    images = [
+        {"id": index, "file_name": f"p{index}.png", "width": 64, "height": 48} for index in range(4)
+    ]
+    labels = {
+        "categories": [{"id": 1, "name": "fire"}, {"id": 2, "name": "vest"}],
+        "images": images,
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}],
+    }
+    Path("labels.json").write_text(json.dumps(labels))
+    return tmp_path
+
+
+@pytest.fixture
+def command(site: Path, tiny_pair: Path) -> list[str]:
+    """The command with a quick way to look."""
+    look = ["--model", str(tiny_pair), "--look", "detector", "--lang", "en"]
+    return ["eval", "--gt", "labels.json", "--images", "site", "--leave-out", "vest", *look]
+
+
+def evaluation(folder: str = "qianyan-eval") -> dict[str, Any]:
+    whole: dict[str, Any] = json.loads(Path(folder, "eval.json").read_text("utf-8"))
+    return whole
+
+
+def test_a_table_is_printed_and_three_files_are_written(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command) == 4, "one picture is missing"
+    out = capsys.readouterr().out
+    assert "pictures 4 · not inspected not_found 1 · answer unreadable 0.0% 0/3" in out
+    assert "Report: qianyan-eval/eval.html" in out
+    figures = evaluation()["figures"]
+    assert (figures["pictures"], figures["looked_at"], figures["failed"]) == (
+        4,
+        3,
+        {"not_found": 1},
+    )
+    assert figures["images"]["fire"]["recall"]["total"] == 1
+    assert figures["images"]["fire"]["false_alarms"]["total"] == 2
+    page = Path("qianyan-eval/eval.html").read_text("utf-8")
+    assert "<script" not in page
+    assert "http" not in page
+    with Image.open("qianyan-eval/worst.jpg") as sheet:
+        assert sheet.width > 400
+
+
+def test_json_prints_what_is_written(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--json"]) == 4
+    assert json.loads(capsys.readouterr().out) == evaluation()
+
+
+def test_finished_results_are_scored_without_a_model(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(command)
+    scored = ["eval", "qianyan-eval/results.json", "--gt", "labels.json", "--images", "site",
+              "--leave-out", "vest", "--model", "nowhere", "--out", "again"]  # fmt: skip
+    assert run([*scored, "--against", "qianyan-eval/eval.json"]) == 4
+    again, before = evaluation("again"), evaluation()
+    assert again["figures"] == before["figures"]
+    assert again["comparison"]["pictures"] == 3
+    assert {one["p_adjusted"] for one in again["comparison"]["differences"]} == {1.0}
+    assert "差别" not in capsys.readouterr().out, "what is the same is not said to differ"
+
+
+def test_an_evaluation_is_not_lost_by_another_one(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(command)
+    before = evaluation()
+    assert run(command) == 2
+    assert "is there already; use --overwrite" in capsys.readouterr().err
+    assert run([*command, "--overwrite", "--against", "qianyan-eval/eval.json"]) == 2
+    assert "which this evaluation would replace" in capsys.readouterr().err
+    assert evaluation() == before
+    assert run([*command, "--overwrite"]) == 4
+
+
+def test_an_interrupted_evaluation_looks_at_what_is_left_only(command: list[str]) -> None:
+    run(command)
+    for name in ("eval.json", "eval.html", "results.json"):
+        Path("qianyan-eval", name).unlink()
+    lines = Path("qianyan-eval/results.jsonl")
+    kept = lines.read_text("utf-8").splitlines(keepends=True)[:2]
+    lines.write_text("".join(kept) + '{"torn', "utf-8")
+    assert run([*command, "--resume"]) == 4
+    assert lines.read_text("utf-8").startswith("".join(kept)), "both were kept as they were"
+    assert evaluation()["figures"]["looked_at"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "There are no labels to score against; name them with --gt."),
+        (["--gt", "nothing"], "'nothing' is not there"),
+        (["--gt", "labels.json"], "has the class 'vest'"),
+        (["--gt", "labels.json", "--against", "none.json"], "'none.json' cannot be opened"),
+        (["--gt", "labels.json", "--resume", "--overwrite"], "both given"),
+        (["none.json", "--gt", "labels.json", "--leave-out", "vest"], "cannot be opened"),
+        (["--events", "labels.json"], "There are no incidents to score"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_one_sentence(
+    site: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_incidents_are_scored_against_spans(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    span = {"label_id": "fire", "start_s": 60, "end_s": 120}
+    stream = {"stream": "gate", "duration_s": 3600, "labelled": ["fire"], "spans": [span]}
+    raised = [{"stream": "gate", "label_id": "fire", "start_s": start} for start in (66, 900)]
+    Path("spans.json").write_text(
+        json.dumps({"schema": "qianyan.event-labels/1", "streams": [stream]})
+    )
+    Path("raised.json").write_text(
+        json.dumps({"schema": "qianyan.incidents/1", "incidents": raised})
+    )
+    command = ["eval", "raised.json", "--events", "spans.json", "--lang", "en"]
+    assert run(command) == 0
+    assert "fire    100.0% 1/1 (20.7–100.0)      1.00 (0.03–5.57)" in capsys.readouterr().out
+    assert run([*command, "--json"]) == 0
+    fire = json.loads(capsys.readouterr().out)["hazards"]["fire"]
+    assert (fire["false_alarms"], fire["delay_s"]["median"]) == (1, 6.0)
