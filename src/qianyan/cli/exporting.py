@@ -84,7 +84,8 @@ def export(
         ),
     ] = "fire,smoke,person",
     copy_pictures: Annotated[
-        bool, option("--copy-pictures", "copy pictures into the export, instead of linking them")
+        bool,
+        option("--copy-pictures", "copy pictures, instead of linking them where the disk can"),
     ] = False,
     model: Annotated[
         str | None,

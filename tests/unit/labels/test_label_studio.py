@@ -129,3 +129,18 @@ def test_label_studios_converter_reads_the_annotations(tmp_path: Path) -> None:
     ((kind, box),) = [(names[each["category_id"]], each["bbox"]) for each in coco["annotations"]]
     assert kind == "fire"
     assert box == pytest.approx([10, 5, 20, 20])
+
+
+def test_label_studio_takes_every_annotation_and_prediction(tmp_path: Path) -> None:
+    sdk = pytest.importorskip(
+        "label_studio_sdk.label_interface",
+        reason="Label Studio's SDK is not installed (pip install label-studio-sdk)",
+    )
+    (task,) = write(tmp_path, reviewed(FIRE, by=(WORKER,), through=frozenset(CLASSES)))
+    interface = sdk.LabelInterface((tmp_path / "labeling_config.xml").read_text("utf-8"))
+    interface.validate()
+    assert all(interface.validate_annotation(each) for each in task["annotations"])
+    for each in task["predictions"]:
+        assert interface.validate_prediction(each, return_errors=True) == []
+    task["predictions"][0]["result"][0]["value"]["rectanglelabels"] = ["water"]
+    assert interface.validate_prediction(task["predictions"][0], return_errors=True)

@@ -1,8 +1,8 @@
 """An export from results and reviews to a folder: whole, or not there at all.
 
 Formats that keep predictions apart (Label Studio, CVAT) get one folder. In the others everything
-counts as a label, so what persons said lies in the folder itself, and pictures that nobody has
-been through lie with their predictions in `predictions/`, in the same form.
+counts as a label, so what persons said is a data set of its own in `reviewed/`, and pictures that
+nobody has been through lie with their predictions in `predictions/`, in the same form.
 """
 
 import json
@@ -31,7 +31,7 @@ from qianyan.labels.writing import to_json_bytes, write_coco, write_voc, write_y
 Format = Literal["coco", "yolo", "voc", "labelstudio", "cvat", "jsonl"]
 SCHEMA = "qianyan.export/1"
 EXPORT_FILE, REVIEWS_FILE = "export.json", "reviews.jsonl"
-PREDICTIONS = "predictions"
+REVIEWED, PREDICTIONS = "reviewed", "predictions"
 PICTURE_FOLDERS: dict[Format, str] = {"voc": "JPEGImages"}
 _WORDS: dict[Kind, list[str]] = {
     hazard.value: [word.value for word in words] for hazard, words in SUB_LABELS.items()
@@ -194,9 +194,9 @@ def _write(
     else:
         labels = [photo.as_labels(classes) for photo in labelled]
         proposals = [photo.as_prediction(classes) for photo in predicted]
-        for part, some in ((folder, labels), (folder / PREDICTIONS, proposals)):
+        for part, some in ((REVIEWED, labels), (PREDICTIONS, proposals)):
             if some:
-                summary.missing += _write_set(part, some, places, settings)
+                summary.missing += _write_set(folder / part, some, places, settings)
     record = _record(found, names, settings, summary)
     (folder / EXPORT_FILE).write_bytes(to_json_bytes(record))
 

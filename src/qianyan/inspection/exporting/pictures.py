@@ -9,13 +9,14 @@ read is written anew as JPEG.
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from qianyan.errors import ConfigError, MediaError
+from qianyan.errors import MediaError
 from qianyan.inputs.images import ImageLimits, read_image
 from qianyan.inspection.records import Inspection
 from qianyan.inspection.sources import is_url
@@ -89,21 +90,18 @@ def _read(path: Path) -> Image.Image:
 
 
 def place(found: Found, to: Path, *, is_copy: bool) -> None:
-    """Put a picture into an export.
+    """Put a picture into an export: as a link to the same file where the disk can, or a copy.
 
-    Raises ConfigError where the disk knows no links.
+    Links are hard ones: tools refuse symbolic links that lead out of a data set.
     """
     if not found.is_plain:
         _read(found.path).save(to, "JPEG", quality=QUALITY)
-    elif is_copy:
-        shutil.copyfile(found.path, to)
-    else:
-        try:
-            to.symlink_to(found.path)
-        except (NotImplementedError, PermissionError) as error:
-            raise ConfigError(
-                "Pictures cannot be linked from there; use --copy-pictures."
-            ) from error
+        return
+    if not is_copy:
+        with suppress(OSError):  # another disk, or one that knows no links
+            to.hardlink_to(found.path)
+            return
+    shutil.copyfile(found.path, to)
 
 
 def safe_names(pictures: Iterable[tuple[Inspection, Found]]) -> list[str]:

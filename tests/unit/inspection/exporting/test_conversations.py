@@ -25,11 +25,13 @@ def test_training_reads_the_ideal_answers(run_folder: Path, tmp_path: Path) -> N
     lessons = open_lessons("bundled", lang="en", max_pixels=3136)
     settings = ExportSettings(to="jsonl", only="all", lessons=lessons)
     done = export([run_folder], tmp_path / "out", settings)
-    source = JsonLines(tmp_path / "out" / "conversations.jsonl")
+    source = JsonLines(tmp_path / "out" / "reviewed" / "conversations.jsonl")
     assert len(source) == 1
     question, answer = source.read(0).messages
     picture, text = question["content"]
-    assert Path(picture["image_url"]["url"]) == tmp_path / "out" / "images" / "sure.png"
+    assert (
+        Path(picture["image_url"]["url"]) == tmp_path / "out" / "reviewed" / "images" / "sure.png"
+    )
     assert Path(picture["image_url"]["url"]).is_file()
     assert picture["max_pixels"] == 3136
     assert "hard hat" in text["text"] or "helmet" in text["text"]
@@ -56,7 +58,9 @@ def test_a_false_alarm_becomes_an_empty_answer_to_the_smaller_question(
     export(
         [run_folder], tmp_path / "out", ExportSettings(to="jsonl", only="reviewed", lessons=lessons)
     )
-    (line,) = (tmp_path / "out" / "conversations.jsonl").read_text("utf-8").splitlines()
+    (line,) = (
+        (tmp_path / "out" / "reviewed" / "conversations.jsonl").read_text("utf-8").splitlines()
+    )
     question, answer = json.loads(line)["messages"]
     assert question["content"][1]["text"].endswith("This time look for fire only.")
     assert answer["content"] == "[]"
@@ -70,7 +74,7 @@ def test_the_first_generation_is_asked_in_turns(run_folder: Path, tmp_path: Path
     export(
         [run_folder], tmp_path / "out", ExportSettings(to="jsonl", only="reviewed", lessons=lessons)
     )
-    messages = JsonLines(tmp_path / "out" / "conversations.jsonl").read(0).messages
+    messages = JsonLines(tmp_path / "out" / "reviewed" / "conversations.jsonl").read(0).messages
     pictures = [
         part
         for message in messages
