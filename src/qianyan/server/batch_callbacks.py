@@ -14,7 +14,8 @@ from typing import Any
 
 from qianyan.errors import EndpointError, MediaError
 from qianyan.inputs.fetch import FetchLimits, post
-from qianyan.server.batches import CALLBACK, Batches, BatchRow
+from qianyan.server.batch_rows import CALLBACK, BatchRow
+from qianyan.server.batches import Batches
 from qianyan.server.task_runner import Work
 from qianyan.server.tasks import Task
 

@@ -11,13 +11,11 @@ import json
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import StrEnum
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import JSON, Index, String, delete, func, insert, select, update
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.orm import Session
 
 from qianyan.errors import InputError, quote
 from qianyan.server.batch_lines import (
@@ -28,17 +26,24 @@ from qianyan.server.batch_lines import (
     read_body,
     read_lines,
 )
+from qianyan.server.batch_rows import (
+    CALLBACK,
+    NAME,
+    OVER,
+    UNFINISHED,
+    BatchQuery,
+    BatchRow,
+    BatchState,
+)
 from qianyan.server.database import (
     ConflictError,
     Database,
     NotFoundError,
     QuotaError,
-    UtcTime,
     utc_now,
 )
 from qianyan.server.files import FilePurpose, Files, WrittenFile
 from qianyan.server.owned import (
-    OwnedRow,
     Page,
     PageQuery,
     created_within,
@@ -48,37 +53,12 @@ from qianyan.server.owned import (
 from qianyan.server.tasks import LATER, Task, TaskRow, TaskState, new_row
 
 LINE_KIND = "batch_line"
-NAME = "ds_name"
-CALLBACK = "ds_batch_finish_callback"
-"""Entries of metadata: what Bailian's lists choose by, and where the end is told."""
 CALLBACK_KIND = "batch_callback"
 WINDOW = re.compile(r"(\d{1,4})([hd])")
 SECONDS = {"h": 3600, "d": 86_400}
 
 Answer = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 """Answers one request of an owner: from its body to the response's body."""
-
-
-class BatchState(StrEnum):
-    """Where a batch stands."""
-
-    VALIDATING = "validating"
-    IN_PROGRESS = "in_progress"
-    FINALIZING = "finalizing"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    EXPIRED = "expired"
-    CANCELLING = "cancelling"
-    CANCELLED = "cancelled"
-
-
-UNFINISHED = (
-    BatchState.VALIDATING,
-    BatchState.IN_PROGRESS,
-    BatchState.FINALIZING,
-    BatchState.CANCELLING,
-)
-OVER = frozenset(BatchState) - frozenset(UNFINISHED)
 LEFT_OUT = {
     BatchState.CANCELLED: ("batch_cancelled", "The batch was cancelled before this request."),
     BatchState.EXPIRED: (
@@ -86,48 +66,6 @@ LEFT_OUT = {
         "This request could not be executed before the completion window expired.",
     ),
 }
-
-
-class BatchRow(OwnedRow):
-    """A batch's row."""
-
-    __tablename__ = "batches"
-    __table_args__ = (
-        Index("batches_of_owner", "owner_id", "created_at", "id"),
-        Index("batches_by_state", "state"),
-    )
-
-    endpoint: Mapped[str] = mapped_column(String(80))
-    input_file_id: Mapped[str] = mapped_column(String(80))
-    completion_window: Mapped[str] = mapped_column(String(10))
-    note: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
-    model: Mapped[str | None] = mapped_column(String(255))
-    state: Mapped[str] = mapped_column(String(20))
-    total: Mapped[int] = mapped_column()
-    completed: Mapped[int] = mapped_column()
-    failed: Mapped[int] = mapped_column()
-    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
-    output_file_id: Mapped[str | None] = mapped_column(String(80))
-    error_file_id: Mapped[str | None] = mapped_column(String(80))
-    expires_at: Mapped[datetime] = mapped_column(UtcTime)
-    in_progress_at: Mapped[datetime | None] = mapped_column(UtcTime)
-    finalizing_at: Mapped[datetime | None] = mapped_column(UtcTime)
-    completed_at: Mapped[datetime | None] = mapped_column(UtcTime)
-    failed_at: Mapped[datetime | None] = mapped_column(UtcTime)
-    expired_at: Mapped[datetime | None] = mapped_column(UtcTime)
-    cancelling_at: Mapped[datetime | None] = mapped_column(UtcTime)
-    cancelled_at: Mapped[datetime | None] = mapped_column(UtcTime)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchQuery:
-    """Which of an owner's batches are listed; an empty tuple chooses all."""
-
-    states: tuple[BatchState, ...] = ()
-    input_file_ids: tuple[str, ...] = ()
-    name: str | None = None
-    created_from: datetime | None = None
-    created_until: datetime | None = None
 
 
 class Batches:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qianyan.errors import InputError, quote
 from qianyan.server.auth import owner_of
-from qianyan.server.batches import BatchQuery, BatchRow, BatchState
+from qianyan.server.batch_rows import BatchQuery, BatchRow, BatchState
 from qianyan.server.dashscope_times import parse_time
 from qianyan.server.generate import collect
 from qianyan.server.keeping import Kept

@@ -8,7 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from qianyan.server.batch_callbacks import tell_end
-from qianyan.server.batches import CALLBACK_KIND, LINE_KIND, BatchRow
+from qianyan.server.batch_rows import BatchRow
+from qianyan.server.batches import CALLBACK_KIND, LINE_KIND
 from qianyan.server.dashscope_generation import answer_task
 from qianyan.server.dashscope_tasks import TASK_KIND
 from qianyan.server.keeping import Keeping, keep

@@ -17,7 +17,8 @@ from qianyan.engine.engine import Engine
 from qianyan.errors import InputError
 from qianyan.inputs.fetch import FetchLimits
 from qianyan.server.batch_callbacks import tell_end
-from qianyan.server.batches import CALLBACK_KIND, Batches, BatchRow
+from qianyan.server.batch_rows import BatchRow
+from qianyan.server.batches import CALLBACK_KIND, Batches
 from qianyan.server.database import open_database
 from qianyan.server.files import Files
 from qianyan.server.owned import PageQuery

@@ -17,7 +17,8 @@ import pytest
 
 from qianyan.errors import InputError
 from qianyan.server.batch_lines import BatchLimits, read_body, read_lines
-from qianyan.server.batches import LINE_KIND, Batches, BatchQuery, BatchRow, BatchState
+from qianyan.server.batch_rows import BatchQuery, BatchRow, BatchState
+from qianyan.server.batches import LINE_KIND, Batches
 from qianyan.server.database import ConflictError, NotFoundError, QuotaError, open_database
 from qianyan.server.files import Files
 from qianyan.server.owned import PageQuery

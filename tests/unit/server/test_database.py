@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import func, select, text
 
 from qianyan.errors import ConfigError
-from qianyan.server import batches, openai_responses_kept, tasks
+from qianyan.server import batch_rows, openai_responses_kept, tasks
 from qianyan.server import database as module
 from qianyan.server.database import (
     DATABASE_FILE,
@@ -47,7 +47,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> No
     with open_database(tmp_path).engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Rows.metadata) == []
-    made = {tasks.TaskRow, batches.BatchRow, openai_responses_kept.ResponseRow}
+    made = {tasks.TaskRow, batch_rows.BatchRow, openai_responses_kept.ResponseRow}
     assert {row.__tablename__ for row in made} < set(Rows.metadata.tables)
 
 

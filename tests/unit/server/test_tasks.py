@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from qianyan.server.batches import BatchRow
+from qianyan.server.batch_rows import BatchRow
 from qianyan.server.database import (
     DATABASE_FILE,
     ConflictError,
