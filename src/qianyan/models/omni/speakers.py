@@ -7,9 +7,11 @@ builds tensors, numbers and containers and calls nothing that the file names. `s
 """
 
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +27,11 @@ MAX_BYTES = 2**26
 MAX_REFERENCE_FRAMES = 30_000
 """Five minutes of a voice; released ones are seconds long."""
 FIELDS = ("cond", "ref_mel", "bos_token")
+UNREADABLE = (
+    *(pickle.UnpicklingError, struct.error, OSError, EOFError, MemoryError, RuntimeError),
+    *(LookupError, ValueError, TypeError, AttributeError, AssertionError, OverflowError),
+)
+"""What torch raises for damaged files: seen when thousands of them were tried."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,7 +99,7 @@ def _read_safe(path: Path) -> dict[str, dict[str, object]]:
 def _read_pickled(path: Path) -> dict[str, dict[str, object]]:
     try:
         voices = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if not isinstance(voices, dict) or not all(
         isinstance(name, str) and isinstance(voice, dict) for name, voice in voices.items()
@@ -110,16 +117,22 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     )
 
 
+def _is_dense(value: object) -> TypeGuard[Tensor]:
+    """Tell whether a value is a tensor of plain floats."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.is_floating_point()
+        and not value.is_quantized
+    )
+
+
 def _speaker(name: str, voice: Mapping[str, object], config: DiTConfig, file: str) -> Speaker:
     """Check one voice and bring it into shape."""
     cond, ref_mel, bos_token = (voice.get(field) for field in FIELDS)
     if isinstance(bos_token, Tensor) and bos_token.numel() == 1:
         bos_token = bos_token.item()
-    if (
-        not isinstance(cond, Tensor)
-        or not isinstance(ref_mel, Tensor)
-        or not isinstance(bos_token, int)
-    ):
+    if not _is_dense(cond) or not _is_dense(ref_mel) or not isinstance(bos_token, int):
         raise CheckpointError(
             f"The voice {quote(name)} in {file} lacks a part; expected {', '.join(FIELDS)}."
         )
