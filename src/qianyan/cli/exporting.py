@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qianyan.cli.exit_codes import DONE, IN_PART
-from qianyan.cli.options import Config, Debug, Lang, MaxPixels, WordsOption, option
+from qianyan.cli.options import Config, Debug, Lang, MaxPixels, option
 from qianyan.errors import ConfigError, quote
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ def export(
         option("--model", "jsonl: the model to be taught, a checkpoint folder or a hub id"),
     ] = None,
     max_pixels: MaxPixels = None,
-    lang: WordsOption = "zh",
+    lang: Annotated[
+        Lang, option("--lang", "language of conversations, and of what is said here")
+    ] = "zh",
     force: Annotated[bool, option("--force", "replace an earlier export in --out")] = False,
     config: Config = None,
     debug: Debug = False,

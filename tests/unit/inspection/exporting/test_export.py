@@ -13,6 +13,7 @@ from PIL import Image
 from qianyan.errors import ConfigError
 from qianyan.inspection.exporting.cases import Reason
 from qianyan.inspection.exporting.export import ExportSettings, Format, export
+from qianyan.inspection.lessons import things_in
 from qianyan.inspection.records import Hazard
 from qianyan.inspection.results import to_json, to_record
 from qianyan.labels.photos import LabelledBox, LabelledPhoto
@@ -71,6 +72,21 @@ def test_reviewed_boxes_are_labels(to: Format, run_folder: Path, tmp_path: Path)
     assert box.sub_label == (None if to == "yolo" else "no_helmet")
     proposed = set(read(tmp_path / "out" / "predictions", to))
     assert proposed == ({"low"} if to == "voc" else {"low", "x"})  # no XML says "not looked at"
+
+
+def test_what_was_reviewed_is_what_training_teaches(run_folder: Path, tmp_path: Path) -> None:
+    say(run_folder, "sure.png", "wrong", FIRE)
+    say(run_folder, "sure.png", "right", WORKER)
+    formats: tuple[Format, ...] = ("coco", "voc")
+    for to in formats:
+        export(
+            [run_folder],
+            tmp_path / to,
+            ExportSettings(to=to, categories=(Hazard.FIRE, Hazard.PERSON)),
+        )
+        things, known = things_in(read(tmp_path / to / "reviewed", to)["sure"])
+        assert known == {Hazard.FIRE, Hazard.PERSON}
+        assert [(one.hazard, one.sub_label) for one in things] == [(WORKER.label, WORKER.sub_label)]
 
 
 def test_a_picture_reviewed_in_part_is_labelled_in_part(run_folder: Path, tmp_path: Path) -> None:
