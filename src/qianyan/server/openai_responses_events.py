@@ -17,7 +17,7 @@ from qianyan.server.errors import Failure
 from qianyan.server.openai_reply import TokenWords, cut_words
 from qianyan.server.openai_responses_items import item_id
 from qianyan.server.searching import AskedSearch
-from qianyan.server.told import beside
+from qianyan.server.told import beside, inside
 
 Event = dict[str, Any]
 _CITATION = re.compile(r"\[(\d{1,4})\]", re.ASCII)
@@ -115,7 +115,7 @@ class ResponseWriter:
         )
         yield from self._close("completed" if is_whole else "incomplete")
         self.response["status"] = "incomplete" if is_cut else "completed"
-        self.response |= beside(completion)
+        self.response |= beside(completion) | inside(completion)
         if is_cut:
             why = {"reason": "max_output_tokens", **cut_words(completion)}
             self.response["incomplete_details"] = why

@@ -30,6 +30,9 @@ SAME_NAMES = (
     "enable_thinking",
     "thinking_budget",
     "vl_high_resolution_images",
+    "vl_enable_image_hw_output",
+    "ocr_options",
+    "coordinate_space",
 )
 """Fields that chat has too."""
 ECHOED = {
@@ -136,6 +139,9 @@ class ResponseRequest(BaseModel):
     enable_thinking: bool | None = None
     thinking_budget: int | None = None
     vl_high_resolution_images: bool | None = None
+    vl_enable_image_hw_output: bool | None = None
+    ocr_options: dict[str, Any] | None = None
+    coordinate_space: str | None = None
     conversation: Annotated[Any, _schema("string", "object")] = None
     prompt: dict[str, Any] | None = None
 

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from qianyan.engine.request import Finished
+from qianyan.engine.request import Finished, Request
 from qianyan.errors import CapacityError, QianyanError
-from qianyan.server.answer import Answer
 from qianyan.server.errors import RefusedError
 from qianyan.server.generate import AnyAnswer as HereAnswer
 from qianyan.server.generate import Question, begin
@@ -93,7 +92,7 @@ class AskedTurn:
                 passed = await begin_upstream(serving.upstreams, upstream, chat)
             return passed, ResponseWriter(self.response, summarizes=self.request.summarizes)
         question, answer = await self._begin(serving)
-        if isinstance(answer, Answer):
+        if isinstance(answer.request, Request):
             sampling = answer.request.sampling
             self.response.update(temperature=sampling.temperature, top_p=sampling.top_p)
         num_top = question.options.get("logprobs")

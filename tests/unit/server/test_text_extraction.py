@@ -243,3 +243,42 @@ def test_a_task_has_the_result_as_well(serve: Serve, tmp_path: Path) -> None:
     assert output["task_status"] == "SUCCEEDED", output
     (part,) = output["choices"][0]["message"]["content"]
     check_place(part["ocr_result"])
+
+
+def respond(client: httpx2.Client, uri: str, **fields: Any) -> httpx2.Response:
+    content = [{"type": "input_image", "image_url": uri}, {"type": "input_text", "text": "?"}]
+    given = [{"role": "user", "content": content}]
+    body = {"model": "judge", "input": given, "store": False, "max_output_tokens": 20, **fields}
+    return client.post("/v1/responses", json=body)
+
+
+def test_responses_tell_what_was_read(client: httpx2.Client) -> None:
+    task = {"task": "advanced_recognition"}
+    done = respond(client, to_uri(SAMPLES["sign"]()), ocr_options=task).json()
+    assert done["status"] == "completed"
+    check_place(done["ocr_result"])
+    assert any("offline reader" in note for note in done["notes"])
+    streamed = respond(client, to_uri(SAMPLES["sign"]()), ocr_options=task, stream=True).text
+    (last,) = [
+        json.loads(line.removeprefix("data: "))["response"]
+        for line in streamed.splitlines()
+        if line.startswith('data: {"type":"response.completed"')
+    ]
+    assert last["ocr_result"] == done["ocr_result"]
+    wrong = respond(client, to_uri(SAMPLES["sign"]()), ocr_options={"task": "read"}).json()
+    assert wrong["error"]["param"] == "ocr_options.task"
+
+
+def test_responses_tell_places_and_sizes(client: httpx2.Client) -> None:
+    uri = to_uri(SAMPLES["sign"]())
+    asked = {"coordinate_space": "original_pixels", "vl_enable_image_hw_output": True}
+    done = respond(client, uri, **asked).json()
+    assert done["places"] == [] or "bbox_2d" in done["places"][0]
+    (size,) = done["images"]
+    assert size["original_hw"] == list(SAMPLES["sign"]().size[::-1])
+    plain = respond(client, uri).json()
+    assert not plain.keys() & {"places", "images", "ocr_result"}
+    wrong = respond(client, uri, coordinate_space="inches").json()
+    assert wrong["error"]["param"] == "coordinate_space"
+    bare = {"model": "judge", "input": "hello", "coordinate_space": "original_pixels"}
+    assert "exactly one" in client.post("/v1/responses", json=bare).json()["error"]["message"]
