@@ -6,10 +6,11 @@ again, so that a report can be set anew in another language.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qianyan.errors import ConfigError, quote
 from qianyan.inspection.records import (
@@ -25,6 +26,7 @@ from qianyan.inspection.words import SUB_LABEL_WORDS, Lang, label_word, sub_labe
 
 SCHEMA = "qianyan.results/1"
 SCORE_DIGITS = 4
+_Read = TypeVar("_Read")
 MEANING = {word: sub for words in SUB_LABEL_WORDS.values() for sub, word in words.items()}
 
 
@@ -88,10 +90,20 @@ def _read_detection(record: dict[str, Any]) -> Detection:
     return Detection(
         label=Hazard(record["label_id"]),
         sub_label=MEANING[record["sub_label"]],
-        box=Box(*record["bbox_2d"]),
-        score=record["score"],
+        box=Box(*map(index, record["bbox_2d"])),
+        score=_optional(float, record["score"]),
         score_kind=record["score_kind"],
     )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _optional(read: Callable[[Any], _Read], value: Any) -> _Read | None:
+    return None if value is None else read(value)
 
 
 def from_record(record: dict[str, Any]) -> Inspection:
@@ -100,18 +112,18 @@ def from_record(record: dict[str, Any]) -> Inspection:
         detections = record["detections"]
         error = record["error"]
         return Inspection(
-            source=record["source"],
+            source=_text(record["source"]),
             detections=None if detections is None else tuple(map(_read_detection, detections)),
             checked=tuple(Hazard(name) for name in record["checked"]),
             error=None if error is None else Failure(error["code"], error["message"]),
             vetoed=tuple(
                 Veto(_read_detection(veto), veto["reason"]) for veto in record.get("vetoed", ())
             ),
-            file=record["file"],
-            marked_file=record["marked_file"],
-            sha256=record["sha256"],
-            width=record["width"],
-            height=record["height"],
+            file=_optional(_text, record["file"]),
+            marked_file=_optional(_text, record["marked_file"]),
+            sha256=_optional(_text, record["sha256"]),
+            width=_optional(index, record["width"]),
+            height=_optional(index, record["height"]),
             at_s=record["at_s"],
             total_s=record["timing"]["total_s"],
             usage=Usage(**record["usage"]),

@@ -110,7 +110,23 @@ def test_a_name_that_is_no_text_survives_the_file() -> None:
     assert "火灾".encode() in to_json(to_record(LOOKED, "zh")).encode("utf-8")
 
 
-@pytest.mark.parametrize("damage", [{"detections": 3}, {"checked": ["gas"]}, {"timing": None}])
+FIRE_RECORD = to_record(LOOKED, "zh")["detections"][0]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"detections": 3},
+        {"checked": ["gas"]},
+        {"timing": None},
+        {"source": 7},
+        {"file": ["images/a.jpg"]},
+        {"width": "100"},
+        {"detections": [FIRE_RECORD | {"score": "high"}]},
+        {"detections": [FIRE_RECORD | {"bbox_2d": [1, 2, 3.5, 4]}]},
+        {"detections": [FIRE_RECORD | {"bbox_2d": [1, 2, 3]}]},
+    ],
+)
 def test_a_record_of_another_form_is_refused(damage: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"qianyan\.results/1"):
         from_record({**to_record(LOOKED, "zh"), **damage})
