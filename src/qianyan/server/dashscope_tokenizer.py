@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
 from qianyan.errors import InputError
 from qianyan.inputs.processor import Processor
@@ -12,6 +13,7 @@ from qianyan.server.dashscope_errors import PREFIX
 from qianyan.server.dashscope_request import Conversation, GenerationRequest
 from qianyan.server.errors import RefusedError
 from qianyan.server.serving import Served
+from qianyan.server.stream import to_json
 
 router = APIRouter(tags=["dashscope"])
 MAX_CHARACTERS = 1_000_000
@@ -19,22 +21,26 @@ MAX_CHARACTERS = 1_000_000
 
 
 @router.post(f"{PREFIX}tokenizer")
-async def count_tokens(
-    request: Request, body: GenerationRequest, serving: Served
-) -> dict[str, Any]:
+async def count_tokens(request: Request, body: GenerationRequest, serving: Served) -> Response:
     """Take a text apart; a prompt alone stays bare, messages stand in the model's own frame."""
     serving.check_model(body.named_model())
     asked = body.input or Conversation()
-    processor = serving.worker.engine.processor
-    token_ids = await asyncio.to_thread(_encode, processor, asked)
-    return {
-        "output": {
-            "token_ids": token_ids,
-            "tokens": [processor.tokenizer.token_text(one) for one in token_ids],
-        },
-        "usage": {"input_tokens": len(token_ids)},
-        "request_id": request.state.request_id,
-    }
+    processor, request_id = serving.worker.engine.processor, request.state.request_id
+    whole = await asyncio.to_thread(_write, processor, asked, request_id)
+    return Response(whole, media_type="application/json")
+
+
+def _write(processor: Processor, asked: Conversation, request_id: str) -> str:
+    """Write the reply, which may tell of a million tokens."""
+    token_ids = _encode(processor, asked)
+    tokens = [processor.tokenizer.token_text(one) for one in token_ids]
+    return to_json(
+        {
+            "output": {"token_ids": token_ids, "tokens": tokens},
+            "usage": {"input_tokens": len(token_ids)},
+            "request_id": request_id,
+        }
+    )
 
 
 def _encode(processor: Processor, asked: Conversation) -> list[int]:

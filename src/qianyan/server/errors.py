@@ -8,7 +8,7 @@ log has them, under the request's id.
 import errno
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,13 +192,18 @@ def _from_validation(error: RequestValidationError) -> Failure:
         return Failure(status=400, code="invalid_json", message=message)
     if first["type"] == "model_attributes_type" and first["loc"] == ("body",):
         return Failure(status=400, code="invalid_json", message=_no_object(first["input"]))
+    return _find_failure(field_error(first))
+
+
+def field_error(first: Mapping[str, Any]) -> RefusedError:
+    """Put into a sentence what pydantic finds wrong with a field, as `errors()` has it."""
     place = [str(step) for step in first["loc"] if step not in ("body", "query", "path", "header")]
     param = ".".join(place) or None
     where = quote(param) if param else "The body"
     reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
     reason = reason.partition(" after validation")[0].replace("List should", "should")
     message = f"{where} is missing." if first["type"] == "missing" else f"{where}: {reason}."
-    return Failure(status=400, code="invalid_value", message=message, param=param)
+    return RefusedError(message, status=400, code="invalid_value", param=param)
 
 
 def _no_object(body: object) -> str:

@@ -11,6 +11,7 @@ from qianyan.errors import InputError, quote
 from qianyan.server.auth import owner_of
 from qianyan.server.batch_rows import BatchQuery, BatchRow, BatchState
 from qianyan.server.dashscope_times import parse_time
+from qianyan.server.errors import field_error
 from qianyan.server.generate import collect
 from qianyan.server.keeping import Kept
 from qianyan.server.openai_chat import begin_reply
@@ -189,9 +190,7 @@ async def answer_chat(serving: Serving, body: dict[str, Any]) -> dict[str, Any]:
     try:
         asked = ChatRequest.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "The body"
-        raise InputError(f"{place}: {first['msg']}.") from error
+        raise field_error(error.errors(include_url=False, include_input=False)[0]) from error
     upstream = serving.upstreams.find(asked.model)
     if upstream is not None:
         return await serving.upstreams.ask(upstream, asked)
