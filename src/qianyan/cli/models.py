@@ -146,19 +146,11 @@ def export_a_detector(
     """
     if out.suffix != ".onnx":
         raise ConfigError(f"OUT is {quote(out)}; expected a name that ends in .onnx.")
-    from qianyan.inspection.inspector import find_detector, find_pair
+    from qianyan.inspection.inspector import require_detector
     from qianyan.models.detector import load_detector
     from qianyan.models.detector_onnx import export_onnx
 
-    folder = find_detector(detector)
-    pair = find_pair(detector) if folder is None else None
-    if pair is not None:
-        folder = pair / "detector"
-    if folder is None or not folder.is_dir():
-        raise ConfigError(
-            f"{quote(detector)} is no detector of ours; expected bundled or a folder."
-        )
-    export_onnx(load_detector(folder), out)
+    export_onnx(load_detector(require_detector(detector)), out)
     print(out)
 
 

@@ -117,6 +117,25 @@ def train_the_detector(
     run: RunDir = Path("runs/detector"),
     minutes: Minutes = 90,
     seed: Seed = 0,
+    size: Annotated[
+        int, option("--size", "side of the square that pictures are looked at in, in pixels")
+    ] = 320,
+    start: Annotated[
+        str | None, option("--start", "a detector to begin with: bundled, or its folder")
+    ] = None,
+    learning_rate: Annotated[
+        float, option("--learning-rate", "at its height; about half with --start", min=1e-6)
+    ] = 2e-3,
+    drawn_scenes: Annotated[
+        int, option("--drawn-scenes", "scenes to draw beside the photos", min=100)
+    ] = 5000,
+    far: Annotated[
+        float, option("--far", "chance that a photo with people is shown small, heads smaller yet")
+    ] = 0.0,
+    hard: Annotated[
+        float,
+        option("--hard", "how many times oftener photos are shown in which it is sure and wrong"),
+    ] = 0.0,
     resume: Resume = False,
     debug: Debug = False,
 ) -> None:
@@ -124,10 +143,22 @@ def train_the_detector(
 
     Example: qianyan train detector --photos data/dev --minutes 90
     """
-    from qianyan.train.bundled.detector import train_detector
+    from qianyan.inspection.inspector import require_detector
+    from qianyan.models.detector import DetectorConfig
+    from qianyan.train.bundled.detector import DetectorRecipe, train_detector
+    from qianyan.train.bundled.samples import Mix
 
     logging.basicConfig(level=logging.INFO)
-    train_detector(photos, run, minutes=minutes, resume=resume, seed=seed, export_dir=out)
+    recipe = DetectorRecipe(
+        minutes=minutes,
+        seed=seed,
+        learning_rate=learning_rate,
+        drawn_scenes=drawn_scenes,
+        mix=Mix(far=far, hard=hard),
+        config=DetectorConfig(image_size=size),
+    )
+    first = require_detector(start) if start is not None else None
+    train_detector(photos, run, recipe, resume=resume, start=first, export_dir=out)
     print(out)
 
 

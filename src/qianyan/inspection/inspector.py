@@ -22,8 +22,6 @@ from qianyan.inputs.grounding import Markup
 from qianyan.inputs.images import Photo
 from qianyan.inspection.cascade import Cascade, Propose
 from qianyan.inspection.detect import TOKENS_BESIDES, TOKENS_PER_OBJECT, Lister
-from qianyan.inspection.endpoint import draw_test_picture
-from qianyan.inspection.profile import MAX_PIXELS
 from qianyan.inspection.prompts import (
     MAX_OBJECTS,
     USUAL_FORM,
@@ -32,7 +30,9 @@ from qianyan.inspection.prompts import (
     PromptOrder,
 )
 from qianyan.inspection.records import Look
-from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.remote.probe import draw_test_picture
+from qianyan.inspection.remote.profile import MAX_PIXELS
+from qianyan.inspection.remote.vision import RemoteVision
 from qianyan.inspection.two_steps import FIRST_LOOK_TOKENS, TwoSteps
 from qianyan.inspection.vision import LocalVision, Vision
 from qianyan.inspection.words import Lang
@@ -289,6 +289,17 @@ def find_detector(model: str) -> Path | None:
     if not (path / "config.json").is_file():
         return None
     return path if read_config_json(path).get("model_type") == MODEL_TYPE else None
+
+
+def require_detector(model: str) -> Path:
+    """Find a detector's folder by its own name, or by that of its pair; ConfigError if none is."""
+    folder = find_detector(model)
+    pair = find_pair(model) if folder is None else None
+    if pair is not None:
+        folder = pair / "detector"
+    if folder is None or not folder.is_dir():
+        raise ConfigError(f"{quote(model)} is no detector of ours; expected bundled or a folder.")
+    return folder
 
 
 def _open_detector(path: Path, device: str) -> Detector | OnnxDetector:

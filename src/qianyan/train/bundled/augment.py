@@ -16,6 +16,7 @@ from qianyan.train.bundled.flames import Floats
 Pixels = NDArray[np.uint8]
 Edges = tuple[float, float, float, float]
 MIN_KEPT = 0.35  # of a box's area inside a crop, below which the box is dropped
+FAR = (2.0, 3.0)  # sides of the window of a far picture, in sides of the picture
 MIN_PIXELS = 4.0  # a box smaller than this in the square is not worth learning
 
 
@@ -100,14 +101,21 @@ def paste_head(rng: np.random.Generator, sample: Sample, bank: list[Pixels]) -> 
     return replace(sample, rgb=rgb, boxes=boxes)
 
 
-def crop(rng: np.random.Generator, sample: Sample, size: int, *, chance: float) -> Sample:
+def crop(
+    rng: np.random.Generator, sample: Sample, size: int, *, chance: float, is_far: bool = False
+) -> Sample:
     """Cut a random window, stretch it to a square, mirror and blur by chance.
 
     The window may reach beyond the picture (things look smaller then); what lies outside is grey.
+    `is_far` has it reach so far beyond that everything is shown at half its size or less.
     """
     height, width = sample.rgb.shape[:2]
     x, y, wide, tall = 0.0, 0.0, float(width), float(height)
-    if rng.random() < chance:
+    if is_far:
+        zoom = float(rng.uniform(*FAR))
+        wide, tall = width * zoom, height * zoom
+        x, y = (float(rng.uniform(side * (1 - zoom), 0)) for side in (width, height))
+    elif rng.random() < chance:
         zoom = float(rng.uniform(0.42, 1.0) if rng.random() < 0.8 else rng.uniform(1.0, 1.5))
         squeeze = float(np.exp(rng.uniform(-0.22, 0.22)))
         wide, tall = width * min(1.5, zoom * squeeze), height * min(1.5, zoom / squeeze)

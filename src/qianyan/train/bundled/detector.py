@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qianyan.errors import CheckpointError
 from qianyan.labels.photos import LabelledPhoto
-from qianyan.models.detector import Detector, DetectorConfig, Proposal, save_detector
+from qianyan.models.detector import (
+    Detector,
+    DetectorConfig,
+    Proposal,
+    load_detector,
+    save_detector,
+)
 from qianyan.train.bundled.calibration import fit_calibration
 from qianyan.train.bundled.detector_loss import Targets, detector_loss
 from qianyan.train.bundled.detector_scores import (
@@ -32,11 +40,12 @@ from qianyan.train.bundled.detector_scores import (
     score_scenes,
 )
 from qianyan.train.bundled.photos import read_photos, split_held_out
-from qianyan.train.bundled.samples import SampleSource
+from qianyan.train.bundled.samples import USUAL_MIX, Mix, SampleSource
 from qianyan.train.bundled.scene_store import CHUNK, draw_chunk
 from qianyan.train.checkpoint import read_run_state, write_run_state
 
 log = logging.getLogger(__name__)
+MINED_SCORE = 0.15  # what is proposed below it is not worth showing a photo again for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +61,8 @@ class DetectorRecipe:
     warm_up_steps: int = 150
     drawn_share: float = 0.33
     drawn_scenes: int = 5000
+    mix: Mix = USUAL_MIX
+    mined_from: float = 0.4  # share of the run after which hard photos are shown oftener
     plain_from: float = 0.85  # share of the run after which pictures are no longer joined or pasted
     save_every_s: float = 240.0
     report_every_s: float = 600.0
@@ -101,6 +112,24 @@ class DetectorTraining:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
+
+    def start_from(self, other: Detector) -> None:
+        """Begin with the weights of another detector of the same widths; its size may differ.
+
+        Raises CheckpointError when the widths are not the same.
+        """
+        try:
+            self.detector.load_state_dict(other.state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"The detector to start from is of other widths: {error}"
+            ) from error
+        self.average.load_state_dict(other.state_dict())
+
+    def mine(self) -> None:
+        """Show photos oftener in which the average is sure of what is not there."""
+        hard = self.source.mine(partial(self.average.propose, threshold=MINED_SCORE))
+        log.info("%s mined=%d", self._where(), hard)
 
     def save(self) -> None:
         """Write the checkpoint; a run that is killed meanwhile keeps the one before."""
@@ -169,8 +198,11 @@ class DetectorTraining:
         saved = reported = logged = time.monotonic()
         self.detector.train()
         for pictures, targets in self.batches():
-            if self.progress.share(recipe) >= 1:
+            done = self.progress.share(recipe)
+            if done >= 1:
                 break
+            if recipe.mix.hard and not self.source.is_mined and done >= recipe.mined_from:
+                self.mine()
             losses.append(self.step(pictures, targets))
             now = time.monotonic()
             self.progress.elapsed_s = now - started
@@ -225,31 +257,34 @@ def calibrate(detector: Detector, held_out: list[LabelledPhoto], *, scenes: int 
 def train_detector(
     photos_dir: Path | None,
     run_dir: Path,
+    recipe: DetectorRecipe,
     *,
-    minutes: float,
     resume: bool = False,
-    seed: int = 0,
+    start: Path | None = None,
     export_dir: Path | None = None,
 ) -> Path:
-    """Train a detector for `minutes` and export it; returns the folder of the exported model.
+    """Train a detector by a recipe and export it; returns the folder of the exported model.
 
     Without `photos_dir` it learns from drawn scenes alone. `run_dir` keeps everything needed to
-    continue with `resume`.
+    continue with `resume`; `start` is the folder of a detector to begin with.
 
     Raises:
         ConfigError: the photos' annotations cannot be read.
-        CheckpointError: `resume` was asked for and the run folder has no checkpoint.
+        CheckpointError: `resume` was asked for and the run folder has no checkpoint, or `start` is
+            no detector of the recipe's widths.
     """
-    recipe = DetectorRecipe(minutes=minutes, seed=seed)
     scene_folder, target = run_dir / "scenes", export_dir or run_dir / "export"
-    prepare_scenes(scene_folder, recipe.drawn_scenes, seed=seed)
+    first = load_detector(start) if start is not None else None
+    prepare_scenes(scene_folder, recipe.drawn_scenes, seed=recipe.seed)
     photos = read_photos(photos_dir, "train") if photos_dir else []
     checked = read_photos(photos_dir, "val")[::2] if photos_dir else []
     kept, held_out = split_held_out(photos)
-    source = SampleSource(kept, scene_folder, drawn_share=recipe.drawn_share)
+    source = SampleSource(kept, scene_folder, drawn_share=recipe.drawn_share, mix=recipe.mix)
     training = DetectorTraining(recipe, source, run_dir)
     if resume:
         training.resume()
+    elif first is not None:
+        training.start_from(first)
     log.info("photos=%d scenes=%d parameters=%d", len(kept), CHUNK * len(source.scenes),
              sum(p.numel() for p in training.detector.parameters()))  # fmt: skip
 

@@ -1,18 +1,20 @@
 """From labelled pictures to training batches: choosing, joining, and the padded labels.
 
 Batch number `step` is a function of the seed and the step alone, so a training that is resumed
-sees what it would have seen.
+sees what it would have seen; once photos are mined, also of what a detector got wrong in them.
 """
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qianyan.errors import ConfigError
 from qianyan.labels.photos import LabelledBox, LabelledPhoto
-from qianyan.models.detector import KINDS, Kind, normalise
+from qianyan.models.detector import KINDS, Kind, Proposal, normalise
 from qianyan.train.bundled.augment import (
     MIN_PIXELS,
     Pixels,
@@ -29,22 +31,56 @@ from qianyan.train.bundled.augment import (
 from qianyan.train.bundled.detector_loss import Targets
 from qianyan.train.bundled.scene_store import StoredScenes, read_chunk, whole_chunks
 
-PASTE_FIRE, PASTE_HEAD, MOSAIC, CROP = 0.15, 0.18, 0.2, 0.85
+CROP = 0.85
+MOST_HARD = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """How often a photo is changed before it is shown, and how much oftener hard ones are.
+
+    `paste_fire` is the chance of a flame in a photo without one, `paste_head` of a bare head on one
+    that wears a hard hat, `mosaic` of four photos in one, `far` of a photo with people at half its
+    size or less, where heads are small. `hard` is how many times oftener a photo is shown in which
+    the detector is sure of something that is not there; 0 leaves photos unmined.
+    """
+
+    paste_fire: float = 0.15
+    paste_head: float = 0.18
+    mosaic: float = 0.2
+    far: float = 0.0
+    hard: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("paste_fire", "paste_head", "mosaic", "far"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a chance, 0 to 1.")
+        if not 0 <= self.hard <= MOST_HARD:
+            raise ConfigError(f"hard is {self.hard}; expected 0 to {MOST_HARD}.")
+
+
+USUAL_MIX = Mix()
 
 
 class SampleSource:
     """All labelled pictures of a training, photos in memory and drawn scenes on disk."""
 
     def __init__(
-        self, photos: list[LabelledPhoto], scene_folder: Path, *, drawn_share: float
+        self,
+        photos: list[LabelledPhoto],
+        scene_folder: Path,
+        *,
+        drawn_share: float,
+        mix: Mix = USUAL_MIX,
     ) -> None:
+        self.mix, self.is_mined = mix, False
         self.photos = [Sample(p.read(), p.boxes, p.labelled) for p in photos]
         self.drawn_share = drawn_share if photos else 1.0
         self.scene_folder = scene_folder
         self.scenes: list[StoredScenes] = []
         self.refresh_scenes()
-        weights = np.array([_weight(sample) for sample in self.photos])
-        self.chances = weights / weights.sum() if photos else weights
+        self.weights = np.array([_weight(sample) for sample in self.photos])
+        self.chances = self.weights / self.weights.sum() if photos else self.weights
         self.bank: dict[Kind, list[Pixels]] = {"fire": [], "head": []}
         for sample in self.photos:
             for box in sample.boxes:
@@ -59,6 +95,18 @@ class SampleSource:
         chunks = whole_chunks(self.scene_folder)
         for chunk in chunks[len(self.scenes) :]:
             self.scenes.append(read_chunk(self.scene_folder, chunk))
+
+    def mine(self, propose: Callable[[Pixels], Iterable[Proposal]]) -> int:
+        """Show photos oftener the surer a detector is of what is not there; count such photos.
+
+        Only kinds that somebody looked for and did not find can be wrong. From here on, batches
+        depend on what was proposed as well.
+        """
+        false = np.array([_false_score(sample, propose(sample.rgb)) for sample in self.photos])
+        weights = self.weights * (1 + self.mix.hard * false)
+        self.chances = weights / weights.sum() if self.photos else weights
+        self.is_mined = True
+        return int((false > 0).sum())
 
     def batch(
         self, rng: np.random.Generator, count: int, size: int, *, plain: bool = False
@@ -81,10 +129,13 @@ class SampleSource:
             )
         else:
             sample = self._draw_photo(rng)
-            if not is_plain and rng.random() < MOSAIC:
+            if not is_plain and rng.random() < self.mix.mosaic:
                 return self._join(rng, sample, size)
             if not is_plain:
                 sample = self._paste(rng, sample)
+                is_far = self.mix.far > 0 and _has_people(sample) and rng.random() < self.mix.far
+                if is_far:
+                    return crop(rng, sample, size, chance=1.0, is_far=True)
         return crop(rng, sample, size, chance=CROP * (0.7 if is_plain else 1.0))
 
     def _draw_photo(self, rng: np.random.Generator) -> Sample:
@@ -118,14 +169,24 @@ class SampleSource:
             self.bank["fire"]
             and "fire" in sample.labelled
             and not has_fire
-            and rng.random() < PASTE_FIRE
+            and rng.random() < self.mix.paste_fire
         ):
             return paste_fire(
                 rng, sample, self.bank["fire"][int(rng.integers(len(self.bank["fire"])))]
             )
-        if self.bank["head"] and rng.random() < PASTE_HEAD:
+        if self.bank["head"] and rng.random() < self.mix.paste_head:
             return paste_head(rng, sample, self.bank["head"])
         return sample
+
+
+def _has_people(sample: Sample) -> bool:
+    return any(box.kind in ("person", "helmet", "head") for box in sample.boxes)
+
+
+def _false_score(sample: Sample, proposals: Iterable[Proposal]) -> float:
+    """Give the best score of a kind that was looked for in a picture and is not in it."""
+    absent = sample.labelled - {box.kind for box in sample.boxes}
+    return max((one.score for one in proposals if one.kind in absent), default=0.0)
 
 
 def _weight(sample: Sample) -> float:
