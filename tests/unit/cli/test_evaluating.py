@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,38 @@ def test_finished_results_are_scored_without_a_model(
     assert again["comparison"]["pictures"] == 3
     assert {one["p_adjusted"] for one in again["comparison"]["differences"]} == {1.0}
     assert "差别" not in capsys.readouterr().out, "what is the same is not said to differ"
+
+
+def write_yolo(folder: Path) -> None:
+    (folder / "labels").mkdir(parents=True)
+    (folder / "images").symlink_to(Path("site").absolute())
+    (folder / "data.yaml").write_text("names: [fire, vest]")
+    x, y, w, h = 5.5 / 64, 5.5 / 48, 9 / 64, 9 / 48
+    (folder / "labels" / "p1.txt").write_text(f"0 {x} {y} {w} {h}\n")
+
+
+def write_voc(folder: Path) -> None:
+    folder.mkdir()
+    box = "<xmin>1</xmin><ymin>1</ymin><xmax>10</xmax><ymax>10</ymax>"
+    thing = f"<object><name>fire</name><bndbox>{box}</bndbox></object>"
+    for index in range(3):
+        (folder / f"p{index}.xml").write_text(
+            f"<annotation><filename>p{index}.png</filename><size><width>64</width>"
+            f"<height>48</height></size>{thing if index == 1 else ''}</annotation>"
+        )
+
+
+@pytest.mark.parametrize("write", [write_yolo, write_voc])
+def test_the_same_labels_in_another_form_give_the_same_figures(
+    command: list[str], write: Callable[[Path], None]
+) -> None:
+    run(command)
+    write(Path("other"))
+    scored = ["eval", "qianyan-eval/results.json", "--gt", "other", "--out", "again"]
+    images = ["--leave-out", "vest"] if write is write_yolo else ["--images", "site"]
+    assert run([*scored, *images]) == 0, "the missing picture has no label in this form"
+    again, before = evaluation("again")["figures"], evaluation()["figures"]
+    assert (again["images"], again["boxes"]) == (before["images"], before["boxes"])
 
 
 def test_an_evaluation_is_not_lost_by_another_one(

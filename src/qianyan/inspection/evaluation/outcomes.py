@@ -6,7 +6,7 @@ photo with unboxed firefighters says nothing about persons. A picture without a 
 outcome but its error: it is counted apart, never as one in which nothing was found.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -233,8 +233,13 @@ def labelled_state(label: LabelledBox) -> SubLabel | None:
     return known
 
 
-def check_labels(photos: Iterable[LabelledPhoto]) -> None:
+def check_labels(photos: Sequence[LabelledPhoto]) -> None:
     """Refuse labels that could not be scored, before a model is asked about hours of pictures."""
+    if not any(photo.labelled for photo in photos):
+        raise ConfigError(
+            f"The labels of {len(photos)} pictures have no class that could be scored; expected "
+            "one of fire, smoke, person, helmet and head."
+        )
     for photo in photos:
         for label in photo.boxes:
             labelled_state(label)

@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw
 
 from qianyan.errors import MediaError
 from qianyan.inputs.images import read_image
-from qianyan.inspection.annotate import line_width, mark
 from qianyan.inspection.evaluation.outcomes import PictureOutcome
 from qianyan.inspection.evaluation.precision import Pair
 from qianyan.inspection.evaluation.words import WORDS, kind_word
-from qianyan.inspection.fonts import FONT_FILE, load_font, writable
 from qianyan.inspection.records import Inspection
+from qianyan.inspection.reporting.annotate import line_width, mark
+from qianyan.inspection.reporting.fonts import FONT_FILE, load_font, writable
 from qianyan.inspection.words import Lang
 from qianyan.labels.photos import Corners, LabelledPhoto
 

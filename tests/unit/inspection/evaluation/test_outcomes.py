@@ -9,6 +9,7 @@ from qianyan.inspection.evaluation.outcomes import (
     ImageOutcome,
     PictureOutcome,
     SubLabelOutcome,
+    check_labels,
     labelled_state,
     score_picture,
 )
@@ -136,6 +137,11 @@ def test_a_label_says_severity_as_an_id_or_in_words(word: str) -> None:
 def test_a_word_that_is_none_of_the_hazards_is_refused_by_name(word: str) -> None:
     with pytest.raises(ConfigError, match=f"call a fire '{word}'; expected minor"):
         labelled_state(LabelledBox("fire", (0, 0, 1, 1), sub_label=word))
+
+
+def test_labels_without_any_class_of_ours_are_refused() -> None:
+    with pytest.raises(ConfigError, match="have no class that could be scored"):
+        check_labels([photo(labelled=frozenset())])
 
 
 def test_a_box_just_under_one_half_is_false() -> None:
