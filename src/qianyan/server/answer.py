@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from qianyan.engine.request import Finished, Request, TokenText
+from qianyan.engine.runner import Prompt
 from qianyan.errors import QianyanError
 from qianyan.server.asking import Asked
 
@@ -19,10 +20,15 @@ class Answer:
     """
 
     def __init__(
-        self, request: Request, asked: Asked, *, leave: Callable[["Answer"], None]
+        self,
+        request: Request,
+        prompt: Prompt,
+        asked: Asked,
+        *,
+        leave: Callable[["Answer"], None],
     ) -> None:
         """Begin; `leave` ends the answer where it is computed."""
-        self.request = request
+        self.request, self.prompt = request, prompt
         self.asked = asked
         self.is_ended = False
         self.ends: asyncio.TimerHandle | None = None

@@ -14,6 +14,7 @@ from qianyan.server.errors import openai_body, to_failure
 from qianyan.server.generate import AnyAnswer, Question, begin, collect, follow, leave_all
 from qianyan.server.openai_reply import OpenAIReply, TokenWords
 from qianyan.server.openai_request import ChatRequest
+from qianyan.server.openai_speech import SpokenReply, answer_spoken, read_speech
 from qianyan.server.serving import Served
 from qianyan.server.stream import EventStream, to_json, unless_gone
 from qianyan.server.upstream_chat import pass_on
@@ -31,10 +32,16 @@ async def create(request: Request, body: ChatRequest, serving: Served) -> Respon
     serving.check_model(body.model)
     worker = serving.worker
     processor = worker.engine.processor
+    speech = read_speech(body, worker)
+    if speech is not None:
+        body = body.model_copy(update={"modalities": None, "audio": None})
     question = body.to_question(processor.pictures, serving.settings.limits, serving.web)
     reply = begin_reply(body, question, processor)
     ignored = body.ignored_fields()
     headers = {"x-ignored-fields": ", ".join(ignored)} if ignored else {}
+    if speech is not None:
+        spoken = SpokenReply(reply=reply, asked=speech)
+        return await answer_spoken(request, worker, question, spoken, body)
     if not body.stream:
         whole = reply.whole(*await unless_gone(request, collect(worker, question)))
         return Response(to_json(whole), headers=headers, media_type="application/json")

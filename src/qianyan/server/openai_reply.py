@@ -193,7 +193,7 @@ def to_usage(
 ) -> dict[str, Any]:
     """Count the tokens of all choices; the prompt they share counts once.
 
-    With a `processor` the tokens of pictures and videos are told from those of text, if there are.
+    With a `processor` the tokens of media are told from those of text, if there are.
     """
     prompt = completions[0].usage
     num_completion = sum(one.usage.completion_tokens for one in completions)
@@ -219,7 +219,7 @@ def to_usage(
 
 def _details(first: Completion, processor: Processor | None) -> dict[str, int]:
     """Tell what a prompt's tokens stand for, where it is more than text."""
-    if processor is None or not (first.images or first.videos):
+    if processor is None or not (first.images or first.videos or first.audios):
         return {}
     return PromptCount.of(first.prompt_token_ids, processor, len(first.images)).details
 

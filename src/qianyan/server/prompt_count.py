@@ -1,9 +1,9 @@
-"""What the tokens of a prompt stand for: text, pictures or videos."""
+"""What the tokens of a prompt stand for: text, pictures, videos or sounds."""
 
 from dataclasses import dataclass
 from typing import Self
 
-from qianyan.inputs.processor import IMAGE_PAD, VIDEO_PAD, Processor
+from qianyan.inputs.processor import Processor
 from qianyan.inputs.squares import SquareConfig
 
 
@@ -14,25 +14,33 @@ class PromptCount:
     num_tokens: int
     num_image_tokens: int
     num_video_tokens: int
+    num_audio_tokens: int
 
     @classmethod
     def of(cls, prompt_token_ids: list[int], processor: Processor, num_images: int) -> Self:
-        """Count the places that pictures and videos take in a prompt of `num_images`."""
-        pictures, tokenizer = processor.pictures, processor.tokenizer
+        """Count the places that media take in a prompt of `num_images`."""
+        pictures, pads = processor.pictures, processor.pads
         if isinstance(pictures, SquareConfig):  # whose places hold the pictures' names
             num_image_tokens = num_images * pictures.n_queries
         else:
-            num_image_tokens = _count(prompt_token_ids, tokenizer.token_id(IMAGE_PAD))
+            num_image_tokens = _count(prompt_token_ids, pads.image)
         return cls(
             num_tokens=len(prompt_token_ids),
             num_image_tokens=num_image_tokens,
-            num_video_tokens=_count(prompt_token_ids, tokenizer.token_id(VIDEO_PAD)),
+            num_video_tokens=_count(prompt_token_ids, pads.video),
+            num_audio_tokens=0
+            if pads.sound is None
+            else _count(prompt_token_ids, pads.sound.audio),
         )
 
     @property
     def details(self) -> dict[str, int]:
         """The parts, without those that are not there."""
-        seen = {"image_tokens": self.num_image_tokens, "video_tokens": self.num_video_tokens}
+        seen = {
+            "image_tokens": self.num_image_tokens,
+            "video_tokens": self.num_video_tokens,
+            "audio_tokens": self.num_audio_tokens,
+        }
         num_text = self.num_tokens - sum(seen.values())
         return {name: count for name, count in seen.items() if count} | {"text_tokens": num_text}
 

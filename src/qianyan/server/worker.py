@@ -56,6 +56,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._preparing = Preparing(limits)
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._voice = ThreadPoolExecutor(1, thread_name_prefix="voice")
         self._line = Line(engine.config.max_num_requests, limits)
         self._metrics = metrics or Metrics(limits)
         self._open: set[Answer] = set()
@@ -174,6 +175,12 @@ class Worker:
             self._break(error)
             raise ModelFailedError("The model failed while it was computing.") from error
 
+    async def on_voice(self, work: Callable[[], Made]) -> Made:
+        """Do a step of an answer's speech, on a thread of its own; raises what the step does."""
+        if self._is_closed:
+            raise stopping()
+        return await asyncio.wrap_future(self._voice.submit(work))
+
     def _refuse_too_late(self, asked: Asked) -> None:
         if asked.ends_at is not None and time.monotonic() > asked.ends_at:
             raise RefusedError(
@@ -212,13 +219,14 @@ class Worker:
             answer.take([], stopping())
             self._end(answer)
         self._preparing.close()
+        self._voice.shutdown(wait=False, cancel_futures=True)
         # After this has run no pass follows, so nothing is queued behind the shutdown.
         await asyncio.wrap_future(self._model.submit(self._forget, answers))
         await asyncio.to_thread(self._model.shutdown)
 
     def _start(self, asked: Asked, request: Request, prompt: Prompt) -> Answer:
         """Let a request that has a seat run."""
-        answer = Answer(request, asked, leave=self.dismiss)
+        answer = Answer(request, prompt, asked, leave=self.dismiss)
         self._open.add(answer)
         self._model.submit(self._seat, answer, prompt).add_done_callback(self._note)
         if asked.ends_at is not None:
