@@ -25,6 +25,8 @@ from PIL import Image
 
 from qianyan.engine.engine import Engine
 
+QUICK_S = 20
+"""What holds a server up takes minutes; the machine of these tests may be busy with others."""
 CHAT = "/v1/chat/completions"
 NATIVE = "/api/v1/services/aigc/multimodal-generation/generation"
 FOREIGN = re.compile(
@@ -240,7 +242,7 @@ PICTURES = {
 def test_no_picture_is_a_bomb_or_an_oracle(client: httpx2.Client, data: bytes) -> None:
     started = time.monotonic()
     refused(ask(client, picture(uri(data))))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < QUICK_S
 
 
 def test_of_an_animated_picture_the_first_frame_is_seen(client: httpx2.Client) -> None:
@@ -274,7 +276,7 @@ DOCUMENTS = {
 def test_no_document_is_a_bomb_or_an_oracle(client: httpx2.Client, name: str) -> None:
     started = time.monotonic()
     refused(ask(client, document(DOCUMENTS[name], name)))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < QUICK_S
 
 
 PLAYLIST = (
@@ -304,7 +306,7 @@ def test_more_frames_than_may_be_are_counted_before_any_is_decoded(client: httpx
     one = uri(png_of(64, 64))
     started = time.monotonic()
     refused(ask(client, {"type": "video", "video": [one] * 3000}))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < QUICK_S
 
 
 # Formats made to be slow
@@ -342,14 +344,14 @@ def test_no_format_holds_the_server_up(client: httpx2.Client, name: str) -> None
     started = time.monotonic()
     answer = with_schema(client, SCHEMAS[name])
     assert answer.status_code in (200, 400, 413), answer.text
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < QUICK_S
 
 
 def test_a_regex_with_nested_stars_costs_linear_time(client: httpx2.Client) -> None:
     started = time.monotonic()
     schema = json.dumps({"type": "string", "pattern": "^(a+)+$", "maxLength": 40})
     assert with_schema(client, schema).status_code in (200, 400)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < QUICK_S
 
 
 # Bodies that are none
@@ -409,6 +411,9 @@ def test_json_of_millions_of_values_is_refused_before_it_is_parsed(
     """Parsing it would take seconds and a gigabyte, and hold up every other request meanwhile."""
     body = b'{"messages":[' + b"[]," * 8_000_000 + b"[]]}"
     headers = {"content-type": "application/json"}
+    started = time.monotonic()
+    json.loads(b"[" + b"[]," * 1_000_000 + b"[]]")
+    an_eighth_s = time.monotonic() - started
     slowest = [0.0]
     is_over = threading.Event()
 
@@ -426,10 +431,23 @@ def test_json_of_millions_of_values_is_refused_before_it_is_parsed(
     watching.join()
     assert answer.status_code == 413
     assert "values" in answer.json()["error"]["message"]
-    assert slowest[0] < 1.5
+    assert slowest[0] < max(1.5, 4 * an_eighth_s), "others waited as if it had been parsed"
 
 
 # What others may be made to say
+
+
+def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """All records but those of the test's own client."""
+    return [one for one in caplog.records if not one.name.startswith(("httpx2", "httpcore2"))]
+
+
+def wait_for_requests(caplog: pytest.LogCaptureFixture, count: int) -> None:
+    """Wait until so many requests are in the log: they come there when all has been sent."""
+    ends = time.monotonic() + 30
+    while [one.getMessage() for one in ours(caplog)].count("request") < count:
+        assert time.monotonic() < ends, ours(caplog)
+        time.sleep(0.01)
 
 
 def test_a_name_from_outside_is_never_a_header_or_a_line_of_the_log(
@@ -439,13 +457,9 @@ def test_a_name_from_outside_is_never_a_header_or_a_line_of_the_log(
         messages = [{"role": "user", "content": "x"}]
         answer = client.post(CHAT, json={"model": "x\r\nset-cookie: a=b", "messages": messages})
         client.get("/v1/models/%0d%0aset-cookie:%20a=b")
+        wait_for_requests(caplog, 2)
     assert "set-cookie" not in answer.headers
     assert not [one for one in ours(caplog) if "set-cookie" in str(one.__dict__)]
-
-
-def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """All records but those of the test's own client."""
-    return [one for one in caplog.records if not one.name.startswith(("httpx2", "httpcore2"))]
 
 
 @pytest.mark.parametrize(
@@ -468,8 +482,5 @@ def test_the_log_holds_no_word_of_what_was_sent(
     mark = "Zebrafink-4711"
     with caplog.at_level("DEBUG"):
         client.post(CHAT, json={"model": "judge", "max_tokens": 3, **make(mark)})
-        ends = time.monotonic() + 10
-        while not ours(caplog) and time.monotonic() < ends:  # it is logged when all is sent
-            time.sleep(0.01)
-    assert ours(caplog)
+        wait_for_requests(caplog, 1)
     assert not [record for record in ours(caplog) if mark in str(record.__dict__)]
