@@ -75,6 +75,8 @@ class Difference:
 class Comparison:
     """All figures that both evaluations have, over the pictures that both looked at."""
 
+    model: str
+    """The model of the other evaluation."""
     against: str
     pictures: int
     only_here: int
@@ -85,6 +87,7 @@ class Comparison:
         """Write the comparison as JSON values."""
         return {
             "against": self.against,
+            "model": self.model,
             "pictures": self.pictures,
             "only_here": self.only_here,
             "only_there": self.only_there,
@@ -96,6 +99,7 @@ class Comparison:
 class Earlier:
     """What an eval.json says of its pictures, and the model that looked."""
 
+    file: str
     model: str
     outcomes: tuple[PictureOutcome, ...]
 
@@ -109,6 +113,7 @@ def read_evaluation(path: Path) -> Earlier:
                 f"{quote(path)} has schema {quote(whole['schema'])}; expected {SCHEMA}."
             )
         return Earlier(
+            str(path),
             str(whole["run"]["model"]),
             tuple(PictureOutcome.from_record(record) for record in whole["pictures"]),
         )
@@ -138,7 +143,7 @@ def compare(outcomes: Sequence[PictureOutcome], earlier: Earlier) -> Comparison:
         _check_labels(one, other)
     differences = [*_by_picture(both), *_by_box(both)]
     return Comparison(
-        earlier.model, len(both), len(here) - len(both), len(there) - len(both),
+        earlier.model, earlier.file, len(both), len(here) - len(both), len(there) - len(both),
         tuple(_adjust(differences)),
     )  # fmt: skip
 

@@ -170,7 +170,7 @@ def _comparison(comparison: Comparison, lang: Lang) -> Section:
     rows = tuple(_difference_row(one, lang) for one in comparison.differences)
     return Section(
         "comparison",
-        words["comparison"].format(model=quote(comparison.against)),
+        words["comparison"].format(model=comparison.model, file=quote(comparison.against)),
         tuple(words[name] for name in names),
         rows,
         words["comparison_note"].format(n=comparison.pictures, tests=len(rows)),

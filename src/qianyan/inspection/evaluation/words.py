@@ -76,7 +76,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "mean_score": "平均分数",
         "share_right": "正确比例",
         "ece": "{label}：期望校准误差",
-        "comparison": "与 {model} 比较",
+        "comparison": "与 {file} 比较（{model}）",
         "comparison_note": "{n} 张图片两边都检查过。按 Holm 法计入全部 {tests} 项比较后，p < 0.05"
         " 才说不是偶然。",
         "here": "本次",
@@ -176,7 +176,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "mean_score": "mean score",
         "share_right": "right",
         "ece": "{label}: calibration error",
-        "comparison": "Compared with {model}",
+        "comparison": "Compared with {file} ({model})",
         "comparison_note": "{n} pictures were looked at by both. Said to be more than chance "
         "where p < 0.05 after Holm's adjustment for all {tests} comparisons.",
         "here": "here",

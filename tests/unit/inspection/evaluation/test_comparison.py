@@ -48,13 +48,13 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_pictures_that_differ(
 
 def test_only_pictures_that_one_alone_got_right_count() -> None:
     here, there = outcomes("++-+"), outcomes("+-+-")
-    recall = of(compare(here, Earlier("B", there)), "recall")
+    recall = of(compare(here, Earlier("b.json", "B", there)), "recall")
     assert (recall.better, recall.worse, recall.p) == (2, 1, 1.0)
     assert (recall.here, recall.there) == (0.75, 0.5)
 
 
 def test_a_large_difference_is_more_than_chance_and_a_small_one_is_not() -> None:
-    nothing = Earlier("B", outcomes("-" * 30))
+    nothing = Earlier("b.json", "B", outcomes("-" * 30))
     large = compare(outcomes("+" * 30), nothing)
     assert of(large, "recall").is_more_than_chance
     assert of(large, "recall").is_better
@@ -65,7 +65,7 @@ def test_a_large_difference_is_more_than_chance_and_a_small_one_is_not() -> None
 
 def test_fewer_false_alarms_are_better() -> None:
     here = outcomes("-" * 30, present=False)
-    there = Earlier("B", outcomes("+" * 30, present=False))
+    there = Earlier("b.json", "B", outcomes("+" * 30, present=False))
     alarms = of(compare(here, there), "false_alarms")
     assert (alarms.here, alarms.there, alarms.is_better) == (0, 1, True)
     assert alarms.is_more_than_chance
@@ -73,12 +73,12 @@ def test_fewer_false_alarms_are_better() -> None:
 
 def test_the_same_evaluation_twice_differs_nowhere() -> None:
     same = outcomes("+-+")
-    for one in compare(same, Earlier("B", same)).differences:
+    for one in compare(same, Earlier("b.json", "B", same)).differences:
         assert (one.p_adjusted, one.difference.value) == (1.0, 0.0)
 
 
 def test_p_values_are_adjusted_for_their_number() -> None:
-    here, there = outcomes("+" * 6), Earlier("B", outcomes("-" * 6))
+    here, there = outcomes("+" * 6), Earlier("b.json", "B", outcomes("-" * 6))
     recall = of(compare(here, there), "recall")
     assert recall.p == pytest.approx(0.03125)
     assert recall.p_adjusted > 0.05
@@ -86,16 +86,16 @@ def test_p_values_are_adjusted_for_their_number() -> None:
 
 def test_failed_pictures_and_those_of_one_side_are_left_out() -> None:
     here = (*outcomes("++"), score_picture(photo(FLAME, name="2.jpg"), failed("x")))
-    there = Earlier("B", outcomes("+-++"))
+    there = Earlier("b.json", "B", outcomes("+-++"))
     comparison = compare(here, there)
     assert (comparison.pictures, comparison.only_here, comparison.only_there) == (2, 0, 2)
 
 
 def test_other_labels_and_other_pictures_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"'0\.jpg' was labelled otherwise"):
-        compare(outcomes("+"), Earlier("B", outcomes("+", present=False)))
+        compare(outcomes("+"), Earlier("b.json", "B", outcomes("+", present=False)))
     with pytest.raises(ConfigError, match="no picture in common"):
-        compare(outcomes("+"), Earlier("B", ()))
+        compare(outcomes("+"), Earlier("b.json", "B", ()))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def evaluation() -> Evaluation:
         labels="labels.json",
         paired=Paired(pairs, ("d.jpg",), ("e.jpg",)),
         scored=scored,
-        comparison=compare(scored.outcomes, Earlier("other", scored.outcomes)),
+        comparison=compare(scored.outcomes, Earlier("b.json", "other", scored.outcomes)),
     )
 
 
