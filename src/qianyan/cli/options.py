@@ -95,6 +95,11 @@ AnswerFormOption = Annotated[
     option("--answer-form", "of a list: objects, as the models were trained, or rows, a third "
             "fewer tokens"),
 ]  # fmt: skip
+Tiles = Annotated[
+    int,
+    option("--tiles", "parts along each side in which a detector looks at large photos once more, "
+            "for small things; 1: none, 2: 2 x 2, five times the work"),
+]  # fmt: skip
 Workers = Annotated[int, option("--workers", "pictures asked about at once at an endpoint")]
 Batch = Annotated[
     str,

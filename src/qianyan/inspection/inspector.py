@@ -33,6 +33,7 @@ from qianyan.inspection.records import Look
 from qianyan.inspection.remote.probe import draw_test_picture
 from qianyan.inspection.remote.profile import MAX_PIXELS
 from qianyan.inspection.remote.vision import RemoteVision
+from qianyan.inspection.tiles import MOST_TILES, propose_in_tiles
 from qianyan.inspection.two_steps import FIRST_LOOK_TOKENS, TwoSteps
 from qianyan.inspection.vision import LocalVision, Vision
 from qianyan.inspection.words import Lang
@@ -78,7 +79,8 @@ class LookSettings:
     FIRST_LOOK_TOKENS), all crops of a cascade. `prompt_order` and `answer_form` are those of
     `ListingForm`. `batch` is the number of pictures that a
     model here answers together; AUTO chooses it from memory and cores, and so does "auto" among
-    options. `allow_hosts` are hosts that picture URLs may lead to although they are private.
+    options. `tiles` is how many parts along each side a detector looks at large photos in once
+    more; 1: none. `allow_hosts` are hosts that picture URLs may lead to although they are private.
     """
 
     model: str = BUNDLED
@@ -98,6 +100,7 @@ class LookSettings:
     batch: int = AUTO
     allow_hosts: frozenset[str] = frozenset()
     fetch_timeout_s: float = FetchLimits.timeout_s
+    tiles: int = 1
 
     def __post_init__(self) -> None:
         words = {"lang": Lang, "look": Way, "prompt_order": PromptOrder, "answer_form": AnswerForm}
@@ -110,6 +113,7 @@ class LookSettings:
             ("max_objects", 1, MOST_OBJECTS),
             ("workers", 1, 64),
             ("batch", AUTO, MOST),
+            ("tiles", 1, MOST_TILES),
             ("max_pixels", 28**2, 10**8),
             ("visual_tokens", *VISUAL_TOKENS),
             ("fetch_timeout_s", 0.1, 3600),
@@ -156,6 +160,7 @@ class LookSettings:
             "visual_tokens": self.visual_tokens,
             "prompt_order": self.prompt_order,
             "answer_form": self.answer_form,
+            "tiles": self.tiles,
             "version": __version__,
         }
 
@@ -211,6 +216,10 @@ def open_look(settings: LookSettings) -> OpenLook:
             f"look is {way}, but {quote(settings.model)} is a detector alone; expected detector."
         )
     if way in ("list", "two-step"):
+        if settings.tiles > 1:
+            raise ConfigError(
+                f"tiles is {settings.tiles}, but with --look {way} no detector looks; expected 1."
+            )
         if pair is not None:
             raise ConfigError(
                 "The bundled judge cannot list boxes; use --look cascade, or --model with a "
@@ -397,7 +406,12 @@ def _cascade(
     batch = _detector_batch(settings) if seated is None else seated.batch
     together = DETECTED_TOGETHER if batch is None else min(DETECTED_TOGETHER, batch.size)
     cascade = Cascade(
-        propose=_proposing(detector, {} if judge is None else BOLDER, desk, at_once=together),
+        propose=partial(
+            propose_in_tiles,
+            _proposing(detector, {} if judge is None else BOLDER, desk, at_once=together),
+            num_tiles=settings.tiles,
+            seen_side=detector.config.image_size,
+        ),
         alone=limits,
         probability=detector.config.probability,
         judge=judge,
