@@ -22,12 +22,12 @@ from qianyan.engine.engine import Engine
 from qianyan.errors import EndpointError, ReplyError
 from qianyan.inputs.images import Photo
 from qianyan.inspection.detect import detect
-from qianyan.inspection.endpoint import probe
-from qianyan.inspection.profile import EndpointProfile, save_profile
-from qianyan.inspection.profile_words import profile_lines
 from qianyan.inspection.records import Box, Hazard, SubLabel
-from qianyan.inspection.remote import Patience
-from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.remote.chat_endpoint import Patience
+from qianyan.inspection.remote.probe import probe
+from qianyan.inspection.remote.profile import EndpointProfile, save_profile
+from qianyan.inspection.remote.profile_words import profile_lines
+from qianyan.inspection.remote.vision import RemoteVision
 from qianyan.inspection.vision import LocalVision
 
 for needed in ("fastapi", "uvicorn", "openai", "accelerate"):

@@ -18,18 +18,18 @@ from qianyan.errors import InputError
 from qianyan.inputs.frames import VideoRequest
 from qianyan.inputs.sound import read_sound
 from qianyan.inputs.video import read_video
-from qianyan.inspection.completions import to_data_url
-from qianyan.inspection.event_stream import Delta
 from qianyan.inspection.inspector import LookSettings, find_pair
-from qianyan.inspection.profile import (
+from qianyan.inspection.remote.chat_endpoint import ChatEndpoint, Patience, RefusedError
+from qianyan.inspection.remote.completions import to_data_url
+from qianyan.inspection.remote.event_stream import Delta
+from qianyan.inspection.remote.profile import (
     MAX_PIXELS,
     EndpointProfile,
     find_profile,
     guess_profile,
     normal_url,
 )
-from qianyan.inspection.remote import ChatEndpoint, Patience, RefusedError
-from qianyan.inspection.remote_vision import pinned_size
+from qianyan.inspection.remote.vision import pinned_size
 
 PATIENCE = Patience(timeout_s=300, attempts=3)
 """A person waits: fewer attempts than for a run, and time for long pictures to be read."""

@@ -8,7 +8,7 @@ from qianyan.cli.bench_words import WORDS
 from qianyan.cli.options import Lang
 from qianyan.cli.terminal import printable
 from qianyan.engine.benchmark import PARTS, Figures, Part
-from qianyan.inspection.fonts import BOLD_FONT_FILE, FONT_FILE, load_font, writable
+from qianyan.inspection.reporting.fonts import BOLD_FONT_FILE, FONT_FILE, load_font, writable
 
 WIDTH, MARGIN, BAR_HEIGHT, ROW_HEIGHT = 960, 32, 44, 84
 TITLE_HEIGHT, LEGEND_HEIGHT = 64, 40

@@ -31,10 +31,10 @@ def doctor(
 
     Example: qianyan doctor --base-url http://127.0.0.1:8000/v1
     """
-    from qianyan.inspection.endpoint import probe
     from qianyan.inspection.inspector import try_look
-    from qianyan.inspection.profile import save_profile
-    from qianyan.inspection.profile_words import profile_lines
+    from qianyan.inspection.remote.probe import probe
+    from qianyan.inspection.remote.profile import save_profile
+    from qianyan.inspection.remote.profile_words import profile_lines
 
     if base_url is None:
         print(try_look(look_settings(context)))

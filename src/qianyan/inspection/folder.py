@@ -20,10 +20,10 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from qianyan.errors import ConfigError, quote
-from qianyan.inspection.fonts import lay_out_fonts, user_fonts
 from qianyan.inspection.records import Inspection
-from qianyan.inspection.report import render_report
-from qianyan.inspection.report_content import ReportData, ReportPicture
+from qianyan.inspection.reporting.fonts import lay_out_fonts, user_fonts
+from qianyan.inspection.reporting.report import render_report
+from qianyan.inspection.reporting.report_content import ReportData, ReportPicture
 from qianyan.inspection.results import RunFacts, from_record, run_record, to_json, to_record
 from qianyan.inspection.sources import PICTURE_SUFFIXES, RUN_FILE, Source
 from qianyan.inspection.words import Lang

@@ -18,10 +18,10 @@ from typing import Literal
 from qianyan.errors import EndpointError, MediaError, quote
 from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.images import decoded_bytes
-from qianyan.inspection.annotate import mark
 from qianyan.inspection.folder import ResultsFolder, file_names, with_suffix
 from qianyan.inspection.line import Room, Turn, work_in_line
 from qianyan.inspection.records import Inspection
+from qianyan.inspection.reporting.annotate import mark
 from qianyan.inspection.results import RunFacts
 from qianyan.inspection.service import (
     LookAt,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qianyan.inspection.records import SUB_LABELS, Detection, Hazard, Inspection, SubLabel
-from qianyan.inspection.report_words import (
+from qianyan.inspection.reporting.report_words import (
     CHECK_WORDS,
     PLACE_WORDS,
     REPORT_WORDS,

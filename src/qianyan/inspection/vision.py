@@ -1,6 +1,6 @@
 """Ask a vision-language model about a picture: questions, answers, and the engine in this process.
 
-The other form, a model behind an OpenAI-compatible endpoint, is in remote_vision.py. Both answer
+The other form, a model behind an OpenAI-compatible endpoint, is in remote/vision.py. Both answer
 with the text, the size the model saw the picture in and, where it is known, how sure the model was
 of each token. What the text means is not decided here.
 """

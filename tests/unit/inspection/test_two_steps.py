@@ -15,10 +15,10 @@ from PIL import Image
 from qianyan.errors import EndpointError, ReplyError
 from qianyan.inputs.images import Photo, smart_resize
 from qianyan.inspection.detect import Glance, Lister, Unread
-from qianyan.inspection.profile import EndpointProfile
 from qianyan.inspection.records import Box, Detection, Hazard, Look, SubLabel, Usage
-from qianyan.inspection.remote import Patience
-from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.remote.chat_endpoint import Patience
+from qianyan.inspection.remote.profile import EndpointProfile
+from qianyan.inspection.remote.vision import RemoteVision
 from qianyan.inspection.two_steps import TwoSteps
 
 Start = Callable[..., "SimulatedEndpoint"]  # noqa: F821  (conftest.py)

@@ -9,7 +9,7 @@ from qianyan.inspection.records import (
     SubLabel,
     Veto,
 )
-from qianyan.inspection.report_words import (
+from qianyan.inspection.reporting.report_words import (
     CHECK_WORDS,
     PLACE_WORDS,
     REPORT_WORDS,

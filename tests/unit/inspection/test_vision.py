@@ -20,16 +20,16 @@ from qianyan.inputs.parts import PictureConfig
 from qianyan.inputs.patches import PatchConfig
 from qianyan.inputs.squares import SquareConfig
 from qianyan.inspection.detect import detect
-from qianyan.inspection.profile import (
+from qianyan.inspection.records import Box, Hazard, SubLabel
+from qianyan.inspection.remote.chat_endpoint import Patience
+from qianyan.inspection.remote.profile import (
     EndpointProfile,
     find_profile,
     guess_profile,
     load_profiles,
     save_profile,
 )
-from qianyan.inspection.records import Box, Hazard, SubLabel
-from qianyan.inspection.remote import Patience
-from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.remote.vision import RemoteVision
 from qianyan.inspection.vision import Ask, LocalVision
 
 Start = Callable[..., "SimulatedEndpoint"]  # noqa: F821  (conftest.py)
@@ -41,7 +41,7 @@ KEY = "sk-very-secret-key-123"
 def no_saved_profiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep the user's own saved profiles out of the tests."""
     monkeypatch.setattr(
-        "qianyan.inspection.profile.profiles_path", lambda: tmp_path / "endpoints.json"
+        "qianyan.inspection.remote.profile.profiles_path", lambda: tmp_path / "endpoints.json"
     )
 
 

@@ -9,7 +9,6 @@ from fontTools.ttLib import TTFont
 from PIL import Image
 
 from qianyan.errors import ConfigError
-from qianyan.inspection.fonts import BOLD_FONT_FILE, FONT_FILE, missing_glyphs
 from qianyan.inspection.records import (
     Box,
     Detection,
@@ -19,9 +18,15 @@ from qianyan.inspection.records import (
     SubLabel,
     Veto,
 )
-from qianyan.inspection.report import ReportData, ReportPicture, picture_quality, render_report
-from qianyan.inspection.report_content import BREAK, breakable, shortened
-from qianyan.inspection.report_words import REPORT_WORDS, bold_characters
+from qianyan.inspection.reporting.fonts import BOLD_FONT_FILE, FONT_FILE, missing_glyphs
+from qianyan.inspection.reporting.report import (
+    ReportData,
+    ReportPicture,
+    picture_quality,
+    render_report,
+)
+from qianyan.inspection.reporting.report_content import BREAK, breakable, shortened
+from qianyan.inspection.reporting.report_words import REPORT_WORDS, bold_characters
 from qianyan.inspection.words import Lang
 
 BEIJING = timezone(timedelta(hours=8))

@@ -13,9 +13,9 @@ from PIL import Image
 
 from qianyan.errors import EndpointError
 from qianyan.inspection.answer_items import find_end
-from qianyan.inspection.event_stream import Delta
-from qianyan.inspection.profile import EndpointProfile
 from qianyan.inspection.records import Usage
+from qianyan.inspection.remote.event_stream import Delta
+from qianyan.inspection.remote.profile import EndpointProfile
 from qianyan.inspection.vision import Answer, Ask, TokenScore, response_format
 
 JPEG_QUALITY = 95

@@ -24,8 +24,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from qianyan.errors import ConfigError, MediaError, quote
 from qianyan.inputs.images import read_image, upright_rgb
-from qianyan.inspection.fonts import BOLD_FONT_FILE, FONT_FILE, load_font
-from qianyan.inspection.report_content import (
+from qianyan.inspection.reporting.fonts import BOLD_FONT_FILE, FONT_FILE, load_font
+from qianyan.inspection.reporting.report_content import (
     Figure,
     Figures,
     ReportData,
@@ -38,7 +38,7 @@ __all__ = ["ReportData", "ReportPicture", "render_report"]
 
 log = logging.getLogger(__name__)
 
-TEMPLATE_FILE = Path(__file__).parent.parent / "assets" / "report" / "report.typ"
+TEMPLATE_FILE = Path(__file__).parents[2] / "assets" / "report" / "report.typ"
 FULL_SECTIONS = 24
 THUMBNAIL = (240, 72)
 # (up to so many full sections, longest side in pixels, JPEG quality)

@@ -18,7 +18,7 @@ import httpx2
 import stamina
 
 from qianyan.errors import EndpointError, quote
-from qianyan.inspection.event_stream import Delta, read_deltas, to_delta
+from qianyan.inspection.remote.event_stream import Delta, read_deltas, to_delta
 
 # Its line per retry says too little for a terminal; who wants it configures logging.
 logging.getLogger("stamina").addHandler(logging.NullHandler())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qianyan.errors import EndpointError
 from qianyan.inputs import event_lines
-from qianyan.inspection.event_stream import Delta, read_deltas
+from qianyan.inspection.remote.event_stream import Delta, read_deltas
 
 WHERE = "http://host/v1"
 

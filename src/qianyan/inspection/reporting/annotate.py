@@ -15,9 +15,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from qianyan.inspection.fonts import load_font
 from qianyan.inspection.records import Detection, Hazard, SubLabel
-from qianyan.inspection.tags import Tag, place_tags
+from qianyan.inspection.reporting.fonts import load_font
+from qianyan.inspection.reporting.tags import Tag, place_tags
 from qianyan.inspection.words import Lang
 
 Colour = tuple[int, int, int]

@@ -1,8 +1,8 @@
 """Say a measured endpoint profile in a few lines, in Chinese and English."""
 
 from qianyan.inputs.grounding import Notation
-from qianyan.inspection.profile import MIN_IOU, EndpointProfile
-from qianyan.inspection.remote_vision import pinned_size
+from qianyan.inspection.remote.profile import MIN_IOU, EndpointProfile
+from qianyan.inspection.remote.vision import pinned_size
 from qianyan.inspection.words import Lang
 
 _NOTATIONS: dict[Lang, dict[Notation, str]] = {

@@ -22,11 +22,11 @@ from qianyan.errors import ReplyError
 from qianyan.inputs.grounding import HYPOTHESES, Notation, to_photo_box
 from qianyan.inputs.images import smart_resize
 from qianyan.inspection.answer_items import Item, read_listing
-from qianyan.inspection.completions import to_body, to_data_url
-from qianyan.inspection.profile import MIN_IOU, EndpointProfile, guess_profile
 from qianyan.inspection.records import Box
-from qianyan.inspection.remote import ChatEndpoint, Patience, RefusedError
-from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.remote.chat_endpoint import ChatEndpoint, Patience, RefusedError
+from qianyan.inspection.remote.completions import to_body, to_data_url
+from qianyan.inspection.remote.profile import MIN_IOU, EndpointProfile, guess_profile
+from qianyan.inspection.remote.vision import RemoteVision
 from qianyan.inspection.vision import Answer, Ask
 
 BUDGETS = (1280, 768, 512, 256)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from qianyan.inspection.annotate import (
+from qianyan.inspection.records import SUB_LABELS, Box, Detection, Hazard, SubLabel
+from qianyan.inspection.reporting.annotate import (
     FIRE_RED,
     FRAME_COLOURS,
     PERSON_GREEN,
@@ -21,9 +22,8 @@ from qianyan.inspection.annotate import (
     mark,
     tag_colour,
 )
-from qianyan.inspection.fonts import FONT_FILE, missing_glyphs
-from qianyan.inspection.records import SUB_LABELS, Box, Detection, Hazard, SubLabel
-from qianyan.inspection.tags import Tag, place_tags
+from qianyan.inspection.reporting.fonts import FONT_FILE, missing_glyphs
+from qianyan.inspection.reporting.tags import Tag, place_tags
 from qianyan.inspection.words import LABELS, SHORT_WORDS, SUB_LABEL_WORDS, Lang, caption
 
 SIZES = [(8, 8), (32, 32), (64, 48), (200, 10), (10, 200), (640, 480), (1920, 1080), (8000, 6000)]

@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from qianyan.inputs.images import Photo
-from qianyan.inspection.completions import collect
 from qianyan.inspection.detect import Lister
-from qianyan.inspection.endpoint import probe
-from qianyan.inspection.event_stream import Delta
-from qianyan.inspection.profile import EndpointProfile
 from qianyan.inspection.prompts import ListingForm
 from qianyan.inspection.records import Look
-from qianyan.inspection.remote import Patience
-from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.remote.chat_endpoint import Patience
+from qianyan.inspection.remote.completions import collect
+from qianyan.inspection.remote.event_stream import Delta
+from qianyan.inspection.remote.probe import probe
+from qianyan.inspection.remote.profile import EndpointProfile
+from qianyan.inspection.remote.vision import RemoteVision
 
 Start = Callable[..., "SimulatedEndpoint"]  # noqa: F821  (conftest.py)
 HASTY = Patience(timeout_s=5.0, attempts=2, first_wait_s=0.01)
@@ -34,7 +34,7 @@ ROWS = [[*one["bbox_2d"], one["label"], one["sub_label"]] for one in OBJECTS]  #
 def no_saved_profiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep the user's own saved profiles out of the tests."""
     monkeypatch.setattr(
-        "qianyan.inspection.profile.profiles_path", lambda: tmp_path / "endpoints.json"
+        "qianyan.inspection.remote.profile.profiles_path", lambda: tmp_path / "endpoints.json"
     )
 
 

@@ -13,12 +13,12 @@ from qianyan.errors import EndpointError
 from qianyan.inputs.grounding import Notation
 from qianyan.inputs.images import Photo
 from qianyan.inspection.detect import detect
-from qianyan.inspection.endpoint import draw_test_picture, probe, trial_sizes, true_boxes
-from qianyan.inspection.profile import EndpointProfile, find_profile, save_profile
-from qianyan.inspection.profile_words import profile_lines
 from qianyan.inspection.records import Box, Hazard
-from qianyan.inspection.remote import Patience
-from qianyan.inspection.remote_vision import RemoteVision
+from qianyan.inspection.remote.chat_endpoint import Patience
+from qianyan.inspection.remote.probe import draw_test_picture, probe, trial_sizes, true_boxes
+from qianyan.inspection.remote.profile import EndpointProfile, find_profile, save_profile
+from qianyan.inspection.remote.profile_words import profile_lines
+from qianyan.inspection.remote.vision import RemoteVision
 
 Start = Callable[..., "SimulatedEndpoint"]  # noqa: F821  (conftest.py)
 HASTY = Patience(timeout_s=10.0, attempts=2, first_wait_s=0.01)

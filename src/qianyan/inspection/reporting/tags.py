@@ -14,8 +14,8 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-from qianyan.inspection.fonts import FONT_FILE, find_font, load_font
 from qianyan.inspection.records import Box, Detection, Hazard, SubLabel
+from qianyan.inspection.reporting.fonts import FONT_FILE, find_font, load_font
 from qianyan.inspection.words import Lang, caption, name, short_caption
 
 log = logging.getLogger(__name__)

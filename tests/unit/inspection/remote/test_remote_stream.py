@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qianyan.errors import EndpointError
-from qianyan.inspection.remote import ChatEndpoint, Patience, RefusedError
+from qianyan.inspection.remote.chat_endpoint import ChatEndpoint, Patience, RefusedError
 
 PATIENCE = Patience(timeout_s=5, attempts=3, first_wait_s=0.01, longest_wait_s=0.02)
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}

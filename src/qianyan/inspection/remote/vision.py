@@ -14,7 +14,8 @@ from PIL import Image
 from qianyan.errors import EndpointError
 from qianyan.inputs.grounding import Markup, Notation
 from qianyan.inputs.images import smart_resize
-from qianyan.inspection.completions import (
+from qianyan.inspection.remote.chat_endpoint import ChatEndpoint, Patience, RefusedError
+from qianyan.inspection.remote.completions import (
     collect,
     options_sent,
     refused_option,
@@ -22,8 +23,7 @@ from qianyan.inspection.completions import (
     to_body,
     to_data_url,
 )
-from qianyan.inspection.profile import EndpointProfile, find_profile, guess_profile
-from qianyan.inspection.remote import ChatEndpoint, Patience, RefusedError
+from qianyan.inspection.remote.profile import EndpointProfile, find_profile, guess_profile
 from qianyan.inspection.vision import Answer, Ask, least_pixels
 
 # Hosted models named qwen-vl-plus, -max or -ocr are of later generations.

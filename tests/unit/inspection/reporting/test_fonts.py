@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from qianyan.errors import ConfigError
-from qianyan.inspection.fonts import (
+from qianyan.inspection.reporting.fonts import (
     FONT_FILE,
     LICENCE_FILE,
     find_font,

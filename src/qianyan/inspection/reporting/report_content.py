@@ -11,10 +11,10 @@ from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
-from qianyan.inspection.annotate import tag_colour
-from qianyan.inspection.fonts import FONT_FILE, missing_glyphs, writable
 from qianyan.inspection.records import SUB_LABELS, Detection, Hazard, Inspection
-from qianyan.inspection.report_words import (
+from qianyan.inspection.reporting.annotate import tag_colour
+from qianyan.inspection.reporting.fonts import FONT_FILE, missing_glyphs, writable
+from qianyan.inspection.reporting.report_words import (
     CHECK_WORDS,
     FAILURE_WORDS,
     NOTE_WORDS,

@@ -1,0 +1,1 @@
+"""What people read: marked pictures and the report, with their words and fonts."""
