@@ -33,12 +33,15 @@ class Line:
         self._served: dict[str, int] = {}  # when, by the count of turns; of who is in the line
         self._turns = itertools.count()
 
-    async def sit(self, owner_id: str) -> None:
+    async def sit(self, owner_id: str, *, is_new: bool = True) -> None:
         """Take a seat, or wait for one; whoever sits must `stand_up`.
 
+        One more seat for a request that has one already (not `is_new`) is not counted against
+        `max_open_per_key`.
         Raises RefusedError with 429 where no more may wait, with 503 after too long a wait.
         """
-        self._refuse_too_many_of(owner_id)
+        if is_new:
+            self._refuse_too_many_of(owner_id)
         if self._may_sit(owner_id) and not any(map(self._may_sit, self._waiting)):
             self._seat(owner_id)
             return

@@ -123,7 +123,7 @@ class Worker:
             begun.callback(answers[0].leave)
             for others in prepared[1:]:
                 await answers[0].begun()
-                await self._line.sit(asked.owner_id)
+                await self._line.sit(asked.owner_id, is_new=False)
                 answers.append(self._start(asked, *others))
                 begun.callback(answers[-1].leave)
             begun.pop_all()

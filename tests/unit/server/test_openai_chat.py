@@ -127,6 +127,11 @@ def test_several_choices_share_the_prompt(client: httpx2.Client) -> None:
     assert all(reason in ("stop", "length") for reason in reasons)
 
 
+def test_choices_of_one_request_count_as_one_of_its_key(serve: Callable[..., Any]) -> None:
+    with serve(max_open_per_key=1) as client:
+        assert len(ask(client, n=3, max_tokens=2).json()["choices"]) == 3
+
+
 def test_probabilities_are_told_for_every_token_of_the_answer(client: httpx2.Client) -> None:
     fields: dict[str, Any] = {"logprobs": True, "top_logprobs": 2, "max_tokens": 4}
     (choice,) = ask(client, **fields).json()["choices"]
@@ -398,7 +403,7 @@ def test_a_client_that_goes_away_ends_its_request(
             assert running(client) == 1
         started = time.monotonic()
         wait_until(lambda: running(client) == 0 and pool.num_available == pool.num_blocks)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 3, "it went on without a reader"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
