@@ -1,5 +1,6 @@
 """Speech in pieces against the same speech at once, on a decoder with real structure."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -80,6 +81,16 @@ def test_nothing_clicks_where_stretches_meet(
             near = torch.stack([rises[at + offset] for offset in range(-3, 2)])
             assert near.max() <= whole.max()
             assert near.mean() < 1.3 * whole.mean()
+
+
+def test_only_what_lies_ahead_is_not_known(quick_token2wav: Token2Wav, speaker: Speaker) -> None:
+    """Without a layer that looks ahead, speech in pieces is exactly that of the whole."""
+    dit = replace(quick_token2wav.config.dit, look_ahead_layers=())
+    blind = Token2Wav(replace(quick_token2wav.config, dit=dit))
+    blind.load_state_dict(quick_token2wav.state_dict())
+    samples = streamed(SpeechDecoder(blind, speaker, blocks_together=1), CODES)
+    whole = SpeechDecoder(blind, speaker).decode(CODES)
+    torch.testing.assert_close(samples, whole, atol=2e-5, rtol=0)
 
 
 @torch.inference_mode()
