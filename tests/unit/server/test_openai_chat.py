@@ -304,6 +304,7 @@ def test_a_field_of_another_type_is_named(
         ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 10**9}, "max_tokens"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"seed": -1}, "seed"),
         ({"stop": {"a": 1}}, "stop"),
         ({"stop": 7}, "stop"),

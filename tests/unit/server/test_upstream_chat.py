@@ -198,22 +198,25 @@ def test_a_reader_who_leaves_ends_the_answer_there(
         lines = answer.iter_lines()
         assert next(lines)
         assert upstream.num_streaming == 1
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while upstream.num_streaming and time.monotonic() < deadline:
         time.sleep(0.01)
     assert upstream.num_streaming == 0
 
 
 def test_a_reader_who_leaves_before_the_answer_ends_the_request_there(
-    client: httpx2.Client, upstream: UpstreamServer
+    serve: Served, upstream: UpstreamServer
 ) -> None:
     upstream.way, before = "silent", upstream.num_left
-    with pytest.raises(httpx2.ReadTimeout):
-        client.post(CHAT, json={"model": NAME, "messages": SAID}, timeout=0.3)
-    deadline = time.monotonic() + 1.5  # before the limit of silence ends it
-    while upstream.num_left == before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert upstream.num_left == before + 1
+    patient = UpstreamLimits(timeout_s=300)  # so that no limit of silence ends it
+    named = UpstreamSettings(name=NAME, base_url=upstream.address, model=MODEL, limits=patient)
+    with serve(upstreams=(named,)) as client:
+        with pytest.raises(httpx2.ReadTimeout):
+            client.post(CHAT, json={"model": NAME, "messages": SAID}, timeout=2)
+        deadline = time.monotonic() + 20
+        while upstream.num_left == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert upstream.num_left == before + 1
 
 
 def test_the_line_is_bounded_and_seats_come_back(

@@ -67,7 +67,7 @@ def test_a_head_that_does_not_end_is_cut_off(serve: Callable[..., Any], first: b
     """Silent or one line at a time (slow-loris)."""
     with serve(head_timeout_s=0.6) as client, connected(client) as raw:
         raw.sendall(first)
-        assert drip(raw, b"x-a: b\r\n" if first else b"", every_s=0.1) < 3
+        assert drip(raw, b"x-a: b\r\n" if first else b"", every_s=0.1) < 15
         assert client.get("/health").status_code == 200
 
 
@@ -78,7 +78,7 @@ def test_a_second_head_on_the_same_connection_is_timed_as_well(
         raw.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         assert raw.recv(65_536).startswith(b"HTTP/1.1 200")
         raw.sendall(b"GET /health HTTP/1.1\r\n")
-        assert drip(raw, b"x-a: b\r\n", every_s=0.1) < 3
+        assert drip(raw, b"x-a: b\r\n", every_s=0.1) < 15
 
 
 def test_a_body_that_drips_is_answered_with_408(serve: Callable[..., Any]) -> None:
@@ -129,7 +129,7 @@ def test_a_refused_client_cannot_keep_its_connection_by_sending_on(
     with serve(head_timeout_s=0.6, body_timeout_s=0.5) as client, connected(client) as raw:
         raw.sendall(f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n".encode())
         assert raw.recv(65_536).startswith(b"HTTP/1.1 401")
-        assert drip(raw, b"x", every_s=0.1) < 3
+        assert drip(raw, b"x", every_s=0.1) < 15
 
 
 def test_a_server_may_open_the_files_that_its_connections_take() -> None:
@@ -247,7 +247,7 @@ def test_an_answer_ends_at_its_time_limit_with_what_there_is(
         with serve(max_answer_s=1.0) as client:
             started = time.monotonic()
             whole = client.post(PATH, json=fields).json()
-            assert 0.9 < time.monotonic() - started < 5
+            assert 0.9 < time.monotonic() - started < 12, "a whole answer takes 15 s at least"
             streamed = client.post(PATH, json={**fields, "stream": True}).text
             wait_until(lambda: engine.num_used_blocks == 0)
     finally:
