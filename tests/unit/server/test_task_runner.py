@@ -257,7 +257,9 @@ def test_every_task_is_done_although_the_process_is_killed_again_and_again(tmp_p
 
     def all_done(lines: list[str]) -> bool:
         while len({int(line) for line in begun + lines}) == 20:
-            if all(tasks.find(OWNER, task.id, kind="chat").finished_at is not None for task in sent):
+            if all(
+                tasks.find(OWNER, task.id, kind="chat").finished_at is not None for task in sent
+            ):
                 return True
             assert time.monotonic() < end, Counter(tasks.find(OWNER, t.id).state for t in sent)
             time.sleep(0.05)
