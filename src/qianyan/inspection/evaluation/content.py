@@ -39,7 +39,7 @@ def sections(figures: Figures, comparison: Comparison | None, lang: Lang) -> lis
         *_sub_labels(figures, lang),
         _answers(figures, lang),
         _reliability(figures.reliability, words),
-        _errors(figures.reliability_by_hazard, lang),
+        _errors(figures, lang),
         _cost(figures, words),
     ]
     if comparison is not None:
@@ -144,14 +144,17 @@ def _reliability(curve: Reliability, words: Mapping[str, str]) -> Section:
     return Section("reliability", words["reliability"], header, rows, note)
 
 
-def _errors(curves: Mapping[Hazard, Reliability], lang: Lang) -> Section:
+def _errors(figures: Figures, lang: Lang) -> Section:
+    """Set the calibration error of each hazard, box by box and by the surest of each picture."""
     words = WORDS[lang]
     rows = tuple(
-        (words["ece"].format(label=label_word(hazard, lang)), f"{curve.error:.3f}")
-        for hazard, curve in curves.items()
-        if curve.error is not None
+        (label_word(hazard, lang), f"{curve.error:.3f}", f"{alarms.error:.3f}")
+        for hazard, curve in figures.reliability_by_hazard.items()
+        for alarms in [figures.alarm_reliability[hazard]]
+        if curve.error is not None and alarms.error is not None
     )
-    return Section("calibration", "", (words["figure"], words["value"]), rows)
+    header = (words["ece"], words["boxes"], words["images"])
+    return Section("calibration", "", header, rows)
 
 
 def _cost(figures: Figures, words: Mapping[str, str]) -> Section:

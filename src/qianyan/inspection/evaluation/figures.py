@@ -1,16 +1,14 @@
 """All figures of an evaluation: sums over the outcomes of pictures, with their intervals."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median
 from typing import Any
-
-import numpy as np
 
 from qianyan.errors import ReplyError
 from qianyan.inspection.evaluation.bootstrap import draw_pictures, f1_estimate
 from qianyan.inspection.evaluation.calibration import Reliability, reliability
+from qianyan.inspection.evaluation.cost import Cost, cost_of
 from qianyan.inspection.evaluation.heads import HEAD_KINDS, HEAD_SIZES, HeadOutcome
 from qianyan.inspection.evaluation.outcomes import (
     BOX_KINDS,
@@ -20,8 +18,8 @@ from qianyan.inspection.evaluation.outcomes import (
     score_picture,
 )
 from qianyan.inspection.evaluation.precision import NO_PRECISION, Pair, Precision, average_precision
-from qianyan.inspection.evaluation.rates import Estimate, Rate, rounded
-from qianyan.inspection.records import SUB_LABELS, Hazard, SubLabel, Usage
+from qianyan.inspection.evaluation.rates import Estimate, Rate
+from qianyan.inspection.records import SUB_LABELS, Hazard, SubLabel
 from qianyan.labels.matching import BoxCounts
 from qianyan.labels.photos import Kind
 
@@ -93,23 +91,6 @@ class HeadFigures:
         return {name: getattr(self, name).as_record() for name in self.__dataclass_fields__}
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one picture took: seconds, and tokens; None where an endpoint does not say."""
-
-    mean_s: float | None = None
-    median_s: float | None = None
-    p95_s: float | None = None
-    prompt_tokens: float | None = None
-    completion_tokens: float | None = None
-    forwarded_tokens: float | None = None
-    visual_tokens: float | None = None
-
-    def as_record(self) -> dict[str, float | None]:
-        """Write every figure."""
-        return {name: rounded(getattr(self, name)) for name in self.__dataclass_fields__}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Figures:
     """Everything counted over a set of pictures; failed ones are counted apart, never as misses."""
@@ -129,6 +110,8 @@ class Figures:
     cost: Cost
     reliability: Reliability
     reliability_by_hazard: Mapping[Hazard, Reliability] = field(default_factory=dict)
+    alarm_reliability: Mapping[Hazard, Reliability] = field(default_factory=dict)
+    """Of pictures that report a hazard: the surest box's score, and whether it is there."""
 
     def as_record(self) -> dict[str, Any]:
         """Write the figures as JSON values."""
@@ -164,6 +147,9 @@ class Figures:
                     hazard.value: one.as_record()
                     for hazard, one in self.reliability_by_hazard.items()
                 },
+            },
+            "reliability_of_pictures": {
+                hazard.value: one.as_record() for hazard, one in self.alarm_reliability.items()
             },
         }
 
@@ -219,14 +205,25 @@ def score(pairs: Sequence[Pair]) -> Scored:
             for hazard in Hazard
         },
         duplicates=_share(box.is_duplicate for box in found),
-        cost=_cost([one for one in outcomes if one.error is None]),
+        cost=cost_of([one for one in outcomes if one.error is None]),
         reliability=reliability([(score, is_right) for _, score, is_right in scored]),
         reliability_by_hazard={
             hazard: reliability([(score, ok) for label, score, ok in scored if label is hazard])
             for hazard in Hazard
         },
+        alarm_reliability={
+            hazard: reliability(list(_alarms(outcomes, hazard))) for hazard in Hazard
+        },
     )
     return Scored(figures, outcomes)
+
+
+def _alarms(outcomes: Sequence[PictureOutcome], hazard: Hazard) -> Iterator[tuple[float, bool]]:
+    """Give the surest score of each picture that reports a hazard, and whether it shows it."""
+    for one in outcomes:
+        scores = [box.score for box in one.found if box.hazard is hazard and box.score is not None]
+        if scores:
+            yield max(scores), one.images[hazard.value].present
 
 
 def _share(hits: Iterable[bool]) -> Rate:
@@ -272,22 +269,4 @@ def _right(outcomes: Sequence[SubLabelOutcome], hazard: Hazard) -> Rate:
         one.answer is one.truth
         for one in outcomes
         if one.hazard is hazard and one.answer is not None
-    )
-
-
-def _cost(looked: Sequence[PictureOutcome]) -> Cost:
-    if not looked:
-        return Cost()
-    seconds = [one.total_s for one in looked]
-    whole = sum((one.usage for one in looked), Usage(forwarded_tokens=0))
-    number = len(looked)
-    forwarded = whole.forwarded_tokens
-    return Cost(
-        mean_s=fmean(seconds),
-        median_s=median(seconds),
-        p95_s=float(np.quantile(seconds, 0.95)),
-        prompt_tokens=whole.prompt_tokens / number,
-        completion_tokens=whole.completion_tokens / number,
-        forwarded_tokens=None if forwarded is None else forwarded / number,
-        visual_tokens=whole.visual_tokens / number,
     )

@@ -54,7 +54,6 @@ WORDS: dict[Lang, dict[str, str]] = {
         "sub_labels": "子标签：{label}",
         "sub_labels_note": "行是标注，列是回答；找到的当中正确 {right}。",
         "truth": "标注",
-        "not_found": "没找到",
         "answers": "回答",
         "answers_note": "在报出的方框当中。",
         "uncertain_rate": "{label}：不确定",
@@ -75,7 +74,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "boxes_in": "方框数",
         "mean_score": "平均分数",
         "share_right": "正确比例",
-        "ece": "{label}：期望校准误差",
+        "ece": "期望校准误差",
         "comparison": "与 {file} 比较（{model}）",
         "comparison_note": "{n} 张图片两边都检查过。按 Holm 法计入全部 {tests} 项比较后，p < 0.05"
         " 才说不是偶然。",
@@ -112,7 +111,6 @@ WORDS: dict[Lang, dict[str, str]] = {
         "unlabelled": "另有 {n} 个事件所在的画面或类别没有标注，未计入。",
         "hazard": "隐患",
         "none": "无",
-        "perfect": "完全可信",
     },
     "en": {
         "title": "Evaluation",
@@ -154,7 +152,6 @@ WORDS: dict[Lang, dict[str, str]] = {
         "sub_labels": "Sub-labels: {label}",
         "sub_labels_note": "Rows are labels, columns answers; of those found, {right} are right.",
         "truth": "label",
-        "not_found": "not found",
         "answers": "Answers",
         "answers_note": "Of the reported boxes.",
         "uncertain_rate": "{label}: uncertain",
@@ -175,7 +172,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "boxes_in": "boxes",
         "mean_score": "mean score",
         "share_right": "right",
-        "ece": "{label}: calibration error",
+        "ece": "calibration error",
         "comparison": "Compared with {file} ({model})",
         "comparison_note": "{n} pictures were looked at by both. Said to be more than chance "
         "where p < 0.05 after Holm's adjustment for all {tests} comparisons.",
@@ -215,7 +212,6 @@ WORDS: dict[Lang, dict[str, str]] = {
         "not counted.",
         "hazard": "hazard",
         "none": "none",
-        "perfect": "as good as their word",
     },
 }  # fmt: skip
 

@@ -115,6 +115,20 @@ def test_scores_of_unlabelled_hazards_are_in_no_curve() -> None:
     assert result.reliability_by_hazard[Hazard.FIRE].error == pytest.approx(0.3)
 
 
+def test_an_alarm_is_as_sure_as_its_surest_box_and_right_where_the_hazard_is() -> None:
+    result = figures(
+        (photo(FLAME), looked(fire(250, score=0.7), fire(300, 300, score=0.4))),
+        (photo(), looked(fire(0, score=0.2))),
+        (photo(FLAME), looked()),
+    )
+    curve = result.alarm_reliability[Hazard.FIRE]
+    assert [(one.mean_score, one.right) for one in curve.bins] == [
+        (0.2, Rate(0, 1)),
+        (0.7, Rate(1, 1)),
+    ]
+    assert curve.error == pytest.approx((0.2 + 0.3) / 2)
+
+
 def test_the_interval_of_f1_draws_whole_pictures() -> None:
     alike = [BoxCounts(1, 1, 0)] * 20
     mixed = [BoxCounts(1, 0, 0), BoxCounts(0, 1, 1)] * 10
