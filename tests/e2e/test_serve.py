@@ -41,7 +41,7 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (["--api-key", "short"], "fewer than 8 characters"),
         (["--api-keys-file", "no-such-file"], "cannot be read"),
         (["--host", "192.0.2.1", "--api-key", "sk-0123456789"], "Nothing can listen"),
-        (["--max-waiting", "-1"], "max-waiting"),
+        (["--max-waiting", "-1"], "greater than or equal to 0. See qianyan --help."),
         (["--search-provider", "searxng"], "has no address"),
         (["--search-provider", "searxng", "--search-url", "ftp://x"], "expected an http(s) URL"),
         (["--search-provider", "tavily"], "has no API key"),

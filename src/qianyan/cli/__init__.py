@@ -73,7 +73,8 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="qianyan", standalone_mode=False)
     except TyperException as error:
-        print(f"qianyan: {error.format_message()} See qianyan --help.", file=sys.stderr)
+        message = error.format_message().rstrip(".")
+        print(f"qianyan: {message}. See qianyan --help.", file=sys.stderr)
         return WRONG_USAGE
     except (QianyanError, OSError) as error:
         if logging.getLogger("qianyan").isEnabledFor(logging.DEBUG):

@@ -275,8 +275,10 @@ def _thinking_budget(given: dict[str, Any], max_tokens: int, room: int) -> int |
 
 
 def _length(value: Any, name: str, prompt: PromptSize, lengths: Lengths) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool):
         raise InputError(f"{name} is {quote(value)}; expected a whole number from 1.")
+    if value < 1:
+        raise InputError(f"{name} is {value}; expected a whole number from 1.")
     if value > lengths.limit - prompt.num_tokens:
         raise CapacityError(
             f"{name} is {value}; expected at most {lengths.limit} minus the prompt's "

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qianyan.engine.options import ChatOptions
+from qianyan.engine.options import MAX_LOGPROBS, ChatOptions
 from qianyan.errors import InputError
 from qianyan.inputs.parts import PictureConfig
 from qianyan.inputs.patches import PatchConfig
@@ -250,6 +250,8 @@ class ChatRequest(BaseModel):
         if self.top_logprobs is not None and not self.logprobs:
             raise _refused("top_logprobs is given without logprobs; expected logprobs true.",
                            "top_logprobs")  # fmt: skip
+        if not 0 <= (self.top_logprobs or 0) <= MAX_LOGPROBS:
+            raise InputError(f"top_logprobs is {self.top_logprobs}; expected 0 to {MAX_LOGPROBS}.")
 
 
 def _refused(message: str, param: str) -> RefusedError:

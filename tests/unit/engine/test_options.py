@@ -74,7 +74,7 @@ def test_the_default_length_shrinks_to_the_room_left() -> None:
         ({"thinking_budget": -1}, "thinking_budget is -1; expected 0 to 1000000."),
         (
             {"max_completion_tokens": 0},
-            "max_completion_tokens is '0'; expected a whole number from 1.",
+            "max_completion_tokens is 0; expected a whole number from 1.",
         ),
         ({"top_p": 0}, "top_p is 0; expected above 0, at most 1."),
         ({"top_p": 1.5}, "top_p is 1.5; expected above 0, at most 1."),
@@ -85,7 +85,7 @@ def test_the_default_length_shrinks_to_the_room_left() -> None:
         ({"seed": -5}, "seed is -5; expected 0 to 9223372036854775807."),
         ({"priority": 101}, "priority is 101; expected -100 to 100."),
         ({"logprobs": 21}, "logprobs is 21; expected 0 to 20."),
-        ({"max_tokens": 0}, "max_tokens is '0'; expected a whole number from 1."),
+        ({"max_tokens": 0}, "max_tokens is 0; expected a whole number from 1."),
         ({"max_tokens": 1.5}, "max_tokens is '1.5'; expected a whole number from 1."),
         ({"stop": 5}, "stop is '5'; expected a string or a list of strings."),
         ({"stop": ["a", ""]}, "A stop string has 0 characters; expected 1 to 256."),
