@@ -167,13 +167,13 @@ class Worker:
         An error that nobody foresaw breaks the model, as it does in a pass.
         """
         self.refuse_unless_ready()
-        try:
-            return await asyncio.wrap_future(self._model.submit(work))
-        except QianyanError:
-            raise
-        except Exception as error:
+        computing = asyncio.wrap_future(self._model.submit(work))
+        await asyncio.wait({computing})
+        error = computing.exception()
+        if error is not None and not isinstance(error, QianyanError):
             self._break(error)
             raise ModelFailedError("The model failed while it was computing.") from error
+        return computing.result()
 
     async def on_voice(self, work: Callable[[], Made]) -> Made:
         """Do a step of an answer's speech, on a thread of its own; raises what the step does."""
