@@ -54,6 +54,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "sub_labels": "子标签：{label}",
         "sub_labels_note": "行是标注，列是回答；找到的当中正确 {right}。",
         "truth": "标注",
+        "not_found": "没找到",
         "answers": "回答",
         "answers_note": "在报出的方框当中。",
         "uncertain_rate": "{label}：不确定",
@@ -110,7 +111,6 @@ WORDS: dict[Lang, dict[str, str]] = {
         "watched": "时长（小时）",
         "unlabelled": "另有 {n} 个事件所在的画面或类别没有标注，未计入。",
         "hazard": "隐患",
-        "none": "无",
     },
     "en": {
         "title": "Evaluation",
@@ -152,6 +152,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "sub_labels": "Sub-labels: {label}",
         "sub_labels_note": "Rows are labels, columns answers; of those found, {right} are right.",
         "truth": "label",
+        "not_found": "not found",
         "answers": "Answers",
         "answers_note": "Of the reported boxes.",
         "uncertain_rate": "{label}: uncertain",
@@ -211,7 +212,6 @@ WORDS: dict[Lang, dict[str, str]] = {
         "unlabelled": "{n} more incidents are in streams or of hazards that nobody labelled, and "
         "not counted.",
         "hazard": "hazard",
-        "none": "none",
     },
 }  # fmt: skip
 
