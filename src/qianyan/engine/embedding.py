@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,8 @@ from qianyan.models.text import CausalLM
 
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
+USUAL_KINDS = ("query", "document")
+"""Kinds that every model takes, with a prompt for them or without."""
 POOLING = "lasttoken"
 MODE = "pooling_mode_"
 ARCHITECTURE = ARCHITECTURES["qwen3"].name
@@ -77,6 +78,14 @@ class TokenBatch:
         return Embeddings(vectors=vectors, num_tokens=self.num_tokens)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Words that stand before a text, by its kind; `usual` is the kind of texts of none."""
+
+    by_kind: Mapping[str, str]
+    usual: str | None = None
+
+
 class Embedder:
     """An embedding model, for one thread at a time; `read` may be called from any."""
 
@@ -84,7 +93,7 @@ class Embedder:
         self,
         model: CausalLM,
         tokenizer: Tokenizer,
-        prompts: Mapping[str, Any],
+        prompts: Prompts,
         *,
         max_length: int,
         max_batch_tokens: int,
@@ -150,9 +159,11 @@ class Embedder:
     def _prompt(self, options: EmbeddingOptions) -> str:
         if options.instruction:
             return f"Instruct: {options.instruction}\nQuery:"
-        kind = self._prompts.get("default_prompt_name") if options.kind is None else options.kind
-        prompt = (self._prompts.get("prompts") or {}).get(kind)
-        return prompt if isinstance(prompt, str) else ""
+        kind = self._prompts.usual if options.kind is None else options.kind
+        known = {**dict.fromkeys(USUAL_KINDS, ""), **self._prompts.by_kind}
+        if kind is not None and kind not in known:
+            raise InputError(f"kind is {quote(kind)}; expected one of {', '.join(known)}.")
+        return known[kind] if kind else ""
 
     def _encode(self, one: Input, prompt: str, at: int) -> list[int]:
         is_text = isinstance(one, str)
@@ -211,10 +222,22 @@ def open_embedder(
     return Embedder(
         model,
         tokenizer,
-        read_json(folder / PROMPTS),
+        _read_prompts(folder),
         max_length=max_length,
         max_batch_tokens=max_batch_tokens,
     )
+
+
+def _read_prompts(folder: Path) -> Prompts:
+    data = read_json(folder / PROMPTS)
+    by_kind, usual = data.get("prompts") or {}, data.get("default_prompt_name")
+    is_text = isinstance(by_kind, dict) and all(isinstance(one, str) for one in by_kind.values())
+    if not is_text or not (usual is None or (isinstance(usual, str) and usual in by_kind)):
+        raise ConfigError(
+            f"{PROMPTS} has prompts that are no texts, or a default_prompt_name that none of them "
+            "has; copy the file again."
+        )
+    return Prompts(by_kind=by_kind, usual=usual)
 
 
 def _check_modules(folder: Path) -> None:

@@ -98,6 +98,8 @@ def test_prompts_of_the_checkpoint_stand_before_texts(
     told = embedding_engine.embed(["hat"], instruction="look").vectors[0]
     assert_close(torch.stack([document, query, told]), plain)
     prompts = {"prompts": {"query": QUERY}, "default_prompt_name": "query"}
+    with pytest.raises(InputError, match="expected one of query, document"):
+        embedding_engine.embed(["hat"], kind="passage")
     usual = Engine(edited("config_sentence_transformers.json", prompts))
     assert_close(usual.embed(["hat"]).vectors[0], plain[1])
     assert_close(usual.embed(["hat"], kind="document").vectors[0], plain[0])
@@ -151,6 +153,9 @@ TYPES = "sentence_transformers.models."
         ("1_Pooling/config.json", {"pooling_mode": "mean"}, "pools by mean"),
         ("1_Pooling/config.json", None, "pools by nothing"),
         ("modules.json", {"type": "x"}, "no list of modules"),
+        ("config_sentence_transformers.json", {"prompts": ["x"]}, "prompts that are no texts"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 1}}, "prompts that are no"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "x"}, "default_prompt_name"),
         ("modules.json", [{"type": f"{TYPES}Transformer", "path": ""}], "no Pooling"),
         ("modules.json", [{"type": f"{TYPES}Dense", "path": "2_Dense"}], "names 'Dense'"),
     ],
