@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
@@ -140,6 +140,7 @@ def test_xml_escapes_what_it_must(tmp_path: Path) -> None:
     assert root.findtext("filename") == "a&<b>.jpg"
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(CLASSES), *[st.integers(0, 400)] * 2,
                           *[st.integers(1, 300)] * 2), max_size=5))  # fmt: skip
 def test_boxes_survive_every_format(

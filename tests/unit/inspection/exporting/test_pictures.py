@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -124,6 +124,7 @@ def test_names_keep_chinese_and_lose_what_leads_elsewhere() -> None:
     ]
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.text(max_size=90), max_size=8))
 def test_any_names_become_safe_and_different(stems: list[str]) -> None:
     safe = names(*(f"{stem}.png" for stem in stems))
