@@ -64,4 +64,5 @@ def test_the_bundled_models_are_scored_on_the_example_pictures(tmp_path: Path) -
     assert (facts.model, len(inspections)) == ("bundled", len(EXAMPLES))
     page = (out / "eval.html").read_text("utf-8")
     assert page.count("<svg") >= 3
-    assert all(name.removesuffix(".png") in str(whole["pictures"]) for name in ("fire",))
+    names = [f"{recipe.name}.png" for recipe in EXAMPLES]
+    assert [picture["file"] for picture in whole["pictures"]] == names
