@@ -130,6 +130,11 @@ def test_without_auth_it_says_in_both_languages_that_anyone_here_may_ask(tmp_pat
     process, address, said = start(*names, *state, QIANYAN_API_KEYS="")
     try:
         assert f"千眼已启动，模型 bundled, qwen-plus，地址 {address}/v1" in said
+        paths = re.findall(r"DashScope[：:] ?(http://[^\s）)]+)", said)
+        assert paths == [f"{address}/api/v1"] * 2
+        asked = {"model": "qwen-plus", "input": {"prompt": "hi"}}
+        place = f"{paths[0]}/services/aigc/text-generation/generation"
+        assert httpx2.post(place, json=asked, timeout=60).json()["output"]["text"]
         listed = httpx2.get(f"{address}/v1/models", timeout=30).json()
         assert [one["id"] for one in listed["data"]] == ["bundled", "qwen-plus"]
     finally:
