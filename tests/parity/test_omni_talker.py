@@ -15,6 +15,7 @@ import subprocess
 import sys
 import wave
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -527,7 +528,7 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": NUM_TEXT}
 def brief(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model with a Talker of few positions: a random one does not end by itself."""
     talker = json.loads((folder / "config.json").read_text())["talker_config"]
-    few = talker | {"max_position_embeddings": 230}
+    few = talker | {"max_position_embeddings": 160}
     return copy_of(folder, tmp_path_factory.mktemp("brief") / "omni", talker_config=few)
 
 
@@ -599,10 +600,10 @@ def test_several_passes_over_a_prompt_say_the_same(
     talking: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "seed": 2}
-    whole = speak(talking, ask("A long question. " * 6, 9000), **options)
+    whole = speak(talking, ask("A long question. " * 2, 9000), **options)
     monkeypatch.setattr(codes, "PASS_TOKENS", 31)
     monkeypatch.setattr(states, "PASS_TOKENS", 50)
-    pieces = speak(talking, ask("A long question. " * 6, 9000), **options)
+    pieces = speak(talking, ask("A long question. " * 2, 9000), **options)
     assert len(whole.samples) == len(pieces.samples) > 0
     assert np.abs(whole.samples - pieces.samples).max() < 1e-3
 
@@ -737,6 +738,19 @@ def test_what_cannot_be_spoken_is_refused(
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(**SPOKEN | change)
     assert sentence in refused.value.message
+
+
+def test_answers_spoken_side_by_side_are_those_spoken_alone(client: openai.OpenAI) -> None:
+    def hear(seed: int) -> str:
+        asked = SPOKEN | {"seed": seed, "max_tokens": 6}
+        done = client.chat.completions.create(**asked)
+        data: str = done.choices[0].message.audio.data
+        return data
+
+    alone = [hear(seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as together:
+        assert list(together.map(hear, (1, 2))) == alone
+    assert alone[0] != alone[1]
 
 
 def test_a_listener_who_goes_away_stops_the_speech(client: openai.OpenAI) -> None:

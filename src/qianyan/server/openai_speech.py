@@ -26,6 +26,7 @@ from qianyan.engine.speech import Speaking
 from qianyan.errors import QianyanError, quote
 from qianyan.models.omni.pcm import to_pcm16, to_wav
 from qianyan.server.answer import Answer
+from qianyan.server.asking import asked_now
 from qianyan.server.errors import RefusedError, openai_body, to_failure
 from qianyan.server.generate import Question
 from qianyan.server.openai_reply import OpenAIReply
@@ -134,8 +135,12 @@ class SpokenAnswer:
     so that the model goes on meanwhile and whoever leaves is left at once.
     """
 
-    def __init__(self, worker: Worker, answer: Answer, speaking: Speaking) -> None:
+    def __init__(
+        self, worker: Worker, answer: Answer, speaking: Speaking, *, leave: Callable[[], None]
+    ) -> None:
+        """Begin; `leave` gives back all that the answer and its speech hold."""
         self._worker, self._answer, self._speaking = worker, answer, speaking
+        self._leave = leave
 
     @property
     def num_codes(self) -> int:
@@ -158,8 +163,8 @@ class SpokenAnswer:
                 yield Sound(samples=samples)
 
     def leave(self) -> None:
-        """End the answer unless it has ended."""
-        self._answer.leave()
+        """End the answer unless it has ended; a second time does nothing."""
+        self._leave()
 
     async def _speak(self, step: Callable[[], Made]) -> Made:
         return await self._worker.on_voice(step)
@@ -185,13 +190,15 @@ async def _begin(worker: Worker, question: Question, asked: AskedSpeech) -> Spok
     speech = await asyncio.to_thread(worker.engine.speech.load)
     speaker = speech.find_speaker(asked.voice)
     await worker.ready(question.messages)
-    answer = await worker.begin(question.messages, question.options)
+    owner_id = asked_now().owner_id
     with ExitStack() as begun:
+        await worker.voices.sit(owner_id)
+        begun.callback(worker.voices.stand_up, owner_id)
+        answer = await worker.begin(question.messages, question.options)
         begun.callback(answer.leave)
         start = partial(speech.begin, answer.request, answer.prompt, speaker)
-        spoken = SpokenAnswer(worker, answer, await worker.on_voice(start))
-        begun.pop_all()
-    return spoken
+        speaking = await worker.on_voice(start)
+        return SpokenAnswer(worker, answer, speaking, leave=begun.pop_all().close)
 
 
 async def _collect(answer: SpokenAnswer, spoken: SpokenReply) -> dict[str, Any]:

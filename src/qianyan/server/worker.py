@@ -58,6 +58,8 @@ class Worker:
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._voice = ThreadPoolExecutor(1, thread_name_prefix="voice")
         self._line = Line(engine.config.max_num_requests, limits)
+        self.voices = Line(engine.config.max_num_requests, limits)
+        """Seats of answers that are spoken, which takes longer than to write them."""
         self._metrics = metrics or Metrics(limits)
         self._open: set[Answer] = set()
         self._answers: list[Answer] = []  # touched by the model's thread only, as is the next
