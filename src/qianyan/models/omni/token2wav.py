@@ -1,8 +1,9 @@
-"""Qwen2.5-Omni's speech decoder: codec ids to mel frames (`dit.py`), mel frames to a waveform.
+"""Qwen2.5-Omni's speech decoder as a checkpoint holds it: codec ids to mel frames to a waveform.
 
-Source: Qwen2.5-Omni (arXiv 2503.20215, section 2.4). Everything is float32, whatever the
-checkpoint holds: errors of shorter formats can be heard. A code is two mel frames of 10 ms, 480
-samples at 24 kHz. `speech_decoder.py` speaks with it, piece by piece or at once.
+Source: Qwen2.5-Omni (arXiv 2503.20215, section 2.4). Frames are made in `dit.py`, the waveform in
+`bigvgan.py`; `speech_decoder.py` speaks with both, piece by piece or at once. Everything is
+float32, whatever the checkpoint holds: errors of shorter formats can be heard. A code is two mel
+frames of 10 ms, 480 samples at 24 kHz.
 """
 
 from collections.abc import Mapping

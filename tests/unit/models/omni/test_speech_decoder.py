@@ -92,8 +92,8 @@ def test_only_what_lies_ahead_is_not_known(quick_token2wav: Token2Wav, speaker: 
     dit = replace(quick_token2wav.config.dit, look_ahead_layers=())
     blind = Token2Wav(replace(quick_token2wav.config, dit=dit))
     blind.load_state_dict(quick_token2wav.state_dict())
-    samples = streamed(SpeechDecoder(blind, speaker, blocks_together=1), CODES)
-    whole = SpeechDecoder(blind, speaker).decode(CODES)
+    samples = streamed(SpeechDecoder(blind, speaker, blocks_together=1), CODES[:31])
+    whole = SpeechDecoder(blind, speaker).decode(CODES[:31])
     torch.testing.assert_close(samples, whole, atol=2e-5, rtol=0)
 
 
@@ -109,8 +109,8 @@ def test_sound_made_in_pieces_is_the_sound_of_all_frames(frames: int, token2wav:
     torch.testing.assert_close(torch.cat(pieces), whole, atol=2e-5, rtol=0)
 
 
-@given(cuts=st.lists(st.integers(0, 30), max_size=5), number=st.integers(0, 30))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cuts=st.lists(st.integers(0, 24), max_size=4), number=st.integers(0, 24))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_how_codes_are_cut_into_calls_changes_nothing(
     cuts: list[int], number: int, quick_token2wav: Token2Wav, speaker: Speaker
 ) -> None:
