@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 RECIPE = """
 model = "{model}"
@@ -134,6 +135,48 @@ def test_what_cannot_be_trained_is_one_sentence(
     assert errors.startswith("qianyan: ")
     assert sentence in errors
     assert "Traceback" not in errors
+
+
+def test_a_model_taught_by_labels_is_evaluated_on_them(
+    random_checkpoint: Path, tmp_path: Path
+) -> None:
+    images, annotations = [], []
+    for number, side in enumerate((20, 40, 60)):
+        name = f"{number}.png"
+        photo = Image.new("RGB", (112, 112), (40, 60, 80))
+        photo.paste((250, 120, 20), (10, 10, 10 + side, 10 + side))
+        photo.save(tmp_path / name)
+        images.append({"id": number, "file_name": name, "width": 112, "height": 112})
+        annotations.append({"image_id": number, "category_id": 1, "bbox": [10, 10, side, side]})
+    kinds = [{"id": number, "name": name} for number, name in enumerate(("smoke", "fire"))]
+    labels = {"categories": kinds, "images": images, "annotations": annotations}
+    (tmp_path / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+    stages = "".join(
+        f'[[stages]]\nname = "{name}"\ntrain = {json.dumps(parts)}\nsteps = 3\nbatch = 2\n'
+        "max_tokens = 2048\nrates = { language = 1e-3 }\n"
+        for name, parts in (
+            ("tower", ["vision", "merger"]),
+            ("all", ["vision", "merger", "language", "embeddings"]),
+            ("answers", ["language"]),
+        )
+    )
+    recipe = f'model = "{random_checkpoint}"\n[[data]]\npath = "labels.json"\n{stages}'
+    (tmp_path / "labels.toml").write_text(recipe, encoding="utf-8")
+    trained = start(tmp_path, "labels.toml", "--out", "model", "--run", "run")
+    _, errors = trained.communicate(timeout=180)
+    assert trained.returncode == 0, errors
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "qianyan", "eval", "--gt", "labels.json", "--model", "model",
+            "--out", "eval", "--max-objects", "2",
+        ],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode in {0, 4}, done.stderr
+    record = json.loads((tmp_path / "eval" / "eval.json").read_text("utf-8"))
+    assert record["schema"] == "qianyan.eval/1"
+    assert (tmp_path / "eval" / "eval.html").is_file()
 
 
 def test_the_recipes_are_named(folder: Path) -> None:
