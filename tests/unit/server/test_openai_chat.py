@@ -167,6 +167,44 @@ def test_a_picture_by_data_uri_is_seen(client: httpx2.Client, engine: Engine) ->
     assert answer["usage"]["prompt_tokens"] == len(done.prompt_token_ids)
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_picture_and_a_required_call_go_together(client: httpx2.Client, streams: bool) -> None:
+    level = {"type": "string", "enum": ["low", "high"]}
+    schema = {
+        "type": "object",
+        "properties": {"level": level},
+        "required": ["level"],
+        "additionalProperties": False,
+    }
+    picture = {"type": "image_url", "image_url": {"url": red_picture()}}
+    asked: dict[str, Any] = {
+        "messages": [{"role": "user", "content": [picture, {"type": "text", "text": "Ring?"}]}],
+        "tools": [{"type": "function", "function": {"name": "ring", "parameters": schema}}],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "max_tokens": 100,
+    }
+    if streams:
+        options = {"include_usage": True}
+        chunks = events_of(ask(client, **asked, stream=True, stream_options=options))
+        pieces = [
+            piece["function"]
+            for chunk in chunks[:-1]
+            for piece in chunk["choices"][0]["delta"]["tool_calls"] or ()
+        ]
+        (name,) = [piece["name"] for piece in pieces if piece.get("name")]
+        arguments = "".join(piece["arguments"] for piece in pieces)
+        usage = chunks[-1]["usage"]
+    else:
+        whole = ask(client, **asked).json()
+        (call,) = whole["choices"][0]["message"]["tool_calls"]
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        usage = whole["usage"]
+    assert name == "ring"
+    assert json.loads(arguments)["level"] in level["enum"]
+    assert usage["prompt_tokens_details"]["image_tokens"] > 0
+
+
 def test_a_schema_is_kept(client: httpx2.Client) -> None:
     schema = {
         "type": "object",
