@@ -653,7 +653,7 @@ def client(brief: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[op
     environment = {**os.environ, "QIANYAN_API_KEYS": KEY, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        found = re.search(r"http://\S+(?=/v1)", server.stdout.readline())
+        found = re.search(r"http://[\d.:]+(?=/v1)", server.stdout.readline())
         assert found, f"the server ended with {server.wait()}"
         with openai.OpenAI(base_url=f"{found[0]}/compatible-mode/v1", api_key=KEY) as one:
             yield one
