@@ -130,7 +130,7 @@ def test_without_auth_it_says_in_both_languages_that_anyone_here_may_ask(tmp_pat
     process, address, said = start(*names, *state, QIANYAN_API_KEYS="")
     try:
         assert f"千眼已启动，模型 bundled, qwen-plus，地址 {address}/v1" in said
-        paths = re.findall(r"DashScope[：:] ?(http://[^\s）)]+)", said)
+        paths = re.findall(r"DashScope: (http://[^\s)]+)\)", said)
         assert paths == [f"{address}/api/v1"] * 2
         asked = {"model": "qwen-plus", "input": {"prompt": "hi"}}
         place = f"{paths[0]}/services/aigc/text-generation/generation"

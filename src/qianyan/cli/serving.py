@@ -321,7 +321,7 @@ def _keep_key(folder: Path, new_key: str) -> tuple[str, ...]:
 def _say(settings: "ServerSettings") -> None:
     """Say in both languages where the server is, and who may use it."""
     address, names = settings.address, ", ".join(settings.all_names)
-    print(f"千眼已启动，模型 {names}，地址 {address}/v1（DashScope：{address}/api/v1）")
+    print(f"千眼已启动，模型 {names}，地址 {address}/v1 (DashScope: {address}/api/v1)")
     print(f"qianyan serves {names} at {address}/v1 (DashScope: {address}/api/v1)", flush=True)
     if not settings.api_keys:
         print("警告：已用 --no-auth 关闭 API 密钥，本机上的任何程序都可以使用。", file=sys.stderr)
