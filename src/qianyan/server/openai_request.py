@@ -229,8 +229,8 @@ class ChatRequest(BaseModel):
         """Refuse what would change the answer and is not there, rather than leave it out."""
         if self.audio is not None or set(self.modalities or ()) - {"text"}:
             raise _refused(
-                f"The model {self.model[:80]} does not speak; expected modalities ['text'] and no "
-                "audio.",
+                f"The model {self.model[:80]} does not speak here; expected modalities ['text'] "
+                "and no audio.",
                 "modalities",
             )
         if set(self.chat_template_kwargs or ()) - {"enable_thinking"}:
