@@ -41,7 +41,7 @@ COVER_LIMITS: dict[Kind, float] = {
     "fire": 0.5, "smoke": 0.5, "person": math.inf, "helmet": 0.7, "head": 0.7,
 }  # fmt: skip
 SHAPELESS: tuple[Kind, ...] = ("fire", "smoke")
-RELATIVE_FLOOR = 0.6  # beside a sure flame or plume, weak ones are its edges and reflections
+RELATIVE_FLOOR = 0.7  # beside a sure flame or plume, weak ones are its edges and reflections
 MAX_LOG_REACH = 5.0
 MODEL_TYPE = "qianyan_detector"
 PER_STAGE = ("widths", "depths")  # config fields with one number per stage of the backbone
