@@ -1,7 +1,8 @@
 """What a model's folder holds: the files worth having, whether all are there, the weights' headers.
 
 Only data is ever wanted: JSON, safetensors, templates, vocabularies and the licence. Pickled
-weights and code are not, because both run what their author wrote.
+weights and code are not, because both run what their author wrote; Qwen2.5-Omni's voices are the
+one pickle that is fetched, and it is opened for its tensors only (`models/omni/speakers.py`).
 """
 
 import json
@@ -21,12 +22,13 @@ FILES = (
     "merges.txt",
     "vocab.txt",
     "qwen.tiktoken",
+    "spk_dict.pt",
     "README.md",
     "LICENSE",
     "LICENSE.md",
     "LICENSE.txt",
 )
-"""What is downloaded, by name, from the top of a repository; never pickle, never code."""
+"""What is downloaded, by name, from the top of a repository; never pickled weights, never code."""
 POOLING = "1_Pooling/config.json"
 """How an embedding model makes its vectors; the one file that is not at the top."""
 CONFIG = "config.json"
