@@ -217,7 +217,8 @@ class ChatRequest(BaseModel):
     def _extracting(self, options: ChatOptions, extraction: ExtractionOptions) -> ChatOptions:
         """Hold an answer to its task's form; what would make it another one is refused."""
         for name in NOT_WITH_EXTRACTION:
-            if getattr(self, name) not in (None, False, 1, [], {"type": "text"}):
+            value = getattr(self, name)
+            if value is True or value not in (None, False, 1, [], {"type": "text"}):
                 raise _refused(f"{name} is given with ocr_options; expected it left out.", name)
         form = to_response_format(extraction)
         held: ChatOptions = {"temperature": 0.0, "enable_thinking": False, **options}

@@ -32,8 +32,8 @@ shards = HUB["shards"]
 
 NAME = "Owner/Tiny-0.1B"
 SOURCES = ["huggingface", "modelscope"]
-WANTED = {"config.json", "tokenizer.json", "README.md", "LICENSE"}
-REFUSED = {"pytorch_model.bin", "modeling.py", "assets/photo.json", "spk_dict.pt", ".gitattributes"}
+WANTED = {"config.json", "tokenizer.json", "README.md", "LICENSE", "spk_dict.pt"}
+REFUSED = {"pytorch_model.bin", "modeling.py", "assets/photo.json", "voices.pt", ".gitattributes"}
 
 
 BIG = "model-00001-of-00002.safetensors"
@@ -64,7 +64,7 @@ def test_an_embedding_model_arrives_with_what_it_needs(
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_model_arrives_without_pickles_code_and_subfolders(
+def test_a_model_arrives_without_pickled_weights_code_and_subfolders(
     hub: Any, files: dict[str, bytes], source: Any
 ) -> None:
     hub.repositories[NAME] = Repository(files)

@@ -133,6 +133,10 @@ def test_a_task_that_needs_a_model_that_reads_is_refused(asked: openai.OpenAI, t
         ({"extra_body": {"ocr_options": {"task": "x"}}}, "ocr_options.task is 'x'"),
         ({"extra_body": {"ocr_options": {}}}, "ocr_options.task is 'None'"),
         ({"n": 2}, "n is given with ocr_options"),
+        (
+            {"extra_body": {"ocr_options": {"task": "multi_lan"}, "enable_search": True}},
+            "enable_search is given with ocr_options",
+        ),
         ({"response_format": {"type": "json_object"}}, "response_format is given with ocr_options"),
     ],
 )
