@@ -23,6 +23,8 @@ def lead(url: str, **options: Any) -> Engine:
     with owner.begin() as connection:
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
     # Tests leave databases open; SQLite's are closed when they are collected, these are not pooled.
+    options = {name: value for name, value in options.items() if "pool" not in name}
+    options.pop("max_overflow", None)
     there = f"{URL}&options=-csearch_path%3D{schema}"
     return create_engine(there, poolclass=NullPool, **options)
 

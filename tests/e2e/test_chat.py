@@ -101,7 +101,7 @@ def test_whatever_goes_wrong_on_a_terminal_leaves_the_conversation_as_it_was(sit
             "/image gone.png": "There is no file 'gone.png'.",
             "/image bad.png": "'bad.png': This is not a picture but text",
             "/imge x": "did you mean /image?",
-            "/audio a.wav": "Audio comes with a later version",
+            "/audio a.wav": "There is no file 'a.wav'.",
             "/save talk.txt": "expected a name ending in .md or .json",
             "long " * 700: "The conversation is as it was; /reset starts it anew",
             "/detach": "Nothing is attached.",

@@ -193,7 +193,7 @@ def _voc_file(path: Path) -> tuple[str, tuple[int, int], list[_VocThing]]:
     """Read one XML file: the picture's name and size, and its things with their boxes."""
     text = _read_small(path)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise ConfigError(f"{quote(path)} declares entities; expected plain VOC.")
+        raise ConfigError(f"{quote(path.name)} declares entities; expected plain VOC.")
     try:
         root = ElementTree.fromstring(text)  # noqa: S314  (no entities: refused above)
         size = (_number(root, "size/width"), _number(root, "size/height"))
@@ -204,7 +204,7 @@ def _voc_file(path: Path) -> tuple[str, tuple[int, int], list[_VocThing]]:
             things.append(_VocThing(thing.findtext("name", ""), box, _voc_sub_label(thing)))
     except (ElementTree.ParseError, ValueError) as error:
         raise ConfigError(
-            f"{quote(path)} is not VOC; expected a size, and objects with a name and a bndbox."
+            f"{quote(path.name)} is not VOC; expected a size, and objects with a name and a bndbox."
         ) from error
     name = root.findtext("filename") or f"{path.stem}.jpg"
     return Path(name).name, size, things
@@ -257,7 +257,7 @@ def _yolo_names(folder: Path) -> list[str]:
             try:
                 names = yaml.safe_load(_read_small(path))["names"]
             except (yaml.YAMLError, KeyError, TypeError) as error:
-                raise ConfigError(f"{quote(path)} has no names; expected the classes.") from error
+                raise ConfigError(f"{quote(path.name)} has no names; expected the classes.") from error
             ordered = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
             return [str(name) for name in ordered]
     for path in (folder / "classes.txt", folder / "labels" / "classes.txt"):
@@ -296,7 +296,7 @@ def _yolo_things(path: Path, kinds: list[Kind | None], size: tuple[int, int]) ->
             kind = kinds[int(index)]
         except (ValueError, IndexError) as error:
             raise ConfigError(
-                f"{quote(path)}, line {number}, is {quote(line)}; expected a class from 0 to "
+                f"{quote(path.name)}, line {number}, is {quote(line)}; expected a class from 0 to "
                 f"{len(kinds) - 1}, the middle, width and height."
             ) from error
         corners = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width,
@@ -320,7 +320,7 @@ def _within(things: Iterable[_Thing], size: tuple[int, int], name: str) -> Itera
 def _read_small(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_LABEL_BYTES:
-            raise ConfigError(f"{quote(path)} has more than {MAX_LABEL_BYTES} bytes.")
+            raise ConfigError(f"{quote(path.name)} has more than {MAX_LABEL_BYTES} bytes.")
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{quote(path)} cannot be read; expected text.") from error
+        raise ConfigError(f"{quote(path.name)} cannot be read; expected text.") from error

@@ -117,7 +117,7 @@ def test_other_json_is_refused_with_a_sentence(tmp_path: Path, content: Any) -> 
 
 @pytest.mark.parametrize("line", ["9 0.1 0.1 0.1 0.1", "0 0.1 0.1", "fire 1 1 1 1"])
 def test_a_bad_line_of_yolo_is_named(picture: Path, line: str) -> None:
-    with pytest.raises(ConfigError, match=r"a.txt', line 1, is .*expected a class from 0 to 1"):
+    with pytest.raises(ConfigError, match=r"'a.txt', line 1, is .*expected a class from 0 to 1"):
         read_labels(write_yolo(picture, line))
 
 

@@ -1,6 +1,5 @@
 """The line of tasks: states, leases, turns, room, and what each owner sees."""
 
-import sqlite3
 import time
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from sqlalchemy import select
 
 from qianyan.server.batch_rows import BatchRow
 from qianyan.server.database import (
-    DATABASE_FILE,
     ConflictError,
     NotFoundError,
     QuotaError,
@@ -19,7 +18,7 @@ from qianyan.server.database import (
 )
 from qianyan.server.errors import RefusedError
 from qianyan.server.owned import PageQuery
-from qianyan.server.tasks import Task, TaskLimits, TaskQuery, Tasks, TaskState
+from qianyan.server.tasks import Task, TaskLimits, TaskQuery, TaskRow, Tasks, TaskState
 
 ALICE, BOB = "owner-alice", "owner-bob"
 ASK = {"prompt": "你好"}
@@ -208,10 +207,8 @@ def test_what_was_asked_is_forgotten_when_a_task_is_over(tmp_path: Path, end: st
     else:
         tasks.sweep()
     assert tasks.find(ALICE, sent.id, kind="chat").finished_at is not None
-    with sqlite3.connect(tmp_path / DATABASE_FILE) as connection:
-        ((request,),) = connection.execute("SELECT request FROM tasks").fetchall()
-    connection.close()
-    assert request == "{}"
+    with open_database(tmp_path).reading() as session:
+        assert session.scalars(select(TaskRow.request)).all() == [{}]
 
 
 def test_a_task_is_found_by_its_kind_only(tasks: Tasks) -> None:
