@@ -257,7 +257,9 @@ def _yolo_names(folder: Path) -> list[str]:
             try:
                 names = yaml.safe_load(_read_small(path))["names"]
             except (yaml.YAMLError, KeyError, TypeError) as error:
-                raise ConfigError(f"{quote(path.name)} has no names; expected the classes.") from error
+                raise ConfigError(
+                    f"{quote(path.name)} has no names; expected the classes."
+                ) from error
             ordered = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
             return [str(name) for name in ordered]
     for path in (folder / "classes.txt", folder / "labels" / "classes.txt"):
