@@ -98,21 +98,21 @@ def serving(*options: str) -> Iterator[House]:
     state = TemporaryDirectory()
     command = [sys.executable, "-m", "qianyan", "serve", "--port", "0", *options]
     command += ["--state-dir", state.name]
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    log = Path(state.name) / "log.txt"  # a pipe that nobody reads would stop the server when full
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
     assert process.stdout
-    assert process.stderr
     try:
         said = process.stdout.readline() + process.stdout.readline()
         found = re.search(r"at (http://\S+)/v1", said)
-        assert found, said + process.stderr.read()
+        assert found, said + log.read_text("utf-8")
         yield House(found[1], process)
     finally:
         process.terminate()
         process.wait(60)
         process.stdout.close()
-        process.stderr.close()
         state.cleanup()
 
 

@@ -282,7 +282,7 @@ def test_a_body_without_what_is_needed_is_refused(
         ({"temperature": "hot"}, "'parameters.temperature'"),
         ({"temperature": 3}, "temperature is 3"),
         ({"top_p": 0}, "top_p is 0"),
-        ({"max_tokens": 0}, "max_tokens is '0'"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
         ({"result_format": "xml"}, "'parameters.result_format'"),
         ({"incremental_output": "yes"}, "'parameters.incremental_output'"),
         ({"n": 9}, "n is 9"),

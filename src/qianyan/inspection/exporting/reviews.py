@@ -93,11 +93,11 @@ def read_reviews(files: Iterable[Path]) -> dict[str, PictureReviews]:
 def _lines(file: Path) -> list[str]:
     try:
         if file.stat().st_size > MAX_REVIEW_BYTES:
-            raise ConfigError(f"{quote(file)} has more than {MAX_REVIEW_BYTES} bytes.")
+            raise ConfigError(f"{quote(file.name)} has more than {MAX_REVIEW_BYTES} bytes.")
         return file.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{quote(file)} cannot be read; expected reviews as JSON lines ({SCHEMA})."
+            f"{quote(file.name)} cannot be read; expected reviews as JSON lines ({SCHEMA})."
         ) from error
 
 
