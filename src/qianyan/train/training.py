@@ -127,6 +127,7 @@ class Training:
             lora=self.recipe.lora,
             world=self._world,
         )
+        self._world.leave()
 
     def _run_stage(self, number: int, stage: Stage, state: dict[str, Any] | None) -> None:
         self._changed |= set(freeze(self.model, stage.train, with_lora=stage.lora is not None))

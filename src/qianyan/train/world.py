@@ -36,6 +36,12 @@ class World:
             distributed.all_reduce(value)
         return value
 
+    def leave(self) -> None:
+        """Part from the other processes; what speaks to them may not outlive the program."""
+        if self.size > 1:
+            distributed.barrier()
+            distributed.destroy_process_group()
+
     def share_out(self, module: Sharded) -> Sharded:
         """Keep a piece of each parameter on each process, block by block; one keeps all."""
         if self.size == 1:
