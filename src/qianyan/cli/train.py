@@ -120,6 +120,10 @@ def train_the_detector(
     size: Annotated[
         int, option("--size", "side of the square that pictures are looked at in, in pixels")
     ] = 320,
+    learn_at: Annotated[
+        list[int] | None,
+        option("--learn-at", "a size to learn at instead; several are taken in turns by chance"),
+    ] = None,
     start: Annotated[
         str | None, option("--start", "a detector to begin with: bundled, or its folder")
     ] = None,
@@ -155,6 +159,7 @@ def train_the_detector(
         learning_rate=learning_rate,
         drawn_scenes=drawn_scenes,
         mix=Mix(far=far, hard=hard),
+        sizes=tuple(learn_at or ()),
         config=DetectorConfig(image_size=size),
     )
     first = require_detector(start) if start is not None else None

@@ -13,7 +13,7 @@ well the box fits (arXiv 2108.07755). What is unusual:
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -212,6 +212,15 @@ class Detector(nn.Module):
         self.register_buffer("steps", steps, persistent=False)
         self.centres: Tensor
         self.steps: Tensor
+
+    def look_at(self, size: int) -> None:
+        """Look at squares of another size from now on; the same weights serve all.
+
+        Raises ConfigError for a size the network cannot look at.
+        """
+        self.config = replace(self.config, image_size=size)
+        centres, steps = cell_centres(size)
+        self.centres, self.steps = centres.to(self.centres), steps.to(self.steps)
 
     def forward(self, pixels: Tensor) -> RawPrediction:
         """Look at normalised pixels (batch, 3, size, size)."""

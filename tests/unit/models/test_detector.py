@@ -151,6 +151,18 @@ def test_weak_flames_beside_a_sure_one_are_left_out(detector: Detector, picture:
     assert min(scores) >= 0.6 * max(scores)
 
 
+def test_looking_at_another_size_is_what_a_detector_made_for_it_does(
+    detector: Detector, picture: np.ndarray
+):
+    larger = Detector(replace(detector.config, image_size=160)).eval()
+    larger.load_state_dict(detector.state_dict())
+    expected = larger.propose(picture, threshold=0.0)
+    moved = Detector(detector.config).eval()
+    moved.load_state_dict(detector.state_dict())
+    moved.look_at(160)
+    assert moved.propose(picture, threshold=0.0) == expected
+
+
 def test_a_size_that_the_network_cannot_halve_is_refused():
     with pytest.raises(ConfigError, match="image_size is 100"):
         DetectorConfig(image_size=100)

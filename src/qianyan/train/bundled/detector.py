@@ -66,7 +66,12 @@ class DetectorRecipe:
     plain_from: float = 0.85  # share of the run after which pictures are no longer joined or pasted
     save_every_s: float = 240.0
     report_every_s: float = 600.0
+    sizes: tuple[int, ...] = ()  # of the squares, one by chance for each batch; none: the config's
     config: DetectorConfig = field(default_factory=DetectorConfig)
+
+    def __post_init__(self) -> None:
+        for size in self.sizes:
+            replace(self.config, image_size=size)  # says what is wrong with it
 
 
 @dataclass
@@ -145,6 +150,8 @@ class DetectorTraining:
         """Learn from one batch; returns the loss."""
         self._set_rate()
         device_type = pictures.device.type
+        if pictures.shape[-1] != self.detector.config.image_size:
+            self.detector.look_at(pictures.shape[-1])
         with torch.autocast(device_type, torch.bfloat16):
             raw = self.detector(pictures)
         loss = detector_loss(raw, targets, self.detector.centres)
@@ -187,7 +194,9 @@ class DetectorTraining:
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, step])
         plain = self.progress.share(recipe) >= recipe.plain_from
-        return self.source.batch(rng, recipe.batch, recipe.config.image_size, plain=plain)
+        sizes = recipe.sizes or (recipe.config.image_size,)
+        size = sizes[int(rng.integers(len(sizes)))] if len(sizes) > 1 else sizes[0]
+        return self.source.batch(rng, recipe.batch, size, plain=plain)
 
     def run(
         self, report: Callable[["DetectorTraining"], str], *, on_save: Callable[[], None]

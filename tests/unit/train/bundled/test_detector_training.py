@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qianyan.errors import CheckpointError
+from qianyan.errors import CheckpointError, ConfigError
 from qianyan.labels.photos import LabelledBox
 from qianyan.models.detector import KINDS, Detector, DetectorConfig, cell_centres, normalise
 from qianyan.train.bundled.augment import Sample, crop, paste_fire, paste_head
@@ -75,6 +75,30 @@ def test_a_resumed_training_equals_one_that_was_not_interrupted(source: SampleSo
     assert losses == expected
     for name, value in whole.average.state_dict().items():
         assert torch.equal(value, second.average.state_dict()[name]), name
+
+
+def test_a_training_at_several_sizes_resumes_as_it_was_and_keeps_its_own_size(
+    source: SampleSource, tmp_path
+):
+    recipe = replace(RECIPE, sizes=(64, 96, 128))
+    whole = DetectorTraining(recipe, source, tmp_path / "whole")
+    expected = take(whole, 6)
+    seen = [whole._make_batch(step)[0].shape[-1] for step in range(6)]
+    first = DetectorTraining(recipe, source, tmp_path / "run")
+    losses = take(first, 3)
+    first.save()
+    second = DetectorTraining(recipe, source, tmp_path / "run")
+    second.resume()
+    losses += take(second, 3)
+    assert losses == expected
+    assert len(set(seen)) > 1
+    assert whole.detector.config.image_size == seen[-1]
+    assert whole.average.config.image_size == 64
+
+
+def test_sizes_that_the_network_cannot_look_at_are_refused():
+    with pytest.raises(ConfigError, match="image_size is 100"):
+        replace(RECIPE, sizes=(64, 100))
 
 
 def test_a_run_ends_after_its_steps_and_leaves_a_checkpoint(source: SampleSource, tmp_path):
