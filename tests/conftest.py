@@ -115,3 +115,11 @@ def embedding_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensors[name.removeprefix("model.")] = value
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def omni_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Qwen2.5-Omni that hears, sees and speaks briefly."""
+    from tests.omni_checkpoint import write_omni_checkpoint
+
+    return write_omni_checkpoint(tmp_path_factory.mktemp("omni"))
