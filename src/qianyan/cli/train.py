@@ -174,6 +174,9 @@ def train_the_judge(
     run: RunDir = Path("runs/judge"),
     minutes: Minutes = 90,
     seed: Seed = 0,
+    start: Annotated[
+        str | None, option("--start", "a judge to begin with: bundled, or its folder")
+    ] = None,
     resume: Resume = False,
     debug: Debug = False,
 ) -> None:
@@ -181,10 +184,14 @@ def train_the_judge(
 
     Example: qianyan train judge --photos data/dev --minutes 90
     """
+    from qianyan.inspection.inspector import require_judge
     from qianyan.train.bundled.judge import train_judge
 
     logging.basicConfig(level=logging.INFO)
-    train_judge(photos, run, minutes=minutes, resume=resume, seed=seed, export_dir=out)
+    first = require_judge(start) if start is not None else None
+    train_judge(
+        photos, run, minutes=minutes, seed=seed, export_dir=out, start=run if resume else first
+    )
     print(out)
 
 

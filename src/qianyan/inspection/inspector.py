@@ -311,6 +311,15 @@ def require_detector(model: str) -> Path:
     return folder
 
 
+def require_judge(model: str) -> Path:
+    """Find a judge's folder by its own name, or by that of its pair; ConfigError if none is."""
+    pair = find_pair(model)
+    folder = pair / "judge" if pair is not None else Path(model)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{quote(model)} is no judge of ours; expected bundled or a folder.")
+    return folder
+
+
 def _open_detector(path: Path, device: str) -> Detector | OnnxDetector:
     """Open a detector's folder on a device, or its ONNX file, which the processor runs."""
     if path.suffix != SUFFIX or path.is_dir():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -22,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from qianyan.errors import CheckpointError, quote
 from qianyan.models.attention import NoCache
 from qianyan.models.detector import KINDS
-from qianyan.models.registry import qwen2_5_vl_config
+from qianyan.models.registry import load_model, qwen2_5_vl_config
 from qianyan.models.vision_language import VisionLanguageModel
 from qianyan.models.weights import initialise
 from qianyan.train.bundled.crops import Bytes, Crop, CropBook, colour_jitter
@@ -100,6 +101,11 @@ class Progress:
 
     step: int = 0
     elapsed_s: float = 0.0
+    begun_at: float = 0.0  # progress that the judge it started from had made before
+
+    def share(self, budget_s: float) -> float:
+        """Give the progress, 0..1, when all of it takes `budget_s`."""
+        return self.begun_at + (1 - self.begun_at) * min(1.0, self.elapsed_s / budget_s)
 
 
 class JudgeTrainer:
@@ -172,8 +178,7 @@ class JudgeTrainer:
             "learner": self.learner.state_dict(),
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.progress.step,
-            "elapsed_s": self.progress.elapsed_s,
+            "progress": vars(self.progress),
         }
         write_run_state(run_dir, state)
 
@@ -189,7 +194,27 @@ class JudgeTrainer:
         self.average = state["average"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.progress = Progress(step=state["step"], elapsed_s=state["elapsed_s"])
+        self.progress = Progress(**state["progress"])
+
+    def start_from(self, judge_dir: Path) -> None:
+        """Begin with a trained judge, which answers already: tower and decoder learn together.
+
+        Raises CheckpointError for a judge of another vocabulary or other widths.
+        """
+        if Tokenizer.from_file(str(judge_dir / "tokenizer.json")).to_str() != (
+            self.tokenizer.to_str()
+        ):
+            raise CheckpointError(
+                f"The judge in {quote(judge_dir)} has another vocabulary; the closed questions or "
+                "answers have changed since. Start without it."
+            )
+        try:
+            self.model.load_state_dict(load_model(judge_dir, dtype="float32").state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(f"The judge to start from is of other widths: {error}") from error
+        for name, parameter in self.learner.named_parameters():
+            self.average[name].copy_(parameter.detach())
+        self.progress.begun_at = JOIN_FROM
 
     @torch.no_grad()
     def ask(self, pictures: Sequence[Bytes], asked: str) -> np.ndarray:
@@ -346,18 +371,23 @@ def train_judge(
     run_dir: Path,
     *,
     minutes: float,
-    resume: bool,
     seed: int,
     export_dir: Path,
+    start: Path | None = None,
 ) -> None:
     """Train the judge for `minutes` of this machine's time and write its folder.
 
-    With `resume` a run in `run_dir` goes on where it was saved last; its minutes count. What
-    mine_decoys() left in the run folder takes part.
+    `start` is the folder of a judge to begin with, or `run_dir` itself, to go on where its run was
+    saved last; its minutes count. What mine_decoys() left in the run folder takes part.
+
+    Raises:
+        CheckpointError: there is nothing to resume, or the judge to start from is another kind.
     """
     trainer = prepare_trainer(photos_dir, run_dir, seed=seed)
-    if resume:
+    if start == run_dir:
         trainer.load(run_dir)
+    elif start is not None:
+        trainer.start_from(start)
     book = CropBook(
         photo_pictures(read_photos(photos_dir, "val")), np.random.default_rng(99), spoil=False
     )
@@ -366,7 +396,7 @@ def train_judge(
     saved = measured = trainer.progress.elapsed_s
     losses: list[dict[str, float]] = []
     while (elapsed := time.monotonic() - started) < budget_s:
-        losses.append(trainer.step(elapsed / budget_s))
+        losses.append(trainer.step(trainer.progress.share(budget_s)))
         trainer.progress.elapsed_s = elapsed
         if elapsed - saved >= SAVE_EVERY_S:
             trainer.save(run_dir)

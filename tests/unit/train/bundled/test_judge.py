@@ -61,6 +61,44 @@ def test_the_readouts_learn_from_drawn_crops(pictures: list[LabelledPicture]) ->
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
+def test_a_judge_that_starts_from_another_answers_at_once(
+    tmp_path: Path, pictures: list[LabelledPicture]
+) -> None:
+    taught = trainer(pictures)
+    taught.step(0.9)
+    write_judge(taught.model, taught.tokenizer, taught.config, tmp_path / "taught")
+    judge = trainer(pictures, seed=1)
+    judge.start_from(tmp_path / "taught")
+    for name, parameter in judge.model.named_parameters():
+        expected = taught.model.get_parameter(name).to(torch.bfloat16).float()  # as it is written
+        assert torch.equal(parameter, expected), name
+        assert torch.equal(judge.average[f"judge.{name}"], expected), name
+    assert judge.progress.share(60.0) == JOIN_FROM
+    judge.progress.elapsed_s = 60.0
+    assert judge.progress.share(60.0) == 1.0
+    assert set(judge.step(judge.progress.share(120.0))) == {"see", "say"}
+    judge.save(tmp_path / "run")
+    again = trainer(pictures, seed=1)
+    again.load(tmp_path / "run")
+    assert again.progress == judge.progress
+
+
+def test_a_judge_of_another_vocabulary_or_width_is_no_start(
+    tmp_path: Path, pictures: list[LabelledPicture]
+) -> None:
+    judge = trainer(pictures)
+    rng = np.random.default_rng(0)
+    books = CropBook(pictures, rng), CropBook(pictures, rng)
+    wider = JudgeTrainer(*books, seed=0, width=128, depth=2)
+    write_judge(wider.model, wider.tokenizer, wider.config, tmp_path)
+    with pytest.raises(CheckpointError, match="other widths"):
+        judge.start_from(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("?", "!"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="another vocabulary"):
+        judge.start_from(tmp_path)
+
+
 def test_a_resumed_run_goes_on_exactly(tmp_path: Path, pictures: list[LabelledPicture]) -> None:
     whole = trainer(pictures)
     for _ in range(4):
