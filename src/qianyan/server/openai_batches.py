@@ -12,9 +12,8 @@ from qianyan.server.auth import owner_of
 from qianyan.server.batch_rows import BatchQuery, BatchRow, BatchState
 from qianyan.server.dashscope_times import parse_time
 from qianyan.server.errors import field_error
-from qianyan.server.generate import collect
 from qianyan.server.keeping import Kept
-from qianyan.server.openai_chat import begin_reply
+from qianyan.server.openai_chat import answer_whole
 from qianyan.server.openai_request import ChatRequest
 from qianyan.server.owned import PageQuery
 from qianyan.server.serving import Serving
@@ -195,7 +194,4 @@ async def answer_chat(serving: Serving, body: dict[str, Any]) -> dict[str, Any]:
     if upstream is not None:
         return await serving.upstreams.ask(upstream, asked)
     serving.check_model(asked.model)
-    processor = serving.worker.engine.processor
-    question = asked.to_question(processor.pictures, serving.settings.limits, serving.web)
-    reply = begin_reply(asked, question, processor)
-    return reply.whole(*await collect(serving.worker, question))
+    return await answer_whole(serving, asked)

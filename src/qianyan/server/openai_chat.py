@@ -14,8 +14,9 @@ from qianyan.server.errors import openai_body, to_failure
 from qianyan.server.generate import AnyAnswer, Question, begin, collect, follow, leave_all
 from qianyan.server.openai_reply import OpenAIReply, TokenWords
 from qianyan.server.openai_request import ChatRequest
-from qianyan.server.openai_speech import SpokenReply, answer_spoken, read_speech
-from qianyan.server.serving import Served
+from qianyan.server.openai_speech import SpokenReply, write_speech
+from qianyan.server.serving import Served, Serving
+from qianyan.server.spoken_answer import AskedSpeech, begin_spoken, collect_spoken, take_speech
 from qianyan.server.stream import EventStream, to_json, unless_gone
 from qianyan.server.upstream_chat import pass_on
 
@@ -30,35 +31,41 @@ async def create(request: Request, body: ChatRequest, serving: Served) -> Respon
     if upstream is not None:
         return await pass_on(request, body, serving.upstreams, upstream)
     serving.check_model(body.model)
-    worker = serving.worker
-    processor = worker.engine.processor
-    speech = read_speech(body, worker)
-    if speech is not None:
-        body = body.model_copy(update={"modalities": None, "audio": None})
-    question = body.to_question(processor.pictures, serving.settings.limits, serving.web)
-    reply = begin_reply(body, question, processor)
     ignored = body.ignored_fields()
     headers = {"x-ignored-fields": ", ".join(ignored)} if ignored else {}
+    if not body.stream:
+        whole = await unless_gone(request, answer_whole(serving, body))
+        return Response(to_json(whole), headers=headers, media_type="application/json")
+    question, reply, speech = _read(serving, body)
+    worker, request_id = serving.worker, request.state.request_id
+    includes_usage = body.includes_usage
     if speech is not None:
         spoken = SpokenReply(reply=reply, asked=speech)
-        return await answer_spoken(request, worker, question, spoken, body)
-    if not body.stream:
-        whole = reply.whole(*await unless_gone(request, collect(worker, question)))
-        return Response(to_json(whole), headers=headers, media_type="application/json")
+        answer = await unless_gone(request, begin_spoken(worker, question, speech))
+        events = write_speech(answer, spoken, request_id, includes_usage=includes_usage)
+        return EventStream(events, leave=answer.leave, headers=headers)
     answers = await unless_gone(request, begin(worker, question))
-    return EventStream(
-        write_events(
-            answers,
-            reply,
-            request_id=request.state.request_id,
-            includes_usage=body.includes_usage,
-        ),
-        leave=partial(leave_all, answers),
-        headers=headers,
-    )
+    events = write_events(answers, reply, request_id=request_id, includes_usage=includes_usage)
+    return EventStream(events, leave=partial(leave_all, answers), headers=headers)
 
 
-def begin_reply(body: ChatRequest, question: Question, processor: Processor) -> OpenAIReply:
+async def answer_whole(serving: Serving, body: ChatRequest) -> dict[str, Any]:
+    """Answer a conversation with a chat.completion, spoken where that is asked for."""
+    question, reply, speech = _read(serving, body)
+    if speech is None:
+        return reply.whole(*await collect(serving.worker, question))
+    spoken = SpokenReply(reply=reply, asked=speech)
+    return spoken.whole(await collect_spoken(serving.worker, question, speech))
+
+
+def _read(serving: Serving, body: ChatRequest) -> tuple[Question, OpenAIReply, AskedSpeech | None]:
+    processor = serving.worker.engine.processor
+    body, speech = take_speech(body, serving.worker)
+    question = body.to_question(processor.pictures, serving.settings.limits, serving.web)
+    return question, _begin_reply(body, question, processor), speech
+
+
+def _begin_reply(body: ChatRequest, question: Question, processor: Processor) -> OpenAIReply:
     """Make what writes the answer to a request."""
     return OpenAIReply(
         model=body.model,
