@@ -101,6 +101,8 @@ class Server(uvicorn.Server):
         )
         await super().shutdown(sockets)
         logger.info("stopped")
+        for handler in logging.root.handlers:  # uvicorn lets the signal end the process now
+            handler.flush()
 
 
 def _allow_files(count: int) -> None:

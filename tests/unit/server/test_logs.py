@@ -1,14 +1,19 @@
 """Lines of the log: who asked what and at which cost, and never a word of it."""
 
+import io
 import json
 import logging
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from qianyan.server.asking import Asked, asking
-from qianyan.server.logs import Lines, LogFormat, log_request
+from qianyan.server.logs import LineQueue, Lines, LogFormat, log_request
 
 ASKED = Asked(request_id="req-1", owner_id="ab" * 32, model="judge", prompt_tokens=7)
 
@@ -82,3 +87,92 @@ def test_retries_of_other_packages_are_not_logged() -> None:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "httpx seen" in said.stderr
     assert "retry_scheduled" not in said.stderr
+
+
+@contextmanager
+def queue_into_a_pipe(*, most: int) -> Iterator[tuple[logging.Logger, LineQueue, io.FileIO]]:
+    """A logger with a queue of its own, and the end of the pipe that is to be read."""
+    reading, writing = os.pipe()
+    handler = LineQueue(io.FileIO(writing, "w"), most=most)
+    handler.setFormatter(Lines("text"))
+    logger = logging.getLogger("qianyan.test")
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        with io.FileIO(reading) as reader:
+            yield logger, handler, reader
+    finally:
+        logger.removeHandler(handler)
+
+
+def read_until(reader: io.FileIO, mark: bytes) -> list[str]:
+    said = b""
+    while mark not in said:
+        said += reader.read(2**16)
+    return said.decode().splitlines()
+
+
+def test_lines_come_out_in_order_with_what_was_known_where_they_were_logged() -> None:
+    with queue_into_a_pipe(most=100) as (logger, handler, reader):
+        with asking(ASKED):
+            for number in range(50):
+                logger.warning("line %d", number)
+        handler.flush()
+        lines = read_until(reader, b"line 49 ")
+    assert [f"line {number} request_id=req-1" in line for number, line in enumerate(lines)] == (
+        [True] * 50
+    )
+
+
+def test_lines_that_nobody_reads_hold_nobody_up_and_are_counted_once() -> None:
+    with queue_into_a_pipe(most=20) as (logger, handler, reader):
+        os.set_blocking(handler._out.fileno(), False)
+        while handler._out.write(b"." * 4096):
+            pass
+        for number in range(2000):
+            logger.warning("line %d", number)
+        lines = read_until(reader, b"dropped")
+        logger.warning("heard again")
+        lines += read_until(reader, b"again")
+    *kept, told, last = lines
+    numbers = [int(line.rpartition(" ")[2]) for line in kept]
+    assert numbers[:20] == [*range(20)]
+    assert len(kept) in (20, 21)  # one may be under way
+    assert f" warning qianyan.server {2000 - len(kept)} lines were dropped" in told
+    assert last.endswith("heard again")
+
+
+def test_an_end_waits_for_lines_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qianyan.server.logs.FLUSH_TIMEOUT_S", 0.2)
+    with queue_into_a_pipe(most=2000) as (logger, handler, reader):
+        for number in range(1000):
+            logger.warning("line %d %s", number, "x" * 200)
+        began_at = time.monotonic()
+        handler.flush()
+        assert 0.15 < time.monotonic() - began_at < 5
+        read_until(reader, b"line 999 ")
+
+
+def test_a_reader_who_has_gone_away_is_not_waited_for() -> None:
+    with queue_into_a_pipe(most=20) as (logger, handler, reader):
+        reader.close()
+        logger.warning("lost")
+        began_at = time.monotonic()
+        handler.flush()
+        assert time.monotonic() - began_at < 1
+
+
+def test_a_pipe_that_does_not_block_gets_every_line() -> None:
+    with queue_into_a_pipe(most=2000) as (logger, handler, reader):
+        os.set_blocking(handler._out.fileno(), False)
+        for number in range(1000):
+            logger.warning("line %d %s", number, "x" * 200)
+        assert len(read_until(reader, b"line 999 ")) == 1000
+
+
+def test_a_line_that_cannot_be_written_is_named_in_the_log() -> None:
+    wrong = {"name": "qianyan.test", "msg": "%d files", "args": ("many",)}
+    with queue_into_a_pipe(most=20) as (_, handler, reader):
+        handler.handle(logging.makeLogRecord(wrong))
+        (line,) = read_until(reader, b"files")
+    assert line.endswith("a line of qianyan.test cannot be written: %d files")
