@@ -432,11 +432,11 @@ def say(thinker: Thinker, talker: Talker, prompt: Prompt, text: Sequence[int]) -
         prompt=before,
         positions=positions,
         voice=states.embed(VOICE),
-        first=states.token(text[0]),
+        first=states.tokens(text[:1]),
     )
     stream.begin(opening)
     for token_id in text[1:]:
-        stream.go_on(states.token(token_id))
+        stream.go_on(states.tokens([token_id]))
     stream.go_on(states.embed(IDS["<tts_text_eos>"]))
     while not stream.is_ended:
         stream.go_on(states.embed(IDS["<tts_pad>"]))
@@ -481,7 +481,7 @@ def test_positions_equal(pieces: Any, whole: Any, thinker: Thinker) -> None:
 def replay(thinker: Thinker, talker: Talker, prompt: Prompt, said: Heard) -> torch.Tensor:
     """Compute all of the Talker's logits in one uncached pass over what the oracle said."""
     states, before, positions = prompt.open(thinker)
-    track = [states.token(token_id) for token_id in said.text[:-1]]
+    track = [*states.tokens(said.text[:-1]).split(1)]
     track += [states.embed(IDS["<tts_text_eos>"])]
     track += [states.embed(IDS["<tts_pad>"])] * len(said.codes)
     num_steps = len(said.logits)

@@ -44,6 +44,7 @@ class CodeStream:
     """Draws the codes of one speech, in the order in which the text comes.
 
     Codes are below `num_codes`, what the decoder can make sound of. `codes` are all so far.
+    `is_cut` tells whether they ended at a limit, not by the Talker's own will.
     """
 
     def __init__(self, talker: Talker, *, num_codes: int, sampling: Sampling) -> None:
@@ -62,7 +63,7 @@ class CodeStream:
         self._num_tokens = 0
         self._positions: Positions | None = None
         self.codes: list[int] = []
-        self.is_ended = False
+        self.is_ended = self.is_cut = False
 
     @property
     def has_begun(self) -> bool:
@@ -130,5 +131,5 @@ class CodeStream:
         self._seen.add(code)
         self.codes.append(code)
         is_full = self._num_tokens >= self._talker.config.text.max_model_len
-        self.is_ended = is_full or len(self.codes) >= self._sampling.max_tokens
+        self.is_ended = self.is_cut = is_full or len(self.codes) >= self._sampling.max_tokens
         return [code]

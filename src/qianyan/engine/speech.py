@@ -107,6 +107,10 @@ class Speaking:
 
     Samples are float32 of -1 to 1, mono, at RATE_HZ; their number is that of the codes times the
     same factor. Token by token the text gets ahead of the voice, so most sound comes after it.
+
+    The Thinker follows as many tokens at a time as there are codes in a block: a pass over twelve
+    costs little more than one over one, and sound is made of whole blocks anyway. Where groups end
+    depends on nothing but the text, so the same answer is always computed alike.
     """
 
     def __init__(
@@ -123,47 +127,71 @@ class Speaking:
         )
         self._decoder = SpeechDecoder(speech.token2wav, speaker, seed=seed or 0)
         self._num_read = 0
+        self._is_stopped = False
 
     @property
     def codes(self) -> list[int]:
         """All codes so far."""
         return self._codes.codes
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the speech ended at a limit or was stopped, not by itself."""
+        return self._codes.is_cut or (self._is_stopped and not self._codes.is_ended)
+
+    def stop(self) -> None:
+        """End the speech after the code that is being made; from any thread."""
+        self._is_stopped = True
+
     def catch_up(self) -> np.ndarray:
         """Take in what the answer has become; give the samples that are certain now, often none."""
-        stops = self._request.sampling.stop_token_ids
-        fresh = self._request.output_token_ids[self._num_read :]
-        self._num_read += len(fresh)
-        pieces = [self._read(token_id) for token_id in fresh if token_id not in stops]
-        return np.concatenate([np.empty(0, np.float32), *pieces])
+        return self._read_groups(to_the_end=False)
 
     def finish(self) -> Iterator[np.ndarray]:
         """Speak what is left of an answer that is whole, in pieces as they become certain.
 
         An answer without text is silence of no length.
         """
-        yield self.catch_up()
+        yield self._read_groups(to_the_end=True)
         if not self._codes.has_begun:
             return
         config = self._speech.talker.config
         next_id = config.tts_text_end_token_id
-        while not self._codes.is_ended:
-            codes = self._codes.go_on(self._states.embed(next_id))
+        while not self._is_over:
+            yield self._go_on(self._states.embed(next_id))
             next_id = config.tts_text_pad_token_id
-            yield _to_numpy(self._decoder.push(codes))
         yield _to_numpy(self._decoder.finish())
 
-    def _read(self, token_id: int) -> np.ndarray:
-        """Take in one more token of the text."""
-        if self._codes.is_ended:
-            return np.empty(0, np.float32)
-        if not self._codes.has_begun:
-            codes = self._codes.begin(self._open(token_id))
-        else:
-            codes = self._codes.go_on(self._states.token(token_id))
-        return _to_numpy(self._decoder.push(codes))
+    @property
+    def _is_over(self) -> bool:
+        return self._codes.is_ended or self._is_stopped
 
-    def _open(self, token_id: int) -> Opening:
+    def _read_groups(self, *, to_the_end: bool) -> np.ndarray:
+        """Take in the text's next tokens, whole groups of them or all."""
+        stops = self._request.sampling.stop_token_ids
+        text = [one for one in self._request.output_token_ids if one not in stops]
+        block = self._speech.token2wav.config.dit.block_codes
+        pieces = [np.empty(0, np.float32)]
+        while self._num_read < len(text) and not self._is_over:
+            size = block - self._num_read % block if self._codes.has_begun else 1
+            group = text[self._num_read : self._num_read + size]
+            if len(group) < size and not to_the_end:
+                break
+            self._num_read += len(group)
+            pieces += self._read(group)
+        return np.concatenate(pieces)
+
+    def _read(self, token_ids: list[int]) -> list[np.ndarray]:
+        """Take in some tokens of the text; only the first one of all is alone."""
+        if not self._codes.has_begun:
+            return [_to_numpy(self._decoder.push(self._codes.begin(self._open(token_ids))))]
+        states = self._states.tokens(token_ids).split(1)
+        return [self._go_on(state) for state in states if not self._is_over]
+
+    def _go_on(self, text: Tensor) -> np.ndarray:
+        return _to_numpy(self._decoder.push(self._codes.go_on(text)))
+
+    def _open(self, token_ids: list[int]) -> Opening:
         request, prompt = self._request, self._prompt
         self._speech.look(prompt)
         before = self._states.prompt(request.prompt_token_ids, prompt.rows, prompt.features)
@@ -171,7 +199,7 @@ class Speaking:
             prompt=before,
             positions=prompt.positions,
             voice=self._states.embed(self._speaker.bos_token),
-            first=self._states.token(token_id),
+            first=self._states.tokens(token_ids),
         )
 
 

@@ -3,7 +3,7 @@
 H + X is the Thinker's last hidden state at a token and the embedding that went in there. The
 engine's passes keep neither: they leave out what a prompt shares with an earlier one, and compute
 an answer's states many requests at a time. So whoever is to speak follows the conversation with a
-Thinker pass of its own, in step with the answer: the prompt once more, then each token.
+Thinker pass of its own, a few tokens behind the answer: the prompt once more, then its tokens.
 """
 
 import torch
@@ -40,9 +40,9 @@ class ThinkerStates:
         return hidden + embedded
 
     @torch.inference_mode()
-    def token(self, token_id: int) -> Tensor:
-        """Give (1, hidden) for the answer's next token."""
-        embedded = self.embed(token_id)
+    def tokens(self, token_ids: list[int]) -> Tensor:
+        """Give (tokens, hidden) for the answer's next tokens, in one pass."""
+        embedded = self._thinker.embed(torch.tensor(token_ids, device=self._device))
         return self._pass(embedded) + embedded
 
     @torch.inference_mode()

@@ -99,6 +99,7 @@ def test_either_end_ends_a_speech_and_is_no_code_of_it(stop: int, talker: Talker
     assert codes.begin(opening()) == []
     assert codes.is_ended
     assert codes.has_begun
+    assert not codes.is_cut
     assert codes.go_on(torch.zeros(1, WIDTH)) == []
 
 
@@ -111,7 +112,9 @@ def test_a_seed_draws_the_same_speech_and_another_one_another(talker: Talker) ->
 
 def test_a_speech_ends_at_its_length_and_at_the_talkers(talker: Talker) -> None:
     prefer(talker, 3)
-    assert len(run(stream(talker, max_tokens=10))) == 10
+    brief = stream(talker, max_tokens=10)
+    assert len(run(brief)) == 10
+    assert brief.is_cut
     # 6 tokens of the prompt, the voice's and the text's, and all but one of the codes.
     assert len(run(stream(talker))) == 128 - 8 + 1
 
