@@ -19,6 +19,7 @@ from qianyan.errors import QianyanError
 from qianyan.server.dashscope_errors import PREFIX, dashscope_body
 from qianyan.server.dashscope_reply import Choice, DashScopeReply, ReplyFormat
 from qianyan.server.dashscope_request import GenerationRequest
+from qianyan.server.dashscope_speech import SpokenPackets
 from qianyan.server.dashscope_tasks import submit_task
 from qianyan.server.dashscope_upstream import PassedOn, UpstreamPackets
 from qianyan.server.errors import Failure, RefusedError, to_failure
@@ -26,6 +27,7 @@ from qianyan.server.generate import AnyAnswer, Question, begin, collect, follow,
 from qianyan.server.openai_reply import TokenWords
 from qianyan.server.openai_request import ChatRequest
 from qianyan.server.serving import Served, Serving
+from qianyan.server.spoken_answer import take_speech
 from qianyan.server.stream import EventStream, to_json, unless_gone
 from qianyan.server.tasks import Task
 from qianyan.server.worker import Worker
@@ -53,12 +55,12 @@ async def _generate(
     headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
     if _wants_task(request):
         kept = {"body": body.model_dump(exclude_none=True), "has_parts": has_parts}
-        given = await submit_task(request, asked.chat.model, kept)
+        given = await submit_task(request, asked.model, kept)
         return Response(to_json(given), headers=headers, media_type="application/json")
     if not _wants_stream(request):
-        whole = await unless_gone(request, asked.whole())
+        whole = await unless_gone(request, asked.answering.whole())
         return Response(to_json(whole), headers=headers, media_type="application/json")
-    packets, leave = await unless_gone(request, asked.begin())
+    packets, leave = await unless_gone(request, asked.answering.begin())
     return EventStream(
         write_events(packets, request_id=request_id),
         leave=leave,
@@ -70,18 +72,17 @@ async def answer_task(serving: Serving, task: Task) -> dict[str, Any]:
     """Answer what a task asks for: what the reply to the same request at once would hold."""
     body = GenerationRequest.model_validate(task.request["body"])
     has_parts = task.request["has_parts"]
-    return await _read(body, serving, request_id=task.id, has_parts=has_parts).whole()
+    asked = _read(body, serving, request_id=task.id, has_parts=has_parts)
+    return await asked.answering.whole()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """A request, read: what is asked of the engine, and who writes the answer."""
+class _Written:
+    """A question and who writes the answer to it, which is text."""
 
     worker: Worker
-    chat: ChatRequest
     question: Question
     reply: DashScopeReply
-    ignored: tuple[str, ...]
 
     async def whole(self) -> dict[str, Any]:
         return self.reply.whole(*await collect(self.worker, self.question))
@@ -91,9 +92,16 @@ class _Asked:
         return _packets(answers, self.reply), partial(leave_all, answers)
 
 
-def _read(
-    body: GenerationRequest, serving: Serving, *, request_id: str, has_parts: bool
-) -> _Asked | PassedOn:
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A request, read: who answers it, and which of its fields mean nothing."""
+
+    model: str
+    answering: _Written | SpokenPackets | PassedOn
+    ignored: tuple[str, ...] = ()
+
+
+def _read(body: GenerationRequest, serving: Serving, *, request_id: str, has_parts: bool) -> _Asked:
     chat = body.to_chat()
     upstream = serving.upstreams.find(chat.model)
     processor = serving.worker.engine.processor
@@ -101,8 +109,14 @@ def _read(
         serving.upstreams.check(chat)
         form = _choose_format(body, chat, bool(chat.thinking), has_parts=has_parts)
         packets = UpstreamPackets(DashScopeReply(request_id, form, processor), form)
-        return PassedOn(models=serving.upstreams, upstream=upstream, chat=chat, packets=packets)
+        passed_on = PassedOn(
+            models=serving.upstreams, upstream=upstream, chat=chat, packets=packets
+        )
+        return _Asked(model=chat.model, answering=passed_on)
     serving.check_model(chat.model)
+    worker = serving.worker
+    ignored = tuple(chat.ignored_fields())
+    chat, speech = take_speech(chat, worker)
     question = chat.to_question(processor.pictures, serving.settings.limits, serving.web)
     is_thinking = processor.template.is_thinking
     reply = DashScopeReply(
@@ -114,13 +128,12 @@ def _read(
         else TokenWords(tokenizer=processor.tokenizer, num_top=chat.num_logprobs),
         search=question.search,
     )
-    return _Asked(
-        worker=serving.worker,
-        chat=chat,
-        question=question,
-        reply=reply,
-        ignored=tuple(chat.ignored_fields()),
+    answering = (
+        _Written(worker=worker, question=question, reply=reply)
+        if speech is None
+        else SpokenPackets(worker=worker, question=question, asked=speech, reply=reply)
     )
+    return _Asked(model=chat.model, answering=answering, ignored=ignored)
 
 
 async def _packets(

@@ -19,6 +19,7 @@ from qianyan.server.generate import AnyAnswer
 from qianyan.server.openai_reply import TokenWords
 from qianyan.server.prompt_count import PromptCount
 from qianyan.server.searching import AskedSearch
+from qianyan.server.spoken_answer import SpokenAnswer
 from qianyan.server.told import beside, image_sizes, inside
 
 NOT_FINISHED = "null"
@@ -52,7 +53,7 @@ class Written:
 class Choice:
     """One answer of a stream, with all that was read of it."""
 
-    def __init__(self, index: int, answer: AnyAnswer) -> None:
+    def __init__(self, index: int, answer: AnyAnswer | SpokenAnswer) -> None:
         self.index = index
         self.answer = answer
         self.num_tokens = 0
@@ -163,6 +164,14 @@ class DashScopeReply:
         if written is None:
             return None
         request = choice.answer.request
+        prompt = self._count(request.prompt_token_ids, len(request.seen.images))
+        output = self._count_all(choice, OutputCount.so_far(request, choice.num_tokens))
+        return self._counted([self.choice(choice.index, written)], prompt, output)
+
+    def quiet_packet(self, choice: Choice) -> dict[str, Any]:
+        """Write a packet in which no text is new, for what else there is to tell."""
+        request = choice.answer.request
+        written = choice.rest(is_incremental=self._form.is_incremental)
         prompt = self._count(request.prompt_token_ids, len(request.seen.images))
         output = self._count_all(choice, OutputCount.so_far(request, choice.num_tokens))
         return self._counted([self.choice(choice.index, written)], prompt, output)

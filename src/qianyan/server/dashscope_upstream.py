@@ -7,6 +7,7 @@ the finish reason waits for them.
 from collections.abc import AsyncIterator, Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from qianyan.server.dashscope_reply import DashScopeReply, ReplyFormat, Written
@@ -14,6 +15,9 @@ from qianyan.server.openai_request import ChatRequest
 from qianyan.server.upstream import Upstream, UpstreamStream
 from qianyan.server.upstream_chat import UpstreamModels, chunks_of
 from qianyan.server.upstream_reply import UpstreamReply
+
+SOUND = ("data", "id", "expires_at")
+"""What DashScope's form has of a sound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,6 @@ class PassedOn:
     upstream: Upstream
     chat: ChatRequest
     packets: "UpstreamPackets"
-    ignored: tuple[str, ...] = ()
 
     async def whole(self) -> dict[str, Any]:
         """Answer as a whole."""
@@ -47,10 +50,12 @@ class UpstreamPackets:
     def whole(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Write all choices of a chat.completion."""
         choices = []
+        sound: Mapping[str, Any] = {}
         for given in data["choices"]:
             message = given["message"]
+            sound = _sound(message) or sound
             written = Written(
-                text=message["content"] or "",
+                text=message["content"] or _transcript(message),
                 reasoning=message.get("reasoning_content") or "",
                 has_reasoned=bool(message.get("reasoning_content")),
                 calls=[
@@ -59,7 +64,7 @@ class UpstreamPackets:
             )
             logprobs = given["logprobs"]
             choices.append(self._choice(given["index"], written, given["finish_reason"], logprobs))
-        return self._packet(choices, data.get("usage"), data)
+        return self._packet(choices, data.get("usage"), data, sound)
 
     async def follow(
         self, stream: UpstreamStream, reply: UpstreamReply
@@ -81,18 +86,21 @@ class UpstreamPackets:
         """Write one more chunk; None where it shows nothing."""
         index, delta = choice["index"], choice["delta"]
         total = self._all.setdefault(index, Written())
+        sound = _sound(delta)
         fresh = Written(
-            text=delta["content"] or "",
+            text=delta["content"] or _transcript(delta),
             reasoning=delta.get("reasoning_content") or "",
             calls=[_take_call(total, piece) for piece in delta["tool_calls"] or ()],
         )
         total.text += fresh.text
         total.reasoning += fresh.reasoning
         total.has_reasoned = fresh.has_reasoned = total.has_reasoned or bool(fresh.reasoning)
-        if not (fresh.text or fresh.reasoning or fresh.calls or "search_info" in chunk):
+        is_new = fresh.text or fresh.reasoning or fresh.calls or sound.get("data")
+        if not (is_new or "search_info" in chunk):
             return None
         shown = fresh if self._form.is_incremental else total
-        return self._packet([self._choice(index, shown, None, choice["logprobs"])], None, chunk)
+        choices = [self._choice(index, shown, None, choice["logprobs"])]
+        return self._packet(choices, None, chunk, sound)
 
     def _choice(
         self, index: int, written: Written, reason: str | None, logprobs: Any = None
@@ -108,11 +116,26 @@ class UpstreamPackets:
         choices: list[dict[str, Any]],
         usage: Mapping[str, Any] | None,
         said: Mapping[str, Any],
+        sound: Mapping[str, Any] = MappingProxyType({}),
     ) -> dict[str, Any]:
         info = said.get("search_info")
         found = {} if info is None else {"search_info": info}
+        if sound:
+            found["audio"] = {name: sound[name] for name in SOUND if name in sound}
         counts = {} if usage is None else _to_usage(usage, has_details=self._form.has_parts)
         return self._writer.envelope({**self._writer.output(choices), **found}, counts)
+
+
+def _sound(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the sound of a message, or of a piece of one; empty where there is none."""
+    sound = said.get("audio")
+    return sound if isinstance(sound, dict) else {}
+
+
+def _transcript(said: Mapping[str, Any]) -> str:
+    """Give the text of a message, or of a piece of one, where it stands beside its sound."""
+    text = _sound(said).get("transcript")
+    return text if isinstance(text, str) else ""
 
 
 def _take_call(total: Written, piece: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,6 +154,14 @@ class ResponseRequest(BaseModel):
                     "previous_response_id to go on.",
                     name,
                 )
+        extra = self.model_extra or {}
+        for name in ("modalities", "audio"):
+            if extra.get(name) not in (None, ["text"]):
+                raise _unsupported(
+                    f"{name} is given for a response, which has no sound; expected it left out, "
+                    "or the question in chat/completions, whose answers can be spoken.",
+                    name,
+                )
         if self.input is None and self.previous_response_id is None:
             raise missing("input", "text or a list of items")
         for name in self.include or ():

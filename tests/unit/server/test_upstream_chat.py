@@ -288,6 +288,31 @@ def test_dashscope_answers_whole_and_calls(client: httpx2.Client, upstream: Upst
     assert client.post(TEXT, json=body).json()["output"]["choices"][0]["message"]["tool_calls"]
 
 
+@pytest.mark.parametrize("path", [TEXT, PARTS])
+def test_dashscope_answers_keep_their_sound(
+    client: httpx2.Client, upstream: UpstreamServer, path: str
+) -> None:
+    upstream.way = "spoken"
+    spoken = {"modalities": ["text", "audio"], "result_format": "message"}
+    body = {
+        "model": NAME,
+        "input": {"messages": SAID},
+        "parameters": {**spoken, "incremental_output": True},
+    }
+    whole = client.post(path, json=body).json()["output"]
+    assert whole["audio"] == {"data": "AAECAw==", "id": "audio_1", "expires_at": 1_700_000_000}
+    assert "Hello" in str(whole["choices"][0]["message"]["content"])
+    answer = client.post(path, json=body, headers=SSE)
+    outputs = [
+        json.loads(line[5:])["output"] for line in answer.text.splitlines() if line[:5] == "data:"
+    ]
+    sounds = [one["audio"].get("data") for one in outputs if "audio" in one]
+    assert sounds == [None, "AAECAw==", None]
+    contents = [one["choices"][0]["message"]["content"] for one in outputs]
+    texts = [one if path == TEXT else "".join(part["text"] for part in one) for one in contents]
+    assert "".join(texts) == "Hello"
+
+
 def test_tasks_and_batches_name_it_too(client: httpx2.Client) -> None:
     body = {"model": NAME, "input": {"messages": SAID}, "parameters": {"result_format": "message"}}
     task = client.post(TEXT, json=body, headers={"x-dashscope-async": "enable"}).json()["output"]

@@ -76,6 +76,8 @@ def whole(server: UpstreamServer) -> dict[str, Any]:
     if server.way == "tools":
         call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
         message, reason = {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
+    if server.way == "spoken":
+        message = {"role": "assistant", "content": None, "audio": {**SOUND, "transcript": "Hello"}}
     choice = {"index": 0, "message": message, "finish_reason": reason}
     return {"id": "theirs", "model": MODEL, "choices": [choice], "usage": USAGE}
 
@@ -110,6 +112,7 @@ def call(place: int, call_id: str | None, name: str | None, arguments: str) -> d
 
 
 COUNTED = {"id": "theirs", "choices": [], "usage": USAGE}
+SOUND = {"id": "audio_1", "data": "AAECAw==", "expires_at": 1_700_000_000}
 STREAMS: dict[str, list[dict[str, Any]]] = {
     "good": [
         delta(content=""),
@@ -124,6 +127,13 @@ STREAMS: dict[str, list[dict[str, Any]]] = {
         delta(tool_calls=[call(0, "c1", "look", '{"a"')]),
         delta(tool_calls=[call(0, "c1", "look", ": 1}")]),
         delta(tool_calls=[call(0, "c2", "find", "{}")]),  # another one under the same index
+        delta(reason="stop"),
+        COUNTED,
+    ],
+    "spoken": [
+        delta(audio={"id": "audio_1", "transcript": "Hel"}),
+        delta(audio=SOUND),
+        delta(audio={"id": "audio_1", "transcript": "lo"}),
         delta(reason="stop"),
         COUNTED,
     ],

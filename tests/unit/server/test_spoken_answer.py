@@ -1,0 +1,216 @@
+"""Spoken answers over HTTP in both dialects: at once, streamed, as tasks and in batches."""
+
+import base64
+import json
+import time
+import wave
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from qianyan.engine.engine import Engine
+
+CHAT = "/v1/chat/completions"
+SERVICES = "/api/v1/services/aigc"
+PARTS = f"{SERVICES}/multimodal-generation/generation"
+TEXT = f"{SERVICES}/text-generation/generation"
+SSE = {"x-dashscope-sse": "enable"}
+ASKED: dict[str, Any] = {
+    "modalities": ["text", "audio"],
+    "max_tokens": 12,
+    "temperature": 0,
+    "seed": 3,
+}
+CODE_BYTES = 2 * 480
+VOICES = "Input should be 'Chelsie' or 'Ethan': parameters.audio.voice"
+Serve = Callable[..., AbstractContextManager[httpx2.Client]]
+
+
+@pytest.fixture(scope="module")
+def speaking(omni_checkpoint: Path) -> Engine:
+    return Engine(omni_checkpoint, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def speaker(
+    serve: Serve, speaking: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx2.Client]:
+    """A client of a server whose model speaks."""
+    with serve(model=speaking, state_folder=tmp_path_factory.mktemp("state")) as one:
+        yield one
+
+
+def chat_body(**changes: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Who is there?"}]
+    return {"model": "qwen-plus", "messages": messages, **ASKED, **changes}
+
+
+def native_body(path: str = PARTS, **changes: Any) -> dict[str, Any]:
+    content = [{"text": "Who is there?"}] if path == PARTS else "Who is there?"
+    return {
+        "model": "qwen-plus",
+        "input": {"messages": [{"role": "user", "content": content}]},
+        "parameters": {**ASKED, **changes},
+    }
+
+
+def say(speaker: httpx2.Client, path: str, body: dict[str, Any], **how: Any) -> dict[str, Any]:
+    answer = speaker.post(path, json=body, **how)
+    assert answer.status_code == 200, answer.text
+    said: dict[str, Any] = answer.json()
+    return said
+
+
+def frames(data: str) -> bytes:
+    """The samples of a WAV file in base64, of the rate and the form they are to have."""
+    with wave.open(BytesIO(base64.b64decode(data))) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 24_000)
+        return file.readframes(file.getnframes())
+
+
+def packets_of(answer: httpx2.Response) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    return [json.loads(line[5:]) for line in answer.text.splitlines() if line[:5] == "data:"]
+
+
+@pytest.fixture(scope="module")
+def spoken(speaker: httpx2.Client) -> tuple[str, bytes]:
+    """What the question is answered with in OpenAI's form: text and samples."""
+    message = say(speaker, CHAT, chat_body())["choices"][0]["message"]
+    return message["content"], frames(message["audio"]["data"])
+
+
+@pytest.mark.parametrize("path", [PARTS, TEXT])
+def test_dashscopes_whole_answer_is_that_of_openais_form(
+    speaker: httpx2.Client, spoken: tuple[str, bytes], path: str
+) -> None:
+    said = say(speaker, path, native_body(path, result_format="message"))
+    content = said["output"]["choices"][0]["message"]["content"]
+    assert content == ([{"text": spoken[0]}] if path == PARTS else spoken[0])
+    audio = said["output"]["audio"]
+    assert frames(audio["data"]) == spoken[1]
+    assert set(audio) == {"data", "id", "expires_at"}
+    num_codes = len(spoken[1]) // CODE_BYTES
+    assert num_codes > 12
+    usage = said["usage"]
+    assert usage["output_tokens_details"] == {"text_tokens": 12, "audio_tokens": num_codes}
+    assert usage["output_tokens"] == 12 + num_codes
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+
+
+def test_a_text_format_has_the_sound_beside_its_text(
+    speaker: httpx2.Client, spoken: tuple[str, bytes]
+) -> None:
+    output = say(speaker, TEXT, native_body(TEXT))["output"]
+    assert output["text"] == spoken[0]
+    assert frames(output["audio"]["data"]) == spoken[1]
+
+
+@pytest.mark.parametrize("is_incremental", [True, False])
+@pytest.mark.parametrize("path", [PARTS, TEXT])
+def test_dashscopes_packets_bring_the_sound_piece_by_piece(
+    speaker: httpx2.Client, spoken: tuple[str, bytes], path: str, is_incremental: bool
+) -> None:
+    body = native_body(path, incremental_output=is_incremental, result_format="message")
+    packets = packets_of(speaker.post(path, json=body, headers=SSE))
+    outputs = [one["output"] for one in packets]
+    sounds = [base64.b64decode(one["audio"]["data"]) for one in outputs]
+    assert b"".join(sounds) == spoken[1]
+    assert len({(one["audio"]["id"], one["audio"]["expires_at"]) for one in outputs}) == 1
+    contents = [one["choices"][0]["message"]["content"] for one in outputs]
+    texts = ["".join(p["text"] for p in one) if path == PARTS else one for one in contents]
+    assert ("".join(texts) if is_incremental else texts[-1]) == spoken[0]
+    reasons = [one["choices"][0]["finish_reason"] for one in outputs]
+    assert reasons == ["null"] * (len(reasons) - 1) + ["length"]
+    counted = [one["usage"]["output_tokens"] for one in packets]
+    assert counted == sorted(counted)
+    assert counted[-1] == 12 + len(spoken[1]) // CODE_BYTES
+    first_sound = next(at for at, sound in enumerate(sounds) if sound)
+    assert first_sound < len(sounds) - 2, "more than one piece of sound"
+
+
+def test_a_task_speaks(speaker: httpx2.Client, spoken: tuple[str, bytes]) -> None:
+    headers = {"x-dashscope-async": "enable"}
+    task_id = say(speaker, PARTS, native_body(), headers=headers)["output"]["task_id"]
+    end = time.monotonic() + 60
+    while (task := speaker.get(f"/api/v1/tasks/{task_id}").json())["output"]["task_status"] in (
+        "PENDING",
+        "RUNNING",
+    ):
+        assert time.monotonic() < end, task
+        time.sleep(0.05)
+    assert frames(task["output"]["audio"]["data"]) == spoken[1]
+    assert task["usage"]["output_tokens_details"]["audio_tokens"] == len(spoken[1]) // CODE_BYTES
+
+
+def test_lines_of_a_batch_speak_or_are_told_why_not(
+    speaker: httpx2.Client, spoken: tuple[str, bytes]
+) -> None:
+    bodies = [chat_body(), chat_body(audio={"voice": "Cherry"})]
+    lines = [
+        json.dumps({"custom_id": str(at), "method": "POST", "url": CHAT, "body": body})
+        for at, body in enumerate(bodies)
+    ]
+    file = {"file": ("in.jsonl", "\n".join(lines).encode())}
+    sent = speaker.post("/v1/files", data={"purpose": "batch"}, files=file).json()
+    asked = {"input_file_id": sent["id"], "endpoint": CHAT}
+    batch = speaker.post("/v1/batches", json=asked).json()
+    end = time.monotonic() + 60
+    while batch["status"] != "completed":
+        assert time.monotonic() < end, batch
+        time.sleep(0.05)
+        batch = speaker.get(f"/v1/batches/{batch['id']}").json()
+    (line,) = speaker.get(f"/v1/files/{batch['output_file_id']}/content").text.splitlines()
+    message = json.loads(line)["response"]["body"]["choices"][0]["message"]
+    assert frames(message["audio"]["data"]) == spoken[1]
+    (line,) = speaker.get(f"/v1/files/{batch['error_file_id']}/content").text.splitlines()
+    assert json.loads(line)["error"]["message"] == VOICES
+
+
+def test_responses_which_have_no_sound_refuse_it(speaker: httpx2.Client) -> None:
+    asked = {"model": "qwen-plus", "input": "Hello?", "max_output_tokens": 4}
+    refused = speaker.post("/v1/responses", json=asked | {"modalities": ["text", "audio"]})
+    assert refused.status_code == 400, refused.text
+    assert "chat/completions" in refused.json()["error"]["message"]
+    assert speaker.post("/v1/responses", json=asked).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{}, SSE])
+def test_a_voice_that_is_not_there_is_refused_in_both_forms(
+    speaker: httpx2.Client, headers: dict[str, str]
+) -> None:
+    voice = {"audio": {"voice": "Cherry", "format": "wav"}}
+    theirs = speaker.post(PARTS, json=native_body(**voice), headers=headers)
+    assert theirs.status_code == 400
+    assert theirs.json()["code"] == "InvalidParameter"
+    assert theirs.json()["message"] == VOICES
+    ours = speaker.post(CHAT, json=chat_body(**voice, stream=bool(headers)))
+    assert ours.status_code == 400
+    assert ours.json()["error"]["message"] == VOICES
+
+
+@pytest.mark.parametrize("headers", [{}, SSE])
+def test_a_model_that_does_not_speak_says_so_in_both_forms(
+    client: httpx2.Client, headers: dict[str, str]
+) -> None:
+    theirs = client.post(PARTS, json=native_body(), headers=headers)
+    assert theirs.status_code == 400
+    assert theirs.json()["code"] == "InvalidParameter"
+    assert "does not speak" in theirs.json()["message"]
+    ours = client.post(CHAT, json=chat_body(stream=bool(headers)))
+    assert ours.status_code == 400
+    error = ours.json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_value", "modalities")
+    assert "does not speak" in error["message"]
+
+
+def test_fields_without_meaning_are_named_beside_a_spoken_answer(speaker: httpx2.Client) -> None:
+    for path, body in ((CHAT, chat_body(mood="glad")), (PARTS, native_body(mood="glad"))):
+        answer = speaker.post(path, json=body)
+        assert answer.status_code == 200
+        assert answer.headers["x-ignored-fields"] == "mood"
