@@ -27,6 +27,7 @@ from qianyan.server import (
     openai_files,
     openai_models,
     openai_responses,
+    voice_page,
 )
 from qianyan.server.auth import Edge
 from qianyan.server.dashscope_errors import PREFIX, dashscope_body
@@ -58,6 +59,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     dashscope_tokenizer.router,
     dashscope_models.router,
     embeddings.dashscope_router,
+    voice_page.router,
 )
 ENVELOPES[PREFIX] = dashscope_body
 LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = (

@@ -25,12 +25,13 @@ from qianyan.server.keys import NOBODY, digest_of, hash_key
 from qianyan.server.logs import log_request
 from qianyan.server.metrics import UNKNOWN_ROUTE, Metrics
 from qianyan.server.settings import LOOPBACK, ServerSettings
+from qianyan.server.voice_page import VOICE_PAGE_PATHS
 
 logger = logging.getLogger(__name__)
 
 UPLOAD_SINK = "/api/v1/uploads/sink"
 """Where Bailian's clients send files without their key; a signed policy stands for it."""
-OPEN_PATHS = frozenset({"/health", "/ready", UPLOAD_SINK})
+OPEN_PATHS = frozenset({"/health", "/ready", UPLOAD_SINK, *VOICE_PAGE_PATHS})
 """Reached without a key; the first two say nothing but whether the server works."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 

@@ -1,10 +1,15 @@
-"""GET models: the names that requests may give, of the model here and of those elsewhere."""
+"""GET models: the names that requests may give, of the model here and of those elsewhere.
+
+Of the model here it is told what it reads and how it answers, in the words that OpenRouter's list
+of models has for it; of the others only their servers know.
+"""
 
 import time
 from typing import Any
 
 from fastapi import APIRouter
 
+from qianyan.engine.engine import Engine
 from qianyan.server.serving import Served, Serving
 
 router = APIRouter(tags=["models"])
@@ -28,5 +33,18 @@ async def retrieve_model(name: str, serving: Served) -> dict[str, Any]:
 
 def _model(name: str, serving: Serving) -> dict[str, Any]:
     """Say who has a model; where an upstream server is, is not told."""
-    owner = "upstream" if name in serving.upstreams.by_name else "qianyan"
-    return {"id": name, "object": "model", "created": STARTED_AT, "owned_by": owner}
+    described = {"id": name, "object": "model", "created": STARTED_AT}
+    if name in serving.upstreams.by_name:
+        return {**described, "owned_by": "upstream"}
+    return {**described, "owned_by": "qianyan", **_modalities(serving.worker.engine)}
+
+
+def _modalities(engine: Engine) -> dict[str, list[str]]:
+    """Say what the model here reads, and how it answers."""
+    processor = engine.processor
+    read = {"image": processor.pictures, "video": processor.videos, "audio": processor.sounds}
+    answers = [] if engine.embedder is not None else ["text"]
+    return {
+        "input_modalities": ["text", *(name for name, how in read.items() if how is not None)],
+        "output_modalities": [*answers, *(["audio"] if engine.speech.is_there else [])],
+    }

@@ -19,7 +19,8 @@ def section(title: str) -> str:
 
 
 def test_the_open_paths_are_those_of_the_code() -> None:
-    assert set(re.findall(r"(?m)^\| `(/\S+)` \|", section("What is open"))) == OPEN_PATHS
+    named = re.findall(r"(?m)^\| (`/[^|]+) \|", section("What is open"))
+    assert set(re.findall(r"`(/\S+)`", " ".join(named))) == OPEN_PATHS
 
 
 def test_every_limit_is_there_with_its_default() -> None:

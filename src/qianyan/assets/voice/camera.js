@@ -1,0 +1,48 @@
+/* The camera: a preview on the page, and a small JPEG of it about once a second. */
+
+import { toBase64 } from "./pcm.js";
+
+const EVERY_MS = 1000;
+const LONGEST_SIDE = 640;
+const QUALITY = 0.8;
+
+export class Camera {
+  /* Ask for a camera and show it in `video`; `onFrame` gets JPEGs in base64. */
+  static async open(video, facing, onFrame) {
+    const wanted = { facingMode: facing, width: { ideal: 1280 }, height: { ideal: 720 } };
+    const stream = await navigator.mediaDevices.getUserMedia({ video: wanted });
+    return new Camera(stream, video, onFrame);
+  }
+
+  constructor(stream, video, onFrame) {
+    this.stream = stream;
+    this.video = video;
+    this.canvas = document.createElement("canvas");
+    this.onEnded = () => {};
+    stream.getVideoTracks()[0].onended = () => this.onEnded();
+    video.srcObject = stream;
+    this.timer = setInterval(() => this.look(onFrame), EVERY_MS);
+  }
+
+  async look(onFrame) {
+    const { videoWidth: width, videoHeight: height } = this.video;
+    if (width === 0) {
+      return;
+    }
+    const scale = Math.min(1, LONGEST_SIDE / Math.max(width, height));
+    this.canvas.width = Math.round(width * scale);
+    this.canvas.height = Math.round(height * scale);
+    const pen = this.canvas.getContext("2d");
+    pen.drawImage(this.video, 0, 0, this.canvas.width, this.canvas.height);
+    const blob = await new Promise((done) => this.canvas.toBlob(done, "image/jpeg", QUALITY));
+    if (blob !== null && this.stream.active) {
+      onFrame(toBase64(await blob.arrayBuffer()));
+    }
+  }
+
+  close() {
+    clearInterval(this.timer);
+    this.stream.getTracks().forEach((track) => track.stop());
+    this.video.srcObject = null;
+  }
+}

@@ -1,0 +1,43 @@
+/* The microphone: pieces of sound as the server takes them, while it is not muted. */
+
+export const MICROPHONE_HZ = 16000;
+const WANTED = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 };
+
+export class Microphone {
+  /* Ask for the microphone and listen; `onPiece(pcm, level)` gets ten pieces a second. */
+  static async open(onPiece) {
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: WANTED });
+    const context = new AudioContext();
+    try {
+      await context.audioWorklet.addModule(new URL("microphone-worklet.js", import.meta.url));
+      await context.resume();
+    } catch (error) {
+      stream.getTracks().forEach((track) => track.stop());
+      context.close();
+      throw error;
+    }
+    return new Microphone(stream, context, onPiece);
+  }
+
+  constructor(stream, context, onPiece) {
+    this.stream = stream;
+    this.context = context;
+    this.onEnded = () => {};
+    const node = new AudioWorkletNode(context, "microphone", {
+      numberOfOutputs: 0,
+      channelCount: 1,
+      channelCountMode: "explicit",
+      processorOptions: { rateHz: MICROPHONE_HZ },
+    });
+    node.port.onmessage = ({ data }) => onPiece(data.pcm, data.level);
+    context.createMediaStreamSource(stream).connect(node);
+    for (const track of stream.getAudioTracks()) {
+      track.onended = () => this.onEnded(); // unplugged, or refused meanwhile
+    }
+  }
+
+  close() {
+    this.stream.getTracks().forEach((track) => track.stop());
+    this.context.close();
+  }
+}
