@@ -198,7 +198,7 @@ def write_weights(folder: Path, data: dict[str, Any]) -> None:
     }
     for part in parts.values():
         randomise(part)
-    talker.codec_head.weight.data[MASK:] = 0  # codes that have no sound
+    silence(talker)
     tensors = {
         f"{prefix}.{name}": tensor
         for prefix, part in parts.items()
@@ -224,6 +224,11 @@ def randomise(model: torch.nn.Module) -> None:
                 parameter.copy_(0.1 * noise)
             else:
                 parameter.copy_(1 + 0.1 * noise)
+
+
+def silence(talker: Any) -> None:
+    """Leave what has no sound, and what ends a speech, out of the likeliest codes of a Talker."""
+    talker.codec_head.weight.data[NUM_CODES:] = 0
 
 
 def draw_voices() -> dict[str, dict[str, Any]]:

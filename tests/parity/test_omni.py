@@ -1,7 +1,6 @@
 """Qwen2.5-Omni's Thinker against transformers, on a small random checkpoint of the whole model."""
 
 import base64
-import json
 import wave
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.omni_checkpoint import IDS
 
 from qianyan.cli import run
 from qianyan.cli.answering import LocalModel, TalkOptions
@@ -31,181 +31,21 @@ from qianyan.models.attention import NoCache
 from qianyan.models.omni.thinker import Thinker
 from qianyan.models.registry import load_model
 
+from .omni_oracle import build_omni, save_omni
+
 Grid = tuple[int, int, int]
-
-TEXT_TOKENS = 256
-SPECIAL = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>"),
-    *("<|audio_eos|>", "<|vision_bos|>", "<|vision_eos|>", "<|IMAGE|>", "<|VIDEO|>"),
-)
-IDS = {token: TEXT_TOKENS + index for index, token in enumerate(SPECIAL)}
-TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
-    "<|vision_bos|><|IMAGE|><|vision_eos|>"
-    "{% elif content['type'] == 'audio' or 'audio' in content or 'audio_url' in content %}"
-    "<|audio_bos|><|AUDIO|><|audio_eos|>"
-    "{% elif content['type'] == 'video' or 'video' in content %}"
-    "<|vision_bos|><|VIDEO|><|vision_eos|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-PREPROCESSOR = {
-    "image_processor_type": "Qwen2VLImageProcessor",
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "feature_extractor_type": "WhisperFeatureExtractor",
-    "feature_size": 128,
-    "chunk_length": 300,
-    "hop_length": 160,
-    "n_fft": 400,
-    "sampling_rate": 16000,
-    "n_samples": 4800000,
-    "nb_max_frames": 30000,
-    "padding_value": 0.0,
-    "dither": 0.0,
-    "return_attention_mask": True,
-    "processor_class": "Qwen2_5OmniProcessor",
-}
-
-
-def build_oracle() -> Any:
-    """Make the whole model, small and random, as oracle.md of its authors' code has it."""
-    import transformers
-
-    text = {
-        "vocab_size": 400,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "rms_norm_eps": 1e-6,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 8192,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "out_hidden_size": 64,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "window_size": 56,
-        "fullatt_block_indexes": [1],
-    }
-    audio = {
-        "num_mel_bins": 128,
-        "encoder_layers": 2,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 64,
-        "d_model": 32,
-        "n_window": 100,
-        "output_dim": 64,
-    }
-    thinker = {
-        "text_config": text,
-        "vision_config": vision,
-        "audio_config": audio,
-        "audio_token_index": IDS["<|AUDIO|>"],
-        "image_token_index": IDS["<|IMAGE|>"],
-        "video_token_index": IDS["<|VIDEO|>"],
-        "audio_start_token_id": IDS["<|audio_bos|>"],
-        "audio_end_token_id": IDS["<|audio_eos|>"],
-        "vision_start_token_id": IDS["<|vision_bos|>"],
-        "position_id_per_seconds": 25,
-        "seconds_per_chunk": 2,
-    }
-    talker = {
-        "vocab_size": 200,
-        "embedding_size": 64,
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
-    }
-    dit = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "head_dim": 16,
-        "emb_dim": 16,
-        "num_embeds": 190,
-        "mel_dim": 20,
-        "enc_emb_dim": 12,
-        "enc_dim": 8,
-        "enc_channels": [16, 16, 16, 16, 48],
-        "enc_attention_channels": 8,
-        "block_size": 6,
-    }
-    config = transformers.Qwen2_5OmniConfig(
-        thinker_config=thinker,
-        talker_config=talker,
-        token2wav_config={
-            "dit_config": dit,
-            "bigvgan_config": {"mel_dim": 20, "upsample_initial_channel": 64},
-        },
-    )
-    return transformers.Qwen2_5OmniForConditionalGeneration(config).eval()
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """Draw weights under which every parameter matters: no zero bias, no norm of plain ones."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(noise * parameter[0].numel() ** -0.5)
-            elif name.endswith("bias"):
-                parameter.copy_(0.1 * noise)
-            else:
-                parameter.copy_(1 + 0.1 * noise)
-
-
-def write_tokenizer(folder: Path) -> None:
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import AddedToken, Qwen2Tokenizer
-
-    vocabulary = {piece: index for index, piece in enumerate(sorted(ByteLevel.alphabet()))}
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocabulary,
-        merges=[],
-        unk_token=None,
-        eos_token="<|im_end|>",  # noqa: S106
-        pad_token="<|endoftext|>",  # noqa: S106
-    )
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def whole(one_thread: None) -> Any:
     """The whole model in transformers."""
-    model = build_oracle()
-    randomise(model)
-    return model
+    return build_omni()
 
 
 @pytest.fixture(scope="module")
 def folder(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole model as it is published, with tokenizer and preprocessor settings."""
-    folder = tmp_path_factory.mktemp("omni")
-    whole.save_pretrained(folder)
-    write_tokenizer(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-    (folder / "generation_config.json").write_text('{"eos_token_id": 399}')  # a row of padding
-    return folder
+    """The whole model as it is published; what ends an answer is a row of padding."""
+    return save_omni(whole, tmp_path_factory.mktemp("omni"), eos_token_id=399)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
+from tests.omni_checkpoint import END, IDS, NUM_CODES, PAD, SPECIAL, START, TEXT_TOKENS
 
 from qianyan.engine import codes, states
 from qianyan.engine.codes import CodeStream, Opening
@@ -43,200 +44,23 @@ from qianyan.models.omni.thinker import Thinker
 from qianyan.models.positions import Positions
 from qianyan.models.registry import load_model
 
+from .omni_oracle import build_omni, save_omni
+
 Grid = tuple[int, int, int]
 
-TEXT_TOKENS = 256
-SPECIAL = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>"),
-    *("<|audio_eos|>", "<|vision_bos|>", "<|vision_eos|>", "<|IMAGE|>", "<|VIDEO|>"),
-    *("<tts_pad>", "<tts_text_bos>", "<tts_text_eos>", "<tts_text_bos_single>"),
-)
-IDS = {token: TEXT_TOKENS + index for index, token in enumerate(SPECIAL)}
 VOICE = IDS["<tts_text_bos_single>"]
-NUM_CODES, PAD, START, END, MASK = 190, 190, 191, 192, 193
-ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
-TEXT = {
-    "vocab_size": 400,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "rms_norm_eps": 1e-6,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 8192,
-    "rope_parameters": ROPE,
-}
-VISION = {
-    "depth": 2,
-    "hidden_size": 32,
-    "out_hidden_size": 64,
-    "intermediate_size": 48,
-    "num_heads": 2,
-    "window_size": 56,
-    "fullatt_block_indexes": [1],
-}
-AUDIO = {
-    "num_mel_bins": 128,
-    "encoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "encoder_ffn_dim": 64,
-    "d_model": 32,
-    "n_window": 100,
-    "output_dim": 64,
-}
-MEDIA_IDS = {
-    "audio_token_index": IDS["<|AUDIO|>"],
-    "image_token_index": IDS["<|IMAGE|>"],
-    "video_token_index": IDS["<|VIDEO|>"],
-    "audio_start_token_id": IDS["<|audio_bos|>"],
-    "audio_end_token_id": IDS["<|audio_eos|>"],
-    "vision_start_token_id": IDS["<|vision_bos|>"],
-    "position_id_per_seconds": 25,
-    "seconds_per_chunk": 2,
-}
-TALKER = {
-    "vocab_size": 200,
-    "embedding_size": 64,
-    "hidden_size": 48,  # its heads are wider together
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 8192,
-    "tts_codec_pad_token_id": PAD,
-    "tts_codec_start_token_id": START,
-    "tts_codec_end_token_id": END,
-    "tts_codec_mask_token_id": MASK,
-    "tts_text_pad_token_id": IDS["<tts_pad>"],
-    "tts_text_start_token_id": IDS["<tts_text_bos>"],
-    "tts_text_end_token_id": IDS["<tts_text_eos>"],
-    "rope_parameters": ROPE,
-    **MEDIA_IDS,
-}
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' or 'image_url' in content %}"
-    "<|vision_bos|><|IMAGE|><|vision_eos|>"
-    "{% elif content['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
-    "{% elif content['type'] == 'video' %}<|vision_bos|><|VIDEO|><|vision_eos|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-PREPROCESSOR = {
-    "image_processor_type": "Qwen2VLImageProcessor",
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "feature_extractor_type": "WhisperFeatureExtractor",
-    "feature_size": 128,
-    "chunk_length": 300,
-    "hop_length": 160,
-    "n_fft": 400,
-    "sampling_rate": 16000,
-    "processor_class": "Qwen2_5OmniProcessor",
-}
-DIT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "head_dim": 16,
-    "emb_dim": 16,
-    "num_embeds": NUM_CODES,
-    "mel_dim": 20,
-    "enc_emb_dim": 12,
-    "enc_dim": 8,
-    "enc_channels": [16, 16, 16, 16, 48],
-    "enc_attention_channels": 8,
-    "enc_se_channels": 8,
-    "block_size": 6,
-    "look_ahead_layers": [1],
-    "look_backward_layers": [0, 2],
-}
 
 
 @pytest.fixture(scope="module")
 def whole(one_thread: None) -> Any:
-    """The whole model in transformers, with one voice."""
-    import transformers
-
-    config = transformers.Qwen2_5OmniConfig(
-        thinker_config={
-            "text_config": TEXT,
-            "vision_config": VISION,
-            "audio_config": AUDIO,
-            **MEDIA_IDS,
-        },
-        talker_config=TALKER,
-        token2wav_config={
-            "dit_config": DIT,
-            "bigvgan_config": {"mel_dim": 20, "upsample_initial_channel": 64},
-        },
-    )
-    model = transformers.Qwen2_5OmniForConditionalGeneration(config).eval()
-    randomise(model)
-    generator = torch.Generator().manual_seed(3)
-    model.speaker_map = {
-        "Chelsie": {
-            "bos_token": VOICE,
-            "cond": torch.randn(1, 12, generator=generator),
-            "ref_mel": torch.randn(1, 30, 20, generator=generator),
-        }
-    }
-    return model
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """Draw weights under which every parameter matters: no zero bias, no norm of plain ones."""
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(noise * parameter[0].numel() ** -0.5)
-            elif name.endswith("bias"):
-                parameter.copy_(0.1 * noise)
-            else:
-                parameter.copy_(1 + 0.1 * noise)
-        # A voice that is not clipped.
-        model.token2wav.code2wav_bigvgan_model.conv_post.weight *= 0.02  # type: ignore[operator,union-attr]
-        # Codes that have no sound; the greedy ones are above 0.
-        model.talker.codec_head.weight[MASK:] = 0  # type: ignore[index,union-attr]
+    """The whole model in transformers."""
+    return build_omni()
 
 
 @pytest.fixture(scope="module")
 def folder(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole model as it is published, voices included."""
-    folder = tmp_path_factory.mktemp("omni")
-    whole.save_pretrained(folder)
-    write_tokenizer(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-    eos = {"eos_token_id": IDS["<|im_end|>"]}
-    (folder / "generation_config.json").write_text(json.dumps(eos))
-    torch.save(whole.speaker_map, folder / "spk_dict.pt")
-    return folder
-
-
-def write_tokenizer(folder: Path) -> None:
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import AddedToken, Qwen2Tokenizer
-
-    vocabulary = {piece: index for index, piece in enumerate(sorted(ByteLevel.alphabet()))}
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocabulary,
-        merges=[],
-        unk_token=None,
-        eos_token="<|im_end|>",  # noqa: S106
-        pad_token="<|endoftext|>",  # noqa: S106
-    )
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
+    return save_omni(whole, tmp_path_factory.mktemp("omni"))
 
 
 @pytest.fixture(scope="module")
@@ -609,7 +433,9 @@ def test_several_passes_over_a_prompt_say_the_same(
 
 
 def test_an_unknown_voice_is_named_with_the_known_ones(engine: Engine) -> None:
-    with pytest.raises(InputError, match=r"Input should be 'Chelsie': parameters\.audio\.voice"):
+    with pytest.raises(
+        InputError, match=r"Input should be 'Chelsie' or 'Ethan': parameters\.audio\.voice"
+    ):
         stream_speech(engine, ask("Yes?"), voice="Alloy")
 
 
@@ -723,7 +549,10 @@ def test_openai_s_client_hears_a_stream_and_saves_it(client: openai.OpenAI, tmp_
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"audio": {"voice": "alloy"}}, "Input should be 'Chelsie': parameters.audio.voice"),
+        (
+            {"audio": {"voice": "alloy"}},
+            "Input should be 'Chelsie' or 'Ethan': parameters.audio.voice",
+        ),
         ({"audio": {"format": "mp3"}}, "audio.format is 'mp3'; expected wav or pcm16."),
         ({"audio": {"voice": 7}}, "audio.voice is no text; expected the name of a voice."),
         ({"modalities": ["text"]}, "modalities is neither ['text'] without audio nor"),
