@@ -22,6 +22,7 @@ from qianyan.server import (
     dashscope_uploads,
     embeddings,
     health,
+    openai_audio_speech,
     openai_batches,
     openai_chat,
     openai_files,
@@ -48,6 +49,7 @@ OPENAI_ROUTERS: tuple[APIRouter, ...] = (
     openai_files.router,
     openai_batches.router,
     openai_responses.router,
+    openai_audio_speech.router,
     embeddings.openai_router,
 )
 ROUTERS: tuple[APIRouter, ...] = (

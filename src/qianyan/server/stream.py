@@ -20,13 +20,16 @@ def to_json(data: Any) -> str:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; `leave` is called when the last is sent or the client goes away."""
+    """Server-sent events; `leave` is called when the last is sent or the client goes away.
+
+    Under another content-type in the `headers` it is any other body, sent as it is made.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        events: AsyncIterator[str],
+        events: AsyncIterator[str] | AsyncIterator[bytes],
         *,
         leave: Callable[[], None],
         headers: Mapping[str, str] | None = None,
