@@ -31,6 +31,8 @@ class ServerLimits:
             limit.
         max_answer_s: seconds from a request to the end of its answer; what there is by then is
             sent, with the finish_reason length. Tasks and batches have limits of their own.
+        max_speech_s: seconds from the beginning of an answer that is spoken to the end of its
+            sound; what was said by then is sent, with the finish_reason length.
         max_preparing: requests of one key whose pictures, videos and documents are read at the
             same time; of all keys together one more.
         max_body_bytes: largest body of a request, uploads of files apart.
@@ -55,6 +57,7 @@ class ServerLimits:
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     max_answer_s: float = 300.0
+    max_speech_s: float = 900.0
     max_preparing: int = 4
     max_body_bytes: int = 64_000_000
     max_json_values: int = 2_000_000
@@ -79,6 +82,44 @@ class ServerLimits:
 MAY_BE_ZERO = frozenset(
     {"max_waiting", "drain_s", "max_open_per_key", "requests_per_minute", "tokens_per_minute"}
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealtimeLimits:
+    """What conversations over a socket may take.
+
+    Args:
+        max_sessions: conversations at the same time.
+        max_sessions_per_key: of one key.
+        max_session_s: seconds that one lasts.
+        max_idle_s: seconds in which the client must send something, or be answered.
+        max_event_bytes: largest event of a client.
+        max_event_values: values in the JSON of an event.
+        max_unread_bytes: bytes of events that wait for those before them.
+        max_unsent_bytes: bytes of events that wait for a client that takes nothing; one more ends
+            the conversation.
+        max_buffer_s: seconds of sound in one turn of the user.
+        max_frame_bytes: largest picture of a camera.
+        max_text_characters: characters of instructions, and of one text.
+        max_items: items of a conversation; the oldest go.
+        max_heard_s: seconds of sound in a conversation; the oldest go.
+        max_threads: threads that listen, for all conversations.
+    """
+
+    max_sessions: int = 64
+    max_sessions_per_key: int = 8
+    max_session_s: float = 3600.0
+    max_idle_s: float = 300.0
+    max_event_bytes: int = 16_000_000
+    max_event_values: int = 10_000
+    max_unread_bytes: int = 32_000_000
+    max_unsent_bytes: int = 16_000_000
+    max_buffer_s: float = 300.0
+    max_frame_bytes: int = 1_000_000
+    max_text_characters: int = 100_000
+    max_items: int = 200
+    max_heard_s: float = 900.0
+    max_threads: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +151,7 @@ class ServerSettings:
     state_folder: Path | None = None
     database_url: str | None = field(default=None, repr=False)
     keeping: KeepingLimits = field(default_factory=KeepingLimits)
+    realtime: RealtimeLimits = field(default_factory=RealtimeLimits)
     search: SearchSettings | None = None
     upstreams: tuple[UpstreamSettings, ...] = ()
 

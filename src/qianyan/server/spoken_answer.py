@@ -9,7 +9,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -105,6 +105,9 @@ class SpokenAnswer:
         """Begin; `leave` gives back all that the answer and its speech hold."""
         self._worker, self._answer, self._speaking = worker, answer, speaking
         self._leave = leave
+        self._is_late = False
+        max_s = worker.limits.max_speech_s
+        self._timer = asyncio.get_running_loop().call_later(max_s, self._end_late)
 
     @property
     def request(self) -> Request:
@@ -117,14 +120,18 @@ class SpokenAnswer:
         return len(self._speaking.codes)
 
     async def events(self) -> AsyncIterator[TokenText | Sound | Finished]:
-        """Give tokens and sounds as they come; the last event is Finished."""
+        """Give tokens and sounds as they come; the last event is Finished.
+
+        An answer whose speech was cut ends with "length": by `max_speech_s`, or by the most that
+        the model says at a time.
+        """
         async for event in self._answer:
             if isinstance(event, Finished):
                 rest = self._speaking.finish()
                 while (samples := await self._speak(partial(next, rest, None))) is not None:
                     if len(samples):
                         yield Sound(samples=samples)
-                yield event
+                yield Finished(completion=self._end(event.completion))
                 return
             yield event
             samples = await self._speak(self._speaking.catch_up)
@@ -132,8 +139,21 @@ class SpokenAnswer:
                 yield Sound(samples=samples)
 
     def leave(self) -> None:
-        """End the answer unless it has ended; a second time does nothing."""
+        """End the answer unless it has ended, between two codes; a second time does nothing."""
+        self._timer.cancel()
+        self._speaking.stop()
         self._leave()
+
+    def _end_late(self) -> None:
+        """End the speech, not its text, because its time is over."""
+        self._is_late = True
+        self._speaking.stop()
+
+    def _end(self, completion: Completion) -> Completion:
+        if not self._speaking.is_cut:
+            return completion
+        is_late = self._is_late or completion.is_cut_by_time
+        return replace(completion, finish_reason="length", is_cut_by_time=is_late)
 
     async def _speak(self, step: Callable[[], Made]) -> Made:
         return await self._worker.on_voice(step)

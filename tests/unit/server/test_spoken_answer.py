@@ -14,6 +14,8 @@ import httpx2
 import pytest
 
 from qianyan.engine.engine import Engine
+from qianyan.engine.speech import Speaking, Speech
+from qianyan.server.line import Line
 
 CHAT = "/v1/chat/completions"
 SERVICES = "/api/v1/services/aigc"
@@ -214,3 +216,79 @@ def test_fields_without_meaning_are_named_beside_a_spoken_answer(speaker: httpx2
         answer = speaker.post(path, json=body)
         assert answer.status_code == 200
         assert answer.headers["x-ignored-fields"] == "mood"
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """A model that would speak for 82 seconds."""
+    from tests.omni_checkpoint import write_omni_checkpoint
+
+    folder = write_omni_checkpoint(tmp_path_factory.mktemp("endless"), talker_positions=8192)
+    return Engine(folder, dtype="float32")
+
+
+def test_speech_whose_time_is_over_ends_with_what_was_said(serve: Serve, endless: Engine) -> None:
+    asked = chat_body(max_tokens=4)
+    with serve(model=endless, max_speech_s=1.0) as one:
+        began = time.monotonic()
+        choice = say(one, CHAT, asked)["choices"][0]
+        took_s = time.monotonic() - began
+        with one.stream("POST", CHAT, json=asked | {"stream": True}) as stream:
+            lines = [line[6:] for line in stream.iter_lines() if line.startswith("data: ")]
+        packets = packets_of(one.post(PARTS, json=native_body(max_tokens=4), headers=SSE))
+    assert took_s < 30
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "time_limit")
+    num_samples = len(frames(choice["message"]["audio"]["data"])) // 2
+    assert 480 <= num_samples < 480 * 4096
+    assert num_samples % 480 == 0
+    assert lines.pop() == "[DONE]"
+    last = json.loads(lines[-1])["choices"][0]
+    assert (last["finish_reason"], last["stop_reason"]) == ("length", "time_limit")
+    assert packets[-1]["output"]["choices"][0]["finish_reason"] == "length"
+    sounds = [base64.b64decode(packet["output"]["audio"]["data"]) for packet in packets]
+    num_codes = packets[-1]["usage"]["output_tokens_details"]["audio_tokens"]
+    assert len(b"".join(sounds)) == num_codes * CODE_BYTES
+
+
+def test_a_text_whose_time_is_over_is_spoken_as_far_as_it_goes(
+    serve: Serve, speaking: Engine
+) -> None:
+    with serve(model=speaking, max_answer_s=0.5) as one:
+        choice = say(one, CHAT, chat_body(max_tokens=7000))["choices"][0]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "time_limit")
+    assert len(choice["message"]["content"]) > 0
+    assert len(frames(choice["message"]["audio"]["data"])) > 4 * CODE_BYTES
+
+
+def test_nothing_is_said_to_who_has_gone(
+    serve: Serve, endless: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes are counted where they are made, while a listener leaves a stream and a whole reply."""
+    begun: list[Speaking] = []
+    begin = Speech.begin
+
+    def begin_and_keep(*args: Any, **how: Any) -> Speaking:
+        begun.append(begin(*args, **how))
+        return begun[-1]
+
+    monkeypatch.setattr(Speech, "begin", begin_and_keep)
+    with serve(model=endless) as one:
+        voices = one.app.state.serving.worker.voices  # type: ignore[attr-defined]
+        with one.stream("POST", CHAT, json=chat_body(stream=True)) as stream:
+            next(line for line in stream.iter_lines() if '"data":"' in line)
+        is_left(voices, begun[0])
+        with pytest.raises(httpx2.ReadTimeout):
+            one.post(PARTS, json=native_body(), timeout=1)
+        is_left(voices, begun[1])
+
+
+def is_left(voices: Line, speaking: Speaking) -> None:
+    """Its seat is free soon, and from then on there are no more codes."""
+    end = time.monotonic() + 20
+    while voices.num_seated:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.2)  # the code that was being made
+    num_codes = len(speaking.codes)
+    time.sleep(0.6)
+    assert 0 < len(speaking.codes) == num_codes < 4096
