@@ -15,22 +15,22 @@ from typing import Any, Literal, Unpack, overload
 import torch
 
 from qianyan.engine.ahead import Ahead
+from qianyan.engine.beginning import count_settled
 from qianyan.engine.checkpoint import find_checkpoint
 from qianyan.engine.embedding import EmbeddingOptions, Embeddings, Input, open_embedder
 from qianyan.engine.faults import is_out_of_memory, no_memory_for_pass
 from qianyan.engine.free_memory import fit_cache, to_lengths
-from qianyan.engine.grammar import Grammar, Grammars
+from qianyan.engine.grammar import Grammar, LazyGrammars
 from qianyan.engine.graphs import choose_decoding
 from qianyan.engine.options import (
     ChatOptions,
-    PromptSize,
     check_names,
     prompt_room,
     read_generation_defaults,
     to_sampling,
 )
 from qianyan.engine.plan import Plan
-from qianyan.engine.reply import Reply, ReplyForm
+from qianyan.engine.reply import Reply, find_reply_form
 from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt, Runner
 from qianyan.engine.sampler import Sampler
@@ -39,18 +39,11 @@ from qianyan.engine.speech import LazySpeech
 from qianyan.engine.stops import settle_stops
 from qianyan.engine.tools import ToolUse, read_tool_use
 from qianyan.errors import ConfigError, InputError, QianyanError, quote
-from qianyan.inputs.processor import THINK_END, THINK_START, ModelInputs, Processor
+from qianyan.inputs.processor import ModelInputs, Processor
 from qianyan.models.registry import Model, find_architecture, load_model, read_config_json
 
 Messages = Sequence[dict[str, Any]]
 """OpenAI chat messages; pictures as http, data: or file references, or as Pillow images."""
-
-CLOSING = f"\n{THINK_END}\n\n"
-CLOSING_WORDS = (
-    "\n\nConsidering the limited time by the user, I have to give the solution based on the "
-    "thinking directly now."
-)
-"""What ends a reasoning at its budget (Qwen3 report, arXiv 2505.09388, section 4.3)."""
 
 
 def check_device(device: str) -> None:
@@ -135,10 +128,9 @@ class Engine:
             decoding=choose_decoding(self._model, self._device, use_graphs=self.config.use_graphs),
         )
         self._sampler = Sampler(tokenizer.vocab_size)
-        self._grammars: Grammars | None = None
+        self._grammars = LazyGrammars(tokenizer, self._defaults.stop_token_ids)
         self._request_ids = itertools.count()
         self._lock = threading.Lock()
-        self._grammar_lock = threading.Lock()
         self.speech = LazySpeech(folder, self._model, look=self._look)
 
     @property
@@ -225,6 +217,24 @@ class Engine:
         check_names(options)
         return self.follow(*self.prepare(messages, options))
 
+    def prefill(self, messages: Messages, **options: Unpack[ChatOptions]) -> int:
+        """Compute the beginning of a conversation that is still being said, and answer nothing.
+
+        What is computed is known to a conversation that begins alike, as far as the cache keeps it;
+        of a last part that is no text the part may go on (`inputs/turn.py`). Gives way to all
+        answers. Returns how many tokens were computed; raises what `chat` raises for messages.
+        """
+        check_names(options)
+        request, prompt = self.prepare_prefill(messages, options)
+        try:
+            self.submit(request, prompt)
+            while self._unfinished([request]):
+                self.step()
+        finally:
+            self.forget([request])
+        _raise_first([request])
+        return request.num_tokens - request.num_cached_tokens
+
     def embed(
         self,
         inputs: Sequence[Input],
@@ -294,21 +304,11 @@ class Engine:
 
         Their options may differ in what they say about sampling only.
         """
-        if self.embedder is not None:
-            raise InputError("This model makes embeddings and answers no conversations.")
         first = options[0]
-        use = read_tool_use(
-            first.get("tools"), first.get("tool_choice"), first.get("parallel_tool_calls")
-        )
-        grammars = [self._begin_grammars(first.get("response_format"), use) for _ in options]
+        use = self._read_tools(first)
+        grammars = [self._grammars.begin(first.get("response_format"), use) for _ in options]
         thinking = self._wants_thinking(first, has_form=grammars[0][0] is not None)
-        inputs = self.processor(
-            messages,
-            tools=None if use is None else use.tools,
-            enable_thinking=thinking,
-            max_prompt_tokens=prompt_room(first, self._lengths),
-            allow_files=self.allow_files,
-        )
+        inputs = self._process(messages, first, use, thinking)
         prompt = self._runner.to_prompt(inputs)
         ask = partial(
             self._to_request, inputs, prompt, has_tools=use is not None, thinking=thinking
@@ -317,6 +317,48 @@ class Engine:
             (ask(options=one, grammars=both), replace(prompt))
             for one, both in zip(options, grammars, strict=True)
         ]
+
+    def prepare_prefill(self, messages: Messages, options: ChatOptions) -> tuple[Request, Prompt]:
+        """Parse the beginning of a conversation that is not to be answered yet, as `prepare`."""
+        thinking = self._wants_thinking(options, has_form=False)
+        inputs = self._process(
+            messages, options, self._read_tools(options), thinking, is_answered=False
+        )
+        prompt = self._runner.to_prompt(inputs)
+        sampling = to_sampling(
+            {"max_tokens": 1}, self._defaults, prompt=prompt.size, lengths=self._lengths
+        )
+        token_ids = inputs.prompt_token_ids[: count_settled(messages, prompt)]
+        reply = Reply(self.processor.tokenizer.stream())
+        request = Request(next(self._request_ids), token_ids, sampling, reply)
+        request.name_block = prompt.name_block
+        request.begin_only()
+        return request, prompt
+
+    def _read_tools(self, options: ChatOptions) -> ToolUse | None:
+        if self.embedder is not None:
+            raise InputError("This model makes embeddings and answers no conversations.")
+        return read_tool_use(
+            options.get("tools"), options.get("tool_choice"), options.get("parallel_tool_calls")
+        )
+
+    def _process(
+        self,
+        messages: Messages,
+        options: ChatOptions,
+        use: ToolUse | None,
+        thinking: bool | None,
+        *,
+        is_answered: bool = True,
+    ) -> ModelInputs:
+        return self.processor(
+            messages,
+            tools=None if use is None else use.tools,
+            add_generation_prompt=is_answered,
+            enable_thinking=thinking,
+            max_prompt_tokens=prompt_room(options, self._lengths),
+            allow_files=self.allow_files,
+        )
 
     def _to_request(
         self,
@@ -330,11 +372,6 @@ class Engine:
     ) -> Request:
         """Make one answer of a prompt to be run."""
         grammar, calls_grammar = grammars
-        size = PromptSize(
-            num_tokens=len(inputs.prompt_token_ids),
-            num_vision_tokens=len(prompt.rows) - prompt.num_heard,
-            num_audio_tokens=prompt.num_heard,
-        )
         if inputs.begun is not None:
             thinking = False
             if grammar is not None and not grammar.enter(inputs.begun):
@@ -344,8 +381,11 @@ class Engine:
                 )
         # With a grammar, a model told to think is free until it has said </think>.
         is_thinking = inputs.is_thinking or (grammar is not None and thinking is True)
-        form = self._reply_form(
-            inputs.prompt_token_ids, is_thinking=is_thinking, has_tools=has_tools
+        form = find_reply_form(
+            self.processor.tokenizer,
+            inputs.prompt_token_ids,
+            is_thinking=is_thinking,
+            has_tools=has_tools,
         )
         thinks = inputs.is_thinking or (
             self.processor.template.is_thinking and thinking is not False
@@ -354,7 +394,7 @@ class Engine:
         sampling = to_sampling(
             options,
             defaults,
-            prompt=size,
+            prompt=prompt.size,
             lengths=self._lengths,
             closing_tokens=len(form.closing) if thinks and form.think_end is not None else None,
             vocab_size=self.processor.tokenizer.vocab_size,
@@ -382,47 +422,13 @@ class Engine:
         # Where a form was asked for, it was no train of thought before it.
         return False if thinking is None and has_form else thinking
 
-    def _reply_form(
-        self, prompt_token_ids: list[int], *, is_thinking: bool, has_tools: bool
-    ) -> ReplyForm:
-        tokenizer = self.processor.tokenizer
-        think_end = tokenizer.token_id(THINK_END)
-        begins_line = tokenizer.decode(prompt_token_ids[-1:]).endswith("\n")
-        return ReplyForm(
-            think_start=tokenizer.token_id(THINK_START),
-            think_end=think_end,
-            is_thinking=is_thinking and think_end is not None,
-            has_tools=has_tools,
-            gap=tuple(tokenizer.encode("\n\n")),
-            closing=tuple(tokenizer.encode(CLOSING_WORDS + CLOSING)),
-            empty_closing=tuple(tokenizer.encode(CLOSING if begins_line else "\n" + CLOSING)),
-        )
-
-    def _begin_grammars(
-        self, response_format: dict[str, Any] | None, use: ToolUse | None
-    ) -> tuple[Grammar | None, Grammar | None]:
-        """Give the grammar of the answer, and that of calls in an answer that is free."""
-        if response_format is None and use is None:
-            return None, None
-        with self._grammar_lock:  # not the model's: questions are prepared while it runs
-            if self._grammars is None:  # a second's work for a large vocabulary
-                self._grammars = Grammars(
-                    self.processor.tokenizer.to_json(),
-                    self._defaults.stop_token_ids,
-                    num_tokens=self.processor.tokenizer.vocab_size,
-                )
-            if use is not None:
-                return self._grammars.begin_with_tools(use, response_format)
-            assert response_format is not None
-            return self._grammars.begin(response_format), None
-
     def submit(self, request: Request, prompt: Prompt) -> None:
         """Let a prepared request run in the coming steps."""
         if request.is_finished:  # the grammar left no choice from beginning to end
             return
         with self._lock:
-            self._runner.add(request.request_id, prompt)
-            self._scheduler.add(request)
+            if self._scheduler.add(request):
+                self._runner.add(request.request_id, prompt)
 
     def follow(self, request: Request, prompt: Prompt) -> Iterator[TokenText | Finished]:
         """Let a prepared request run and follow it as `stream` does."""

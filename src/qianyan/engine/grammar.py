@@ -7,6 +7,7 @@ expressions have no backtracking; look-around and back-references are refused.
 """
 
 import json
+import threading
 from collections import OrderedDict
 from typing import Any
 
@@ -22,6 +23,7 @@ from qianyan.engine.schemas import (
 )
 from qianyan.engine.tools import Function, ToolUse
 from qianyan.errors import GrammarError, InputError, quote
+from qianyan.inputs.tokenizer import Tokenizer
 
 MAX_COMPILED = 64
 """Compiled grammars kept for the next request with the same format."""
@@ -198,6 +200,33 @@ class _UnusableError(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class LazyGrammars:
+    """The grammars of a checkpoint's vocabulary, which the first one asked for makes ready."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_token_ids: frozenset[int]) -> None:
+        self._tokenizer, self._stop_token_ids = tokenizer, stop_token_ids
+        self._grammars: Grammars | None = None
+        self._lock = threading.Lock()  # not the model's: questions are prepared while it runs
+
+    def begin(
+        self, response_format: dict[str, Any] | None, use: ToolUse | None
+    ) -> tuple[Grammar | None, Grammar | None]:
+        """Give the grammar of the answer, and that of calls in an answer that is free."""
+        if response_format is None and use is None:
+            return None, None
+        with self._lock:
+            if self._grammars is None:  # a second's work for a large vocabulary
+                self._grammars = Grammars(
+                    self._tokenizer.to_json(),
+                    self._stop_token_ids,
+                    num_tokens=self._tokenizer.vocab_size,
+                )
+            if use is not None:
+                return self._grammars.begin_with_tools(use, response_format)
+            assert response_format is not None
+            return self._grammars.begin(response_format), None
 
 
 def _to_source(response_format: dict[str, Any]) -> str | None:

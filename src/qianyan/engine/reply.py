@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qianyan.engine.calls import CALL_END, CALL_START, CallPiece, CallReader
+from qianyan.inputs.processor import THINK_END, THINK_START
+from qianyan.inputs.tokenizer import Tokenizer
+
+CLOSING = f"\n{THINK_END}\n\n"
+CLOSING_WORDS = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the "
+    "thinking directly now."
+)
+"""What ends a reasoning at its budget (Qwen3 report, arXiv 2505.09388, section 4.3)."""
 
 
 class TextDecoder(Protocol):
@@ -51,6 +60,23 @@ class ReplyForm:
     gap: tuple[int, ...] = ()
     closing: tuple[int, ...] = ()
     empty_closing: tuple[int, ...] = ()
+
+
+def find_reply_form(
+    tokenizer: Tokenizer, prompt_token_ids: list[int], *, is_thinking: bool, has_tools: bool
+) -> ReplyForm:
+    """Make the form of replies to a prompt in a checkpoint's vocabulary."""
+    think_end = tokenizer.token_id(THINK_END)
+    begins_line = tokenizer.decode(prompt_token_ids[-1:]).endswith("\n")
+    return ReplyForm(
+        think_start=tokenizer.token_id(THINK_START),
+        think_end=think_end,
+        is_thinking=is_thinking and think_end is not None,
+        has_tools=has_tools,
+        gap=tuple(tokenizer.encode("\n\n")),
+        closing=tuple(tokenizer.encode(CLOSING_WORDS + CLOSING)),
+        empty_closing=tuple(tokenizer.encode(CLOSING if begins_line else "\n" + CLOSING)),
+    )
 
 
 class Reply:

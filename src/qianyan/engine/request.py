@@ -117,7 +117,8 @@ class Request:
     the blocks of `block_table`; the others are still to be run. `name_block` says what a full
     block's contents depend on; without it nothing of the request is shared. Requests of smaller
     `rank` go first. A grammar that `holds_calls_only` leaves the answer free up to its first call.
-    An answer is finished when `finish_reason` or `error` is set.
+    An answer is finished when `finish_reason` or `error` is set. A request that `is_answered` not
+    is finished when its prompt, of whole blocks, is computed.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Request:
         self.sampling = sampling
         self.grammar = grammar
         self.holds_calls_only = False
+        self.is_answered = True
         self.seen = seen or Seen()
         self.name_block: NameBlock | None = None
         self.block_table: list[int] = []
@@ -188,6 +190,18 @@ class Request:
             before = self._keys[-1] if self._keys else b""
             self._keys.append(self.name_block(start, tokens, before))
         return self._keys[:count]
+
+    def begin_only(self) -> None:
+        """Ask for the prompt to be computed and for no answer; the block keys are made at once."""
+        self.is_answered = False
+        self.block_keys(len(self.prompt_token_ids) // BLOCK_SIZE)
+        if not self.prompt_token_ids:
+            self.finish_reason = "stop"
+
+    def know_all(self) -> None:
+        """Finish a request that is not to be answered, as all of its prompt is known."""
+        self.num_cached_tokens = self.num_tokens
+        self.finish_reason = "stop"
 
     def sit(self, known: list[int], fresh: list[int]) -> None:
         """Take blocks; what the known ones hold need not be computed."""

@@ -1,10 +1,16 @@
-"""From a plan to logits: lists become tensors, pictures and sounds features, once for each."""
+"""From a plan to logits: lists become tensors, pictures and sounds features, once for each.
+
+What a tower takes by itself is a medium of its own here: each temporal patch of a video, and each
+block of a sound. So what goes on shares its beginning with what it was before.
+"""
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -12,6 +18,7 @@ from torch import Tensor
 from qianyan.engine.cache import FeatureCache, PagedCache
 from qianyan.engine.faults import features_error
 from qianyan.engine.graphs import CudaCapture, Decoding, FixedSteps, Row
+from qianyan.engine.options import PromptSize
 from qianyan.engine.plan import Chunk, Plan
 from qianyan.engine.request import Request
 from qianyan.engine.upload import Upload
@@ -27,7 +34,7 @@ MAX_FEATURE_BYTES = 128 * 2**20
 
 @dataclass(frozen=True)
 class Medium:
-    """One picture, video or sound before its tower, and what tells it from others.
+    """A picture, a moment of a video or a block of a sound, and what tells it from others.
 
     `values` are its own packed pixels, or its mel frames where there is no grid.
     """
@@ -46,7 +53,7 @@ class Medium:
         """Name it with its size."""
         if self.grid_thw is None:
             return f"a sound of {len(self.values) / 100:g} seconds"
-        return f"a picture or video of {self.num_patches} patches"
+        return f"a picture or frames of a video, {self.num_patches} patches"
 
 
 @dataclass
@@ -61,10 +68,19 @@ class Prompt:
     positions: Positions
     rows: Tensor  # (features,)
     order: Tensor  # (features,)
-    looks: tuple[tuple[int, bytes], ...] = ()  # first row and digest of each medium
+    looks: tuple[tuple[int, bytes], ...] = ()  # first row and digest of each medium, ascending
     media: tuple[Medium, ...] = ()  # what is seen, then what is heard, until features exist
     num_heard: int = 0  # rows that are heard
     features: Tensor | None = None  # (features, hidden)
+
+    @property
+    def size(self) -> PromptSize:
+        """Count the tokens."""
+        return PromptSize(
+            num_tokens=self.positions.prompt.shape[1],
+            num_vision_tokens=len(self.rows) - self.num_heard,
+            num_audio_tokens=self.num_heard,
+        )
 
     def take(self, known: Mapping[bytes, Tensor]) -> None:
         """Take the features of the media, and let go of what they were made of."""
@@ -84,9 +100,10 @@ class Prompt:
         name = hashlib.blake2b(before, digest_size=16)
         name.update(torch.tensor(token_ids).numpy().tobytes())
         name.update(self.positions.at(start, stop).contiguous().numpy().tobytes())
-        for first_row, digest in self.looks:
-            if first_row < stop:
-                name.update(digest)
+        # Those before have their part in the key before.
+        first, last = (bisect_left(self.looks, row, key=itemgetter(0)) for row in (start, stop))
+        for _, digest in self.looks[first:last]:
+            name.update(digest)
         return name.digest()
 
 
@@ -122,17 +139,28 @@ class Runner:
         )
         ids = torch.tensor(inputs.prompt_token_ids)
         media = _seen(inputs)
-        rows = list(_split(self._model.vision_rows(ids), inputs.grid_thw)) if media else []
+        grids = [medium.grid_thw for medium in media if medium.grid_thw is not None]
+        rows = list(_split(self._model.vision_rows(ids), grids)) if media else []
         num_seen = sum(map(len, rows))
         if inputs.input_features is not None:
-            heard = _heard(inputs)
+            heard = self._heard(inputs)
             rows += self._audio_rows(ids, heard)
             media += heard
         together = torch.cat(rows) if rows else ids.new_empty(0)
         sorted_rows, order = together.sort()
         looks = tuple((int(own[0]), medium.digest) for own, medium in zip(rows, media, strict=True))
         num_heard = len(together) - num_seen
-        return Prompt(positions, sorted_rows, order, looks, media, num_heard)
+        return Prompt(positions, sorted_rows, order, tuple(sorted(looks)), media, num_heard)
+
+    def _heard(self, inputs: ModelInputs) -> tuple[Medium, ...]:
+        """Take a prompt's packed mel frames apart, and name each block by its content."""
+        assert self._ears is not None, "sounds for a model that does not hear"
+        audio = self._ears.config.audio
+        sounds = torch.split(torch.from_numpy(inputs.input_features), list(inputs.num_audio_frames))
+        blocks = [block for sound in sounds for block in torch.split(sound, audio.block_frames)]
+        # The last frames of a sound may be too few for a token.
+        whole = [block for block in blocks if audio.num_tokens(len(block))]
+        return tuple(Medium(_digest(block, None), block) for block in whole)
 
     def _audio_rows(self, input_ids: Tensor, heard: Sequence[Medium]) -> list[Tensor]:
         """Give each sound's rows of a prompt."""
@@ -270,29 +298,28 @@ class Runner:
 
 
 def _seen(inputs: ModelInputs) -> tuple[Medium, ...]:
-    """Take a prompt's packed pixels apart, and name each picture and video by its content."""
+    """Take a prompt's packed pixels apart, and name each picture and moment by its content."""
     if inputs.pixel_values is None:
         return ()
     pixels = torch.from_numpy(inputs.pixel_values)
+    grids = [(1, height, width) for times, height, width in inputs.grid_thw for _ in range(times)]
     return tuple(
         Medium(_digest(own, grid), own, grid)
-        for own, grid in zip(_split(pixels, inputs.grid_thw), inputs.grid_thw, strict=True)
-    )
-
-
-def _heard(inputs: ModelInputs) -> tuple[Medium, ...]:
-    """Take a prompt's packed mel frames apart, and name each sound by its content."""
-    frames = torch.from_numpy(inputs.input_features)
-    return tuple(
-        Medium(_digest(own, None), own)
-        for own in torch.split(frames, list(inputs.num_audio_frames))
+        for own, grid in zip(_split(pixels, grids), grids, strict=True)
     )
 
 
 def _pack(media: Iterable[Medium]) -> Tensor:
-    """Lay the values of media one after the other."""
+    """Lay the values of media one after the other; those that lie so already are not copied."""
     values = [medium.values for medium in media]
-    return values[0] if len(values) == 1 else torch.cat(values)
+    first, at = values[0], values[0].data_ptr()
+    storage = first.untyped_storage().data_ptr()
+    for one in values:
+        if one.data_ptr() != at or one.untyped_storage().data_ptr() != storage:
+            return torch.cat(values)
+        at += one.nbytes
+    # A split leaves its parts where they were.
+    return first.as_strided((sum(map(len, values)), *first.shape[1:]), first.stride())
 
 
 def _digest(values: Tensor, grid: Grid | None) -> bytes:

@@ -9,6 +9,9 @@ Requests are ranked when they arrive, by priority and then by age: one step of p
 tokens, while `ROOM_TOKENS` of every running answer would still fit, and takes more block by block.
 Where none is left, the last in rank gives its blocks back and waits to be computed again; its
 tokens are never drawn again. The first in rank always goes on.
+
+What is computed for later, with no answer wanted yet, comes after all others: it is seated last and
+gives its seat and its blocks to whoever needs them.
 """
 
 import itertools
@@ -28,6 +31,10 @@ ROOM_TOKENS = 256
 DRAFT_TOKENS = 3
 """What is guessed ahead unasked, where reading the weights takes most of a pass; with the token
 before them as many rows as the kernels for quantised weights take at memory's pace."""
+BESIDE_TOKENS = 256
+"""Tokens that are computed for later in a pass that others wait for."""
+LATER = 1 << 62
+"""The rank of what is computed for later, behind every number of passes."""
 RECOVERY_PASSES = 16
 """Passes after which one may be twice as large again as those that found memory."""
 
@@ -93,12 +100,21 @@ class Scheduler:
         self._recovers_at = 0
         self._arrivals = itertools.count()
 
-    def add(self, request: Request) -> None:
-        """Queue a request that fits into the cache by itself; the caller has checked that."""
+    def add(self, request: Request) -> bool:
+        """Queue a request that fits into the cache by itself; the caller has checked that.
+
+        False, and it is finished, where it wants no answer and all of it is known.
+        """
         assert count_blocks(request.max_num_tokens) <= self.pool.num_blocks
         due = self._num_passes + request.sampling.priority * AGING_PASSES
+        if not request.is_answered:
+            due = LATER
+            if self._knows(request):
+                request.know_all()
+                return False
         request.rank = (due, next(self._arrivals))
         insort(self.waiting, request, key=_rank)
+        return True
 
     def plan(self) -> Plan:
         """Choose the next forward pass; an empty plan when there is nothing to run."""
@@ -125,6 +141,8 @@ class Scheduler:
             if chunk.request.error is None:
                 chunk.request.num_computed_tokens = chunk.num_known + chunk.num_agreed
                 chunk.request.note_drafts(len(chunk.drafts), chunk.num_agreed)
+                if not (chunk.request.is_answered or chunk.request.is_catching_up):
+                    chunk.request.finish_reason = "stop"
                 for block, key in chunk.request.new_full_blocks():
                     self.pool.register(block, key)
         self._recover()
@@ -152,6 +170,13 @@ class Scheduler:
         self.running = [request for request in self.running if request.request_id not in gone]
         self.waiting = [request for request in self.waiting if request.request_id not in gone]
 
+    def _knows(self, request: Request) -> bool:
+        """Whether all of a prompt of whole blocks is known; if so it counts as just used."""
+        keys = request.block_keys(request.num_tokens // BLOCK_SIZE)
+        known = self.pool.match(keys)
+        self.pool.release(known)
+        return bool(keys) and len(known) == len(keys)
+
     def _recover(self) -> None:
         """Let passes grow again some time after one found no memory."""
         most = self._config.max_batch_tokens
@@ -166,13 +191,15 @@ class Scheduler:
         num_drafts = max(0, self._max_draft_tokens + 1 - num_answers)
         for request in sorted(self.running, key=_is_catching_up):
             start = request.num_computed_tokens
-            stop = min(request.num_tokens, start + room)
+            most = room if request.is_answered or not num_answers else min(room, BESIDE_TOKENS)
+            stop = min(request.num_tokens, start + most)
             if stop == start:
                 return
             drafts = self._draft(request, min(room - (stop - start), num_drafts))
             num_drafts -= len(drafts)
             stop += len(drafts)
-            yield Chunk(request, start, stop, stop - len(drafts) == request.num_tokens, drafts)
+            is_last = request.is_answered and stop - len(drafts) == request.num_tokens
+            yield Chunk(request, start, stop, is_last, drafts)
             room -= stop - start
 
     def _draft(self, request: Request, most: int) -> tuple[int, ...]:

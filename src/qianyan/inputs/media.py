@@ -17,6 +17,7 @@ from qianyan.inputs.documents import Document, DocumentLimits, read_document
 from qianyan.inputs.fetch import Fetched, FetchLimits, Noun, fetch, find_file
 from qianyan.inputs.first_generation import IMAGE_PAD, find_references
 from qianyan.inputs.frames import VideoConfig, VideoLimits, VideoRequest
+from qianyan.inputs.growing import SoundSoFar
 from qianyan.inputs.images import ImageLimits, read_image, upright_rgb
 from qianyan.inputs.medium import Heard, Medium
 from qianyan.inputs.mel import MelConfig, log_mel
@@ -27,6 +28,7 @@ from qianyan.inputs.parts import (
     file_source,
     picture_config,
     picture_source,
+    sound_beside,
     video_source,
 )
 from qianyan.inputs.patches import make_frame_patches, make_patches
@@ -229,6 +231,8 @@ class Media:
                 )
             frames = _Frames(source, self._open_image)
             sampled = read_frames(frames, request, self._videos, self._limits.video)
+            beside = sound_beside(part, where)
+            heard = None if beside is None else self._take_in(beside, where)
         else:
             data = self._find(source) or self._fetch(source, "video", self._limits.fetch_video).data
             sampled = read_video(data, request, self._videos, self._limits.video)
@@ -246,6 +250,9 @@ class Media:
         if self._sounds is None:
             raise InputError(f"{where} is a sound; this model does not hear.")
         source = audio_source(part, where)
+        if isinstance(source, SoundSoFar):
+            self.items.append(self._take_in(source, where))
+            return
         if isinstance(source, bytes):
             data: bytes | Path = source
         else:
@@ -285,17 +292,28 @@ class Media:
         return None if sound is None else self._hear(sound, self._sounds)
 
     def _hear(self, sound: Sound, config: MelConfig) -> Heard:
+        self._note_heard(sound.record)
+        return Heard(log_mel(sound.samples, config))
+
+    def _take_in(self, sound: SoundSoFar, where: str) -> Heard:
+        """Take what was heard already, of this model's kind."""
+        if self._sounds is None or sound.frames.shape[1] != self._sounds.feature_size:
+            raise InputError(f"{where} holds a sound; expected none that this model cannot hear.")
+        self._note_heard(sound.record)
+        return Heard(sound.frames)
+
+    def _note_heard(self, record: HeardAudio) -> None:
+        """Keep a sound's record; raise CapacityError where sounds are too many or too long."""
         if len(self._audios) >= self._limits.max_audios:
             raise CapacityError(
                 f"The messages hold more than {self._limits.max_audios} sounds. Send fewer."
             )
-        if sum(one.duration_s for one in (*self._audios, sound.record)) > self._limits.max_audio_s:
+        if sum(one.duration_s for one in (*self._audios, record)) > self._limits.max_audio_s:
             raise CapacityError(
                 f"The messages hold more than {self._limits.max_audio_s / 60:g} minutes of sound. "
                 "Send less."
             )
-        self._audios.append(sound.record)
-        return Heard(log_mel(sound.samples, config))
+        self._audios.append(record)
 
     def add_document(self, part: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         """Read a document into parts for the template: text, and pictures where they are seen."""

@@ -19,6 +19,8 @@ FRAMES_TOGETHER = 4096
 """Frames transformed in one go: some 15 MB of windows."""
 LEAST_POWER = 1e-10
 RANGE_DECADES = 8.0
+SECONDS_PER_BLOCK = 2
+"""What a model's ears take in at once: a block's features depend on its own frames alone."""
 MIN_FRAMES = 3
 """What one token takes; a shorter sound has none."""
 
@@ -79,8 +81,62 @@ class MelConfig:
 
 def log_mel(samples: np.ndarray, config: MelConfig) -> np.ndarray:
     """Turn float32 samples between -1 and 1 into (frames, feature_size) float32."""
-    count = config.num_frames(len(samples))
-    padded = _padded(samples, config)
+    mel = _log_power(_padded(samples, config), config.num_frames(len(samples)), config)
+    return _scaled(mel, mel.max())
+
+
+class GrowingMel:
+    """Log-mel frames of a sound that is still being made, by blocks that do not change any more.
+
+    A block is complete when the samples are there that its last window reaches. Its floor is fixed
+    then, by the loudest place up to its end: a louder one later raises the floor from its own block
+    on. So the frames are `log_mel`'s where the loudest place lies in the first block. Otherwise
+    they differ in what lies more than RANGE_DECADES below the loudest place of the whole, and there
+    by a quarter of the decades at most between that place and the loudest one heard before.
+    """
+
+    def __init__(self, config: MelConfig) -> None:
+        self.blocks: list[np.ndarray] = []
+        self._config = config
+        self._block_frames = SECONDS_PER_BLOCK * config.sampling_rate // config.hop_length
+        self._waiting = np.zeros(0, dtype=np.float32)  # from the next block's first window on
+        self._num_samples = 0
+        self._loudest = -math.inf
+
+    def add(self, samples: np.ndarray) -> None:
+        """Take the next float32 samples."""
+        self._num_samples += len(samples)
+        self._waiting = np.concatenate([self._waiting, samples])
+        step = self._block_frames * self._config.hop_length
+        most = step - self._config.hop_length + self._config.n_fft
+        while len(self._waiting) >= most - (0 if self.blocks else self._config.n_fft // 2):
+            if not self.blocks:
+                self._mirror()
+            self._keep(self._waiting, self._block_frames)
+            self._waiting = self._waiting[step:]
+
+    def finish(self) -> np.ndarray:
+        """Give the (frames, feature_size) of all of it; nothing can be added any more."""
+        left = self._config.num_frames(self._num_samples) - self._block_frames * len(self.blocks)
+        if not self.blocks:
+            self._waiting = _padded(self._waiting, self._config)
+        if left:
+            silence = np.zeros(self._config.n_fft, dtype=np.float32)
+            self._keep(np.concatenate([self._waiting, silence]), left)
+        return np.concatenate(self.blocks)
+
+    def _mirror(self) -> None:
+        head = self._waiting[self._config.n_fft // 2 : 0 : -1]
+        self._waiting = np.concatenate([head, self._waiting])
+
+    def _keep(self, padded: np.ndarray, count: int) -> None:
+        mel = _log_power(padded, count, self._config)
+        self._loudest = max(self._loudest, float(mel.max()))
+        self.blocks.append(_scaled(mel, self._loudest))
+
+
+def _log_power(padded: np.ndarray, count: int, config: MelConfig) -> np.ndarray:
+    """Give the logarithms (count, feature_size) of the power in each band of each window."""
     windows = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)
     windows = windows[:: config.hop_length][:count]  # (frames, n_fft), not copied
     shape = np.hanning(config.n_fft + 1)[:-1]
@@ -90,7 +146,12 @@ def log_mel(samples: np.ndarray, config: MelConfig) -> np.ndarray:
         spectrum = np.fft.rfft(windows[start : start + FRAMES_TOGETHER] * shape)
         power = spectrum.real**2 + spectrum.imag**2  # (frames, frequencies)
         mel[start : start + FRAMES_TOGETHER] = np.log10(np.maximum(power @ filters, LEAST_POWER))
-    np.maximum(mel, mel.max() - RANGE_DECADES, out=mel)
+    return mel
+
+
+def _scaled(mel: np.ndarray, loudest: float) -> np.ndarray:
+    """Raise what is too far below the loudest place, and bring all to a model's range, in place."""
+    np.maximum(mel, loudest - RANGE_DECADES, out=mel)
     mel += 4.0
     mel /= 4.0
     return mel

@@ -10,6 +10,7 @@ from PIL import Image
 from qianyan.errors import InputError, quote
 from qianyan.inputs.document_parts import Document
 from qianyan.inputs.frames import VIDEO_KEYS
+from qianyan.inputs.growing import SoundSoFar
 from qianyan.inputs.patches import PatchConfig
 from qianyan.inputs.squares import SquareConfig
 
@@ -73,7 +74,8 @@ def picture_source(part: Mapping[str, Any], where: str) -> Source:
 def video_source(part: Mapping[str, Any], where: str) -> str | Path | list[Source]:
     """Take a video's source out of a video_url or video part: one file, or a list of frames."""
     kind = part["type"]
-    only_keys(part, {"type", kind, *VIDEO_KEYS}, where)
+    beside = ("audio",) if isinstance(part.get(kind), list) else ()
+    only_keys(part, {"type", kind, *VIDEO_KEYS, *beside}, where)
     source = part.get(kind)
     if kind == "video_url" and isinstance(source, Mapping):
         only_keys(source, {"url"}, f"{where}.video_url")
@@ -93,11 +95,22 @@ def video_source(part: Mapping[str, Any], where: str) -> str | Path | list[Sourc
     )
 
 
-def audio_source(part: Mapping[str, Any], where: str) -> str | Path | bytes:
+def sound_beside(part: Mapping[str, Any], where: str) -> SoundSoFar | None:
+    """Take what is heard beside a list of frames out of a video part; only a program has it."""
+    sound = part.get("audio")
+    if not isinstance(sound, SoundSoFar | None):
+        raise InputError(
+            f"{where}.audio is {quote(type(sound).__name__)}; expected no such key, as frames "
+            "given as a list are silent."
+        )
+    return sound
+
+
+def audio_source(part: Mapping[str, Any], where: str) -> str | Path | bytes | SoundSoFar:
     """Take a sound's source out of an input_audio, audio_url or audio part.
 
     `input_audio` has base64, a URL or a data: URI; its `format` is not needed, as files say what
-    they are. In process, an `audio` part may hold the file's bytes.
+    they are. In process, an `audio` part may hold the file's bytes, or what was heard already.
     """
     kind = part["type"]
     only_keys(part, {"type", kind}, where)
@@ -106,8 +119,8 @@ def audio_source(part: Mapping[str, Any], where: str) -> str | Path | bytes:
     if key and isinstance(source, Mapping):
         only_keys(source, {key, "format"} if kind == "input_audio" else {key}, f"{where}.{kind}")
         source = source.get(key)
-    allowed: tuple[type, ...] = (str, Path, bytes) if kind == "audio" else (str, Path)
-    if not isinstance(source, allowed) or not source:
+    own: tuple[type, ...] = (bytes, SoundSoFar) if kind == "audio" else ()
+    if not isinstance(source, (str, Path, *own)) or not source:
         expected = "base64, a URL or a data: URI" if kind == "input_audio" else "a URL or a path"
         raise InputError(f"{where} names no sound; expected {expected}.")
     if kind == "input_audio" and isinstance(source, str) and not _ADDRESS.match(source):

@@ -137,6 +137,27 @@ class Worker:
         """Read all that is sent, and what it names; on a thread, for whoever asks."""
         return self.engine.prepare_choices(self.attach(messages), options)
 
+    async def prefill(self, messages: Messages, options: ChatOptions) -> int:
+        """Compute the beginning of a conversation that is still being said; see `Engine.prefill`.
+
+        It takes no seat, comes after all answers, and ends in the next pause between two passes
+        when it is cancelled; what is computed by then stays known. Raises what `begin` does.
+        """
+        check_names(options)
+        self.refuse_unless_ready()
+        asked = asked_now()
+        prepared = await self._preparing.call(
+            asked, lambda: self.engine.prepare_prefill(self.attach(messages), options)
+        )
+        self.refuse_unless_ready()
+        answer = self._start(asked, *prepared)
+        try:
+            async for _ in answer:
+                pass
+        finally:
+            answer.leave()
+        return answer.request.num_tokens - answer.request.num_cached_tokens
+
     async def embed(self, inputs: Sequence[Input], options: EmbeddingOptions) -> Embeddings:
         """Embed texts, a pass at a time, so that others' passes come in between.
 
@@ -246,8 +267,10 @@ class Worker:
         if answer.ends is not None:
             answer.ends.cancel()
         self._open.discard(answer)
-        self._line.stand_up(answer.asked.owner_id)
         request = answer.request
+        if not request.is_answered:  # it had no seat
+            return
+        self._line.stand_up(answer.asked.owner_id)
         tokens = {
             "prompt": len(request.prompt_token_ids),
             "cached": min(request.num_cached_tokens, len(request.prompt_token_ids)),

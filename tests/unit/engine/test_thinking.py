@@ -9,9 +9,9 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from torch.nn.functional import cross_entropy
 
-from qianyan.engine.engine import CLOSING, CLOSING_WORDS, Engine
+from qianyan.engine.engine import Engine
 from qianyan.engine.loops import Loop
-from qianyan.engine.reply import ToolCall
+from qianyan.engine.reply import CLOSING, CLOSING_WORDS, ToolCall
 from qianyan.engine.request import Finished, TokenText
 from qianyan.errors import InputError
 from qianyan.inputs.processor import Processor

@@ -255,3 +255,67 @@ def test_strangers_name_no_files_of_this_machine(engine: Engine, tmp_path: Path)
     assert engine.chat(question, max_tokens=2).images
     at_work(engine, story)
     assert not engine.allow_files
+
+
+def test_a_beginning_is_computed_without_a_seat_and_known_to_its_answer(engine: Engine) -> None:
+    long = say("count to forty and back, " * 12)
+
+    async def story(worker: Worker) -> tuple[list[int], Any]:
+        beginnings = asyncio.create_task(worker.prefill(long, {}))
+        seats = []
+        while not beginnings.done():
+            seats.append(worker.num_running)
+            await asyncio.sleep(0.001)
+        assert set(seats) == {0}
+        computed = [await beginnings, await worker.prefill(long, {})]
+        return computed, await worker.ask(long, {"max_tokens": 4})
+
+    alone = engine.chat(long, max_tokens=4)
+    (first, again), done = at_work(Engine("bundled", dtype="float32"), story)
+    assert done == alone
+    assert first >= done.usage.cached_tokens > done.usage.prompt_tokens - 32
+    assert again == 0
+
+
+def test_a_beginning_makes_way_for_answers_and_is_gone_when_it_is_cancelled() -> None:
+    engine = one_seat()
+    long = say("count to forty and back, " * 12)
+
+    async def story(worker: Worker) -> None:
+        answer = await worker.begin(say("a long story"), {"max_tokens": LONG})
+        await answer.begun()
+        beginning = asyncio.create_task(worker.prefill(long, {}))
+        done, _ = await asyncio.wait({beginning}, timeout=0.5)
+        assert not done, "the only seat is taken"
+        assert not answer.is_ended
+        answer.leave()
+        assert await beginning > 0
+        cancelled = asyncio.create_task(worker.prefill(say("and back, " * 40), {}))
+        await until(lambda: held_blocks(engine) > 0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        await until(lambda: held_blocks(engine) == 0)
+        assert (await worker.ask(say("and now"), {"max_tokens": 2})).token_ids
+
+    at_work(engine, story)
+    assert engine._runner._prompts == {}
+
+
+def test_a_beginning_that_cannot_be_answered_or_outlives_the_server_is_refused() -> None:
+    engine = one_seat()
+
+    async def story(worker: Worker) -> int:
+        with pytest.raises(InputError, match="role"):
+            await worker.prefill([{"role": "nobody", "content": "x"}], {})
+        with pytest.raises(CapacityError, match="tokens"):
+            await worker.prefill(say("word " * 20_000), {})
+        beginning = asyncio.create_task(worker.prefill(say("and back, " * 40), {}))
+        await until(lambda: held_blocks(engine) > 0)
+        await worker.close()
+        with pytest.raises(RefusedError) as ended:
+            await beginning
+        return ended.value.status
+
+    assert at_work(engine, story) == 503
+    assert held_blocks(engine) == 0
