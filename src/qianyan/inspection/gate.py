@@ -27,14 +27,15 @@ def fails(inspections: Iterable[Inspection], words: frozenset[str]) -> bool:
     bare heads alone; `any` takes whatever a person has to look at, the uncertain included.
     """
     return any(
-        _meets(found, word)
+        is_at(found, word)
         for inspection in inspections
         for found in inspection.detections or ()
         for word in words
     )
 
 
-def _meets(found: Detection, word: str) -> bool:
+def is_at(found: Detection, word: str) -> bool:
+    """Say whether a finding is what one word of --fail-on takes; see `fails`."""
     if word == "any":
         return found.sub_label is not SubLabel.HELMET
     if word == SubLabel.NO_HELMET.value:
