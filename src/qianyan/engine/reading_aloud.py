@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from qianyan.engine.codes import MAX_CODES
 from qianyan.engine.engine import Engine
 from qianyan.engine.options import ChatOptions
-from qianyan.engine.request import Request
-from qianyan.engine.speech import RATE_HZ, Speaking
+from qianyan.engine.speech import RATE_HZ
 from qianyan.errors import CapacityError, InputError, ReplyError, quote
 
 MAX_CHARACTERS = 4096
@@ -111,18 +109,12 @@ class Reading:
         for samples in speaking.finish():
             yield samples
             self.num_codes = before + len(speaking.codes)
-        self._check_end(request, speaking)
-
-    def _check_end(self, request: Request, speaking: Speaking) -> None:
-        num_codes = len(speaking.codes)
-        if num_codes < len(request.output_token_ids):
+        if len(speaking.codes) < len(token_ids):
             raise ReplyError(
                 "The voice ended before the text; expected all of it to be read aloud. Try another "
                 "seed or voice."
             )
-        # Two marks of the voice stand behind the prompt; the second lets the first code out.
-        num_places = len(request.prompt_token_ids) + 1 + num_codes
-        if num_codes >= MAX_CODES or num_places >= self._speech.talker.config.text.max_model_len:
+        if speaking.is_cut:
             raise ReplyError(
                 "The voice went on behind the text without an end; expected it to stop there. Try "
                 "another seed or voice."

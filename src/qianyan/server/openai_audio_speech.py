@@ -101,6 +101,7 @@ class Sounding:
         self._worker, self._metrics, self._asked = worker, metrics, asked_now()
         self._pieces = reading.pieces()
         self._left = ExitStack()
+        self._ends_at = time.monotonic() + worker.limits.max_speech_s
 
     async def sit(self) -> None:
         """Wait for a seat among those who are spoken to; raises RefusedError."""
@@ -141,8 +142,7 @@ class Sounding:
         self._metrics.count_answer(self._asked, tokens)
 
     def _refuse_too_late(self) -> None:
-        ends_at = self._asked.ends_at
-        if ends_at is not None and time.monotonic() > ends_at:
+        if time.monotonic() > self._ends_at:
             raise RefusedError(
                 "The time for this request was over before the whole text was read aloud. Send a "
                 "shorter one.",

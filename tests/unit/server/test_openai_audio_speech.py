@@ -126,7 +126,7 @@ def test_a_model_that_does_not_speak_is_refused(serve: Callable[..., Any]) -> No
 
 
 def test_a_text_whose_time_is_over_is_refused(serve: Callable[..., Any], reader: Engine) -> None:
-    with serve(model=reader, max_answer_s=0.01) as client:
+    with serve(model=reader, max_speech_s=0.01) as client:
         answer = client.post("/v1/audio/speech", json={"model": "judge", "input": TEXT})
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "request_timeout"
