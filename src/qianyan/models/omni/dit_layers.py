@@ -27,6 +27,7 @@ from qianyan.models.config import (
     require_positive_numbers,
 )
 from qianyan.models.flatten import json_object, stated
+from qianyan.models.omni.reordered import ReorderedLinear
 from qianyan.models.omni.speaker_encoder import SpeakerEncoderConfig
 
 NORM_EPS = 1e-6  # fixed in the code; no config.json states it
@@ -142,6 +143,8 @@ def windows(
     """
     back, ahead = reach
     rest = -hidden.shape[1] % block
+    if not (back or ahead or rest):
+        return hidden.view(len(hidden), -1, block, *hidden.shape[2:])
     padded = pad(hidden, (0, 0, 0, 0, back * block, rest + ahead * block))
     if before is not None:
         padded[:, :block] = before
@@ -159,10 +162,10 @@ class DiTAttention(nn.Module):
             int(layer in config.look_ahead_layers),
         )
         inner = config.num_attention_heads * config.head_dim
-        self.to_q = nn.Linear(config.hidden_size, inner)
-        self.to_k = nn.Linear(config.hidden_size, inner)
-        self.to_v = nn.Linear(config.hidden_size, inner)
-        self.to_out = nn.ModuleList([nn.Linear(inner, config.hidden_size)])
+        self.to_q = ReorderedLinear(config.hidden_size, inner)
+        self.to_k = ReorderedLinear(config.hidden_size, inner)
+        self.to_v = ReorderedLinear(config.hidden_size, inner)
+        self.to_out = nn.ModuleList([ReorderedLinear(inner, config.hidden_size)])
 
     def forward(self, hidden: Tensor, rope: Rope, stretch: Stretch) -> Tensor:
         """Map (halves, frames, hidden) to the same shape."""
@@ -170,7 +173,8 @@ class DiTAttention(nn.Module):
             part(hidden).unflatten(-1, (-1, self.head_dim))
             for part in (self.to_q, self.to_k, self.to_v)
         )  # (halves, frames, heads, head_dim)
-        query, key = turn_first_head(query, rope), turn_first_head(key, rope)
+        turn_first_head(query, rope)
+        turn_first_head(key, rope)
         if self.reach[0] and stretch.final:
             last = slice(stretch.final - self.block, stretch.final)
             stretch.after[self.layer] = key[:, last].clone(), value[:, last].clone()
@@ -207,15 +211,15 @@ class DiTAttention(nn.Module):
         return exists.unfold(0, (back + 1 + ahead) * self.block, self.block)
 
 
-def turn_first_head(heads: Tensor, rope: Rope) -> Tensor:
-    """Turn the first of (halves, frames, heads, head_dim) by its positions; pairs are neighbours.
+def turn_first_head(heads: Tensor, rope: Rope) -> None:
+    """Turn the first of (halves, frames, heads, head_dim) by its positions, where it lies.
 
-    Its even channels come first then, in query and key alike, which their product does not see.
+    Pairs are neighbours. Its even channels come first then, in query and key alike, which their
+    product does not see.
     """
     cos, sin = rope
     even, odd = heads[:, :, :1, 0::2], heads[:, :, :1, 1::2]
-    turned = torch.cat((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-    return torch.cat((turned, heads[:, :, 1:]), dim=2)
+    heads[:, :, :1] = torch.cat((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
 
 
 class AdaptiveNorm(nn.Module):
@@ -238,16 +242,16 @@ def adapted(hidden: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class DiTFeedForward(nn.Module):
-    """Two linear maps with GELU between them; the names leave room for dropout."""
+    """Two linear maps with GELU between them; the names leave room for it and for dropout."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         inner = config.hidden_size * config.ff_mult
         self.ff = nn.Sequential(
-            nn.Linear(config.hidden_size, inner),
-            nn.GELU(approximate="tanh"),
+            ReorderedLinear(config.hidden_size, inner, gelu=True),
             nn.Identity(),
-            nn.Linear(inner, config.hidden_size),
+            nn.Identity(),
+            ReorderedLinear(inner, config.hidden_size),
         )
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from qianyan.models.omni.flow import evaluation_times, follow, guided, sway_time
 from qianyan.models.omni.speakers import Speaker
 from qianyan.models.omni.token2wav import Token2Wav
 
-BLOCKS_TOGETHER = 4
-"""Most blocks of a stretch: a second of speech. Each stretch computes one block more than it ends
-with, so that longer ones cost less in all, and are heard later."""
+BLOCKS_TOGETHER = 8
+"""Most blocks of a stretch: two seconds of speech. Each stretch computes one block more than it
+ends with, so that longer ones cost less in all, and are heard later."""
 FRAMES_VOCODED = 512
 """Mel frames that become samples in one go where all of them are there."""
 
@@ -38,9 +38,9 @@ class SpeechDecoder:
     none; `finish` gives the rest, after which nothing can be pushed. All samples joined are as many
     as `decode` gives for the same codes, `samples_per_code` each, and do not depend on how the
     codes were cut into calls. The first samples come when the codes of two blocks are there (24
-    codes, half a second, in the released models). The first stretches are one block; later ones are
-    half of what was made before, so that a listener has enough in hand to wait for them, and
-    `blocks_together` at most.
+    codes, half a second, in the released models). The first stretch is one block; later ones are as
+    long as all before them, so that who speaks at twice the pace of speech leaves no gap between
+    them, and `blocks_together` at most.
 
     `decode` gives the samples of a whole utterance at once, every frame with its true neighbours;
     it leaves the stream as it is. Both draw the same noise for the same frame and `seed`.
@@ -152,7 +152,7 @@ class FrameStream:
         made: list[Tensor] = []
         while True:
             done = self._start // self._config.block_size
-            blocks = min(max(done // 2, 1), self._blocks_together)
+            blocks = min(max(done, 1), self._blocks_together)
             num_codes = (blocks + self._config.blocks_ahead) * self._config.block_codes
             if len(self._codes) < num_codes:
                 return made

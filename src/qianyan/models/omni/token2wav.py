@@ -20,6 +20,7 @@ from qianyan.models.flatten import json_object, stated
 from qianyan.models.omni.bigvgan import BigVGAN, BigVGANConfig
 from qianyan.models.omni.dit import DiT
 from qianyan.models.omni.dit_layers import DiTConfig, dit_config
+from qianyan.models.omni.reordered import ReorderedLinear
 from qianyan.models.registry import read_config_json, unfilled
 from qianyan.models.weights import load_weights, read_tensors
 
@@ -98,4 +99,7 @@ def load_token2wav(folder: str | Path, *, device: str | torch.device = "cpu") ->
         dtype=torch.float32,
         device=device,
     )
+    for module in model.modules():
+        if isinstance(module, ReorderedLinear):
+            module.reorder()
     return model.eval()

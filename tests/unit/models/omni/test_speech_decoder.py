@@ -48,7 +48,7 @@ def seams(blocks_together: int) -> list[int]:
     ends, end = [], 1
     while end < len(CODES) // BLOCK_CODES:
         ends.append(end)
-        end += min(max(end // 2, 1), blocks_together)
+        end += min(end, blocks_together)
     return [end * BLOCK_SAMPLES for end in ends]
 
 
@@ -148,13 +148,13 @@ def test_the_first_samples_come_as_soon_as_frames_are_certain(
 
 
 def test_stretches_grow_with_what_was_said(quick_token2wav: Token2Wav, speaker: Speaker) -> None:
-    """One block four times, then half of what was made, and four at most."""
+    """One block, then as many as were made, and eight at most."""
     decoder = SpeechDecoder(quick_token2wav, speaker)
     counts = [len(decoder.push([code])) for code in CODES]
     at = [index + 1 for index, count in enumerate(counts) if count]  # codes there
-    assert at == [3 * (end + 1) for end in (4, 6, 9, 13, 17, 21, 25, 29)]
+    assert at == [3 * (end + 1) for end in (4, 8, 16, 24)]
     told = [sum(counts[:number]) // 8 for number in at]  # frames
-    assert told == [6 * end - OVERLAP_FRAMES for end in (4, 6, 9, 13, 17, 21, 25, 29)]
+    assert told == [6 * end - OVERLAP_FRAMES for end in (4, 8, 16, 24)]
 
 
 def test_the_same_seed_says_the_same_and_another_something_else(
