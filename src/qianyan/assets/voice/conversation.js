@@ -371,8 +371,8 @@ async function openPlayer(conversation) {
         conversation.change({});
       },
     });
-  } catch {
-    throw new Fault("no_sound");
+  } catch (error) {
+    throw error instanceof Fault ? error : new Fault("no_sound");
   }
 }
 
@@ -384,6 +384,9 @@ export function deviceFault(device, error) {
     NotFoundError: "missing",
     OverconstrainedError: "missing",
   };
+  if (error instanceof Fault) {
+    return error;
+  }
   if (!window.isSecureContext) {
     return new Fault("insecure");
   }

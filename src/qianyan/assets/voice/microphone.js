@@ -1,5 +1,7 @@
 /* The microphone: pieces of sound as the server takes them, while it is not muted. */
 
+import { addWorklet } from "./server.js";
+
 export const MICROPHONE_HZ = 16000;
 const WANTED = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 };
 
@@ -9,7 +11,7 @@ export class Microphone {
     const stream = await navigator.mediaDevices.getUserMedia({ audio: WANTED });
     const context = new AudioContext();
     try {
-      await context.audioWorklet.addModule(new URL("microphone-worklet.js", import.meta.url));
+      await addWorklet(context, "microphone-worklet.js");
       await context.resume();
     } catch (error) {
       stream.getTracks().forEach((track) => track.stop());

@@ -29,7 +29,7 @@ const view = {
     at("count-frames").textContent = frames;
     at("count-heard").textContent = seconds(heardMs);
     at("count-first").textContent = firstMs === null ? "–" : seconds(firstMs);
-    Object.assign(document.documentElement.dataset, { sentMs, frames, heardMs, firstMs });
+    Object.assign(document.documentElement.dataset, { sentMs, frames, heardMs });
   },
   voices(names, voice) {
     fill(at("voice"), names, voice);

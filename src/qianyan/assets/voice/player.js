@@ -1,13 +1,20 @@
 /* The loudspeaker: pieces of speech one after the other, and how much of each was heard. */
 
+import { addWorklet } from "./server.js";
+
 export const PLAYER_HZ = 24000;
 
 export class Player {
   /* Open the loudspeaker; `onLevel` is told how loud it is, `onDrained` when all was said. */
   static async open({ onLevel, onDrained }) {
     const context = new AudioContext({ sampleRate: PLAYER_HZ, latencyHint: "interactive" });
-    await context.audioWorklet.addModule(new URL("player-worklet.js", import.meta.url));
-    await context.resume();
+    try {
+      await addWorklet(context, "player-worklet.js");
+      await context.resume();
+    } catch (error) {
+      context.close();
+      throw error;
+    }
     return new Player(context, onLevel, onDrained);
   }
 

@@ -35,6 +35,15 @@ export async function listModels(key) {
   return body.data;
 }
 
+/* Load a module onto a context's audio thread. */
+export async function addWorklet(context, name) {
+  try {
+    await context.audioWorklet.addModule(new URL(name, import.meta.url));
+  } catch (error) {
+    throw error.name === "AbortError" ? new Fault("offline") : error;
+  }
+}
+
 export class Socket {
   /* Connect; `onEvent` gets every event, `onLost` is called once when the connection is gone. */
   static open({ model, key, onEvent, onLost }) {
