@@ -281,7 +281,7 @@ def quantize_checkpoint(folder: str | Path, kind: str) -> QuantizedCheckpoint:
     Raises ConfigError and CheckpointError, before the first tensor for all but numbers that are not
     finite.
     """
-    data = _heard_alone(read_config_json(folder))
+    data = thinker_alone(read_config_json(folder))
     if kind not in get_args(Kind):
         raise ConfigError(f"quantize is {quote(kind)}; expected {' or '.join(get_args(Kind))}.")
     known = _quantize_kind(kind, read_quantization(data))
@@ -336,12 +336,13 @@ def _as_saved(config: ModelConfig, listed: Mapping[str, TensorSpec]) -> ModelCon
     return config
 
 
-def _heard_alone(data: dict[str, Any]) -> dict[str, Any]:
-    """Give the config.json of the part of Qwen2.5-Omni that is read; others stay as they are."""
+def thinker_alone(data: dict[str, Any]) -> dict[str, Any]:
+    """Give the config.json of Qwen2.5-Omni's Thinker as a model of its own; others stay."""
     thinker = json_object(data, "thinker_config")
     if not thinker:
         return data
-    return {**thinker, "model_type": "qwen2_5_omni_thinker", "architectures": [THINKER]}
+    stored = {name: value for name, value in data.items() if name in ("dtype", "torch_dtype")}
+    return {**stored, **thinker, "model_type": "qwen2_5_omni_thinker", "architectures": [THINKER]}
 
 
 def _require_fit(config: ModelConfig, listed: Mapping[str, TensorSpec]) -> None:

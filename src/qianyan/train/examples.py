@@ -1,4 +1,4 @@
-"""From one conversation to what a model learns from it: ids, places, pixels, and which ids count.
+"""From one conversation to what a model learns from it: ids, places, pixels, sounds, what counts.
 
 Which tokens are learned follows from the prompt's structure: ChatML opens every turn with a token
 that no text can spell unnoticed, so the answers are the turns that begin with it and the
@@ -15,6 +15,7 @@ from torch import Tensor
 from qianyan.errors import CapacityError, ConfigError, InputError
 from qianyan.inputs.processor import ModelInputs, Processor
 from qianyan.models.language_model import LanguageModel
+from qianyan.models.omni.thinker import Thinker
 from qianyan.train.recipe import Loss
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -25,7 +26,7 @@ class Example:
     """One sample as a model reads it.
 
     `learned` are the indices of the tokens that are learned, each from those before it;
-    `position_ids` is (axes, tokens). Pixels and grids are as in `ModelInputs`.
+    `position_ids` is (axes, tokens). Pixels, grids and mel frames are as in `ModelInputs`.
     """
 
     source: str
@@ -66,7 +67,7 @@ class ExampleMaker:
         """Make an example of a conversation.
 
         Raises InputError for messages that cannot be used or teach nothing, MediaError for their
-        pictures, CapacityError for more than max_tokens.
+        pictures, videos and sounds, CapacityError for more than max_tokens.
         """
         inputs = self._processor(messages, tools=tools, add_generation_prompt=False)
         ids = inputs.prompt_token_ids
@@ -86,12 +87,15 @@ class ExampleMaker:
         if num_tokens > self._max_tokens:
             raise CapacityError(
                 f"{source} is {num_tokens} tokens long; expected at most {self._max_tokens}. Allow "
-                "longer sequences or smaller pictures."
+                "longer sequences, smaller pictures or shorter sounds."
             )
 
     def _text(self, ids: list[int]) -> tuple[int, ...]:
-        """Take every token but the first and those that pictures fill."""
-        filled = set(self._model.vision_rows(torch.tensor(ids)).tolist())
+        """Take every token but the first and those that pictures and sounds fill."""
+        input_ids = torch.tensor(ids)
+        filled = set(self._model.vision_rows(input_ids).tolist())
+        if isinstance(self._model, Thinker):
+            filled |= set(self._model.audio_rows(input_ids).tolist())
         return tuple(index for index in range(1, len(ids)) if index not in filled)
 
     def _answers(

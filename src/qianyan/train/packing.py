@@ -4,9 +4,9 @@ A packed pass gives every example the loss that it has alone. Sequences are fill
 buffer, the first that fits first, so that little is left empty and the order stays reproducible.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qianyan.models.attention import NoCache
+from qianyan.models.omni.thinker import Thinker
 from qianyan.models.positions import Grid
 from qianyan.models.qwen import QWenLMHeadModel
 from qianyan.models.registry import Model
 from qianyan.models.vision_language import VisionLanguageModel
 from qianyan.train.examples import Example
 
+FRAMES_OF_A_TOKEN = 4
 BUFFERED_SEQUENCES = 2
 """Sequences' worth of tokens that wait while one is filled; pictures are held as pixels."""
 
@@ -44,22 +46,17 @@ class Pack:
     num_learned: tuple[int, ...]  # of each example
     pixel_values: Tensor | None
     grid_thw: tuple[Grid, ...]
+    input_features: Tensor | None  # (frames, mel), of all sounds
+    num_audio_frames: tuple[int, ...]  # of each sound
 
     def to(self, device: torch.device | str) -> "Pack":
         """Give the same on a device."""
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("input_ids", "position_ids", "logits_at", "targets")
+        tensors: dict[str, Any] = {
+            one.name: value.to(device)
+            for one in fields(self)
+            if isinstance(value := getattr(self, one.name), Tensor)
         }
-        pixels = None if self.pixel_values is None else self.pixel_values.to(device)
-        return Pack(
-            sources=self.sources,
-            lengths=self.lengths,
-            num_learned=self.num_learned,
-            grid_thw=self.grid_thw,
-            pixel_values=pixels,
-            **moved,
-        )
+        return replace(self, **tensors)
 
 
 def pack(examples: Sequence[Example]) -> Pack:
@@ -71,7 +68,7 @@ def pack(examples: Sequence[Example]) -> Pack:
         for index in example.learned
     ]
     input_ids = torch.tensor([id_ for each in examples for id_ in each.inputs.prompt_token_ids])
-    pixels = [each.inputs.pixel_values for each in examples if each.inputs.pixel_values is not None]
+    inputs = [example.inputs for example in examples]
     return Pack(
         sources=tuple(example.source for example in examples),
         input_ids=input_ids,
@@ -80,9 +77,17 @@ def pack(examples: Sequence[Example]) -> Pack:
         logits_at=torch.tensor(at) - 1,
         targets=input_ids[at],
         num_learned=tuple(len(example.learned) for example in examples),
-        pixel_values=torch.from_numpy(np.concatenate(pixels)) if pixels else None,
-        grid_thw=tuple(grid for example in examples for grid in example.inputs.grid_thw),
+        pixel_values=_joined(one.pixel_values for one in inputs),
+        grid_thw=tuple(grid for one in inputs for grid in one.grid_thw),
+        input_features=_joined(one.input_features for one in inputs),
+        num_audio_frames=tuple(count for one in inputs for count in one.num_audio_frames),
     )
+
+
+def _joined(arrays: Iterable[np.ndarray | None]) -> Tensor | None:
+    """Lay what there is one after another; None for nothing."""
+    present = [array for array in arrays if array is not None]
+    return torch.from_numpy(np.concatenate(present)) if present else None
 
 
 class TokenLosses(nn.Module):
@@ -92,32 +97,52 @@ class TokenLosses(nn.Module):
     pieces on several devices between two calls.
     """
 
-    def __init__(self, model: Model, *, always_sees: bool) -> None:
-        """Wrap a model; with `always_sees` a pack without pictures looks at an empty one.
+    def __init__(self, model: Model, *, runs_all: bool) -> None:
+        """Wrap a model; with `runs_all` a pack without pictures or sounds is given blank ones.
 
-        Its features count nothing, but every pack then runs, and trains, the same modules: devices
-        whose packs differ would wait for one another without end.
+        Their features count nothing, but every pack then runs, and trains, the same modules:
+        devices whose packs differ would wait for one another without end.
         """
         super().__init__()
         self.model = model
-        self._blank = blank_picture(model) if always_sees else None
+        self._blank = blank_picture(model) if runs_all else None
+        self._hush = blank_sound(model) if runs_all else None
 
     def forward(self, packed: Pack) -> Tensor:
         """Give the losses in float32, (learned,)."""
-        features, unused = None, None
-        if packed.pixel_values is not None:
-            features = self.model.encode_images(packed.pixel_values, packed.grid_thw)
-        elif self._blank is not None:
-            pixels, grid = self._blank
-            unused = self.model.encode_images(pixels.to(packed.input_ids.device), [grid])
+        hidden, unused = self._embed(packed)
         logits = self.model(
-            self.model.embed(packed.input_ids, features),
-            packed.position_ids,
-            NoCache(packed.lengths),
-            logits_at=packed.logits_at,
+            hidden, packed.position_ids, NoCache(packed.lengths), logits_at=packed.logits_at
         )
         losses = cross_entropy(logits, packed.targets, reduction="none")
-        return losses if unused is None else losses + 0 * unused.float().sum()
+        for features in unused:
+            losses = losses + 0 * features.float().sum()
+        return losses
+
+    def _embed(self, packed: Pack) -> tuple[Tensor, list[Tensor]]:
+        """Embed a pack, (tokens, hidden); also the features of what only keeps modules running."""
+        seen = heard = None
+        unused: list[Tensor] = []
+        if packed.pixel_values is not None:
+            seen = self.model.encode_images(packed.pixel_values, packed.grid_thw)
+        elif self._blank is not None:
+            pixels, grid = self._blank
+            unused.append(self.model.encode_images(pixels.to(packed.input_ids.device), [grid]))
+        if not isinstance(self.model, Thinker):
+            return self.model.embed(packed.input_ids, seen), unused
+        if packed.input_features is not None:
+            heard = self.model.encode_audio(packed.input_features, packed.num_audio_frames)
+        elif self._hush is not None:
+            hush = self._hush.to(packed.input_ids.device)
+            unused.append(self.model.encode_audio(hush, [len(hush)]))
+        return self.model.embed(packed.input_ids, seen, heard), unused
+
+
+def blank_sound(model: Model) -> Tensor | None:
+    """Give the mel frames of the shortest sound that makes a token; None for what does not hear."""
+    if not isinstance(model, Thinker):
+        return None
+    return torch.zeros(FRAMES_OF_A_TOKEN, model.config.audio.num_mel_bins)
 
 
 def blank_picture(model: Model) -> tuple[Tensor, Grid] | None:

@@ -1,7 +1,7 @@
 """The parts of a model that stages train or freeze, told by the names of their parameters.
 
-A merger (Qwen2-VL), resampler (Qwen-VL) or projector (audio) lies inside its tower's module; it is
-a part of its own, because recipes that freeze the tower mostly train it.
+A merger (Qwen2-VL), resampler (Qwen-VL) or projector (of sounds) lies inside its tower's module; it
+is a part of its own, because recipes that freeze the tower mostly train it.
 """
 
 import re
@@ -12,12 +12,14 @@ from torch import nn
 
 from qianyan.errors import ConfigError
 
-Part = Literal["vision", "audio", "merger", "language", "embeddings"]
+Part = Literal["vision", "audio", "merger", "projector", "language", "embeddings"]
 PARTS: tuple[Part, ...] = get_args(Part)
+IN_FRONT: frozenset[Part] = frozenset(("vision", "audio", "merger", "projector"))
+"""What only a prompt with pictures or sounds passes through."""
 
-_MERGER = re.compile(
-    r"visual\.(merger|attn_pool|ln_post)\.|visual\.proj$|audio_tower\.(ln_post|proj)\."
-)
+_MERGER = re.compile(r"visual\.(merger|attn_pool|ln_post)\.|visual\.proj$")
+_PROJECTOR = re.compile(r"audio_tower\.(ln_post|proj)\.")
+_UNUSED = re.compile(r"audio_tower\.audio_bos_eos_token\.")  # saved, and never computed with
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|lm_head)\.")
 _BLOCK = re.compile(r"\b(?:blocks|resblocks|audio_tower\.layers)\.(\d+)\.")
 
@@ -26,6 +28,8 @@ def part_of(name: str) -> Part:
     """Say which part a parameter belongs to."""
     if _MERGER.search(name):
         return "merger"
+    if _PROJECTOR.search(name):
+        return "projector"
     if "visual." in name:
         return "vision"
     if "audio_tower." in name:
@@ -56,7 +60,8 @@ def freeze(model: nn.Module, trained: Collection[Part], *, with_lora: bool = Fal
     learning = []
     for name, parameter in model.named_parameters():
         is_lora = name.rpartition(".")[2].startswith("lora_")
-        parameter.requires_grad_(with_lora if is_lora else part_of(name) in trained)
+        learns = with_lora if is_lora else part_of(name) in trained
+        parameter.requires_grad_(learns and not _UNUSED.search(name))
         if parameter.requires_grad:
             learning.append(name)
     return learning

@@ -5,8 +5,11 @@ few samples and needs nothing but the model under training.
 """
 
 import torch
+from torch import Tensor
 
+from qianyan.inputs.processor import ModelInputs
 from qianyan.models.attention import NoCache
+from qianyan.models.omni.thinker import Thinker
 from qianyan.models.registry import Model
 from qianyan.train.examples import Example
 
@@ -15,26 +18,47 @@ MOST_TOKENS = 96
 
 
 @torch.no_grad()
-def answer(model: Model, example: Example, *, end: int, most: int = MOST_TOKENS) -> list[int]:
-    """Answer the last question of an example; ids of the answer, without its end."""
+def answer(
+    model: Model, example: Example, *, end: int, vocab_size: int, most: int = MOST_TOKENS
+) -> list[int]:
+    """Answer the last question of an example; ids of the answer, without its end.
+
+    Only ids below `vocab_size` are said: rows behind them fill a matrix up.
+    """
     inputs = example.inputs
     begin = _last_answer(example.learned)
-    ids = inputs.prompt_token_ids[:begin]
     device = next(model.parameters()).device
-    features = None
-    if inputs.pixel_values is not None:
-        pixels = torch.from_numpy(inputs.pixel_values).to(device)
-        features = model.encode_images(pixels, inputs.grid_thw)
-    while len(ids) < begin + most:
-        places = model.place(ids, inputs.grid_thw, inputs.second_per_grid_ts).prompt
-        hidden = model.embed(torch.tensor(ids, device=device), features)
-        last = torch.tensor([len(ids) - 1], device=device)
-        logits = model(hidden, places.to(device), NoCache([len(ids)]), logits_at=last)
-        token_id = int(logits[0].argmax())
+    places = model.place(
+        inputs.prompt_token_ids[:begin], inputs.grid_thw, inputs.second_per_grid_ts
+    )
+    position_ids, following = places.prompt.to(device), places.next.to(device)
+    hidden = _embed_prompt(model, inputs, begin)
+    answered: list[int] = []
+    while len(answered) < most:
+        last = torch.tensor([len(hidden) - 1], device=device)
+        logits = model(hidden, position_ids, NoCache([len(hidden)]), logits_at=last)
+        token_id = int(logits[0, :vocab_size].argmax())
         if token_id == end:
             break
-        ids = [*ids, token_id]
-    return ids[begin:]
+        answered.append(token_id)
+        # A word, whichever it is: what holds a picture's place in a prompt holds none here.
+        hidden = torch.cat([hidden, model.embed(torch.tensor([token_id], device=device))])
+        position_ids = torch.cat([position_ids, following.unsqueeze(1)], dim=1)
+        following = following + 1
+    return answered
+
+
+def _embed_prompt(model: Model, inputs: ModelInputs, length: int) -> Tensor:
+    """Embed the first tokens of a sample with all its pictures and sounds, (length, hidden)."""
+    device = next(model.parameters()).device
+    features: list[Tensor | None] = [None]
+    if inputs.pixel_values is not None:
+        pixels = torch.from_numpy(inputs.pixel_values).to(device)
+        features = [model.encode_images(pixels, inputs.grid_thw)]
+    if inputs.input_features is not None and isinstance(model, Thinker):
+        frames = torch.from_numpy(inputs.input_features).to(device)
+        features.append(model.encode_audio(frames, inputs.num_audio_frames))
+    return model.embed(torch.tensor(inputs.prompt_token_ids[:length], device=device), *features)
 
 
 def expected(example: Example) -> list[int]:

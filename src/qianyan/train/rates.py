@@ -18,12 +18,16 @@ def make_optimizer(
     Each group has its highest rate as `peak`.
     """
     learning = [(name, each) for name, each in parameters if each.requires_grad]
-    depth = 1 + max((tower_block(name) for name, _ in learning), default=-1)
+    depths: dict[str, int] = {}
+    for name, _ in learning:
+        depths[part_of(name)] = max(depths.get(part_of(name), 0), 1 + tower_block(name))
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in learning:
         decays = parameter.ndim > 1 and not _is_norm(name)
         decay = stage.optimizer.weight_decay if decays else 0.0
-        peak = stage.rates.of(part_of(name)) * _layer_share(name, stage.rates, depth)
+        peak = stage.rates.of(part_of(name)) * _layer_share(
+            name, stage.rates, depths[part_of(name)]
+        )
         groups.setdefault((peak, decay), []).append(parameter)
     return torch.optim.AdamW(
         [

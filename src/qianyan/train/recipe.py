@@ -22,6 +22,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 Loss = Literal["answers", "text"]
 Form = Literal["auto", "conversations", "labels", "shards"]
 Precision = Literal["float32", "bfloat16"]
+Export = Literal["whole", "thinker"]
 Made = TypeVar("Made")
 
 
@@ -100,8 +101,10 @@ class Rates:
 
     Args:
         language: of the decoder, of its embeddings, and of every part without a rate of its own.
-        vision: of the picture and sound towers.
-        merger: of what joins towers to the decoder: merger, resampler, projector.
+        vision: of the tower that sees.
+        audio: of the tower that hears; None is that of vision.
+        merger: of what joins the tower that sees to the decoder: merger, resampler.
+        projector: of what joins the tower that hears to it; None is that of merger.
         floor: the lowest rate after the warm-up, as a share of the highest.
         warmup_steps: steps to the highest rate; with 0, `warmup_share` of all steps.
         layer_decay: each block of a tower learns at this share of the rate of the block above it.
@@ -109,7 +112,9 @@ class Rates:
 
     language: float = 1e-5
     vision: float | None = None
+    audio: float | None = None
     merger: float | None = None
+    projector: float | None = None
     schedule: Schedule = "cosine"
     floor: float = 0.0
     warmup_steps: int = 0
@@ -117,7 +122,7 @@ class Rates:
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("language", "vision", "merger"):
+        for name in ("language", "vision", "audio", "merger", "projector"):
             if getattr(self, name) is not None:
                 _require(self, name, 0, above=True)
         _require(self, "warmup_steps", 0)
@@ -127,11 +132,13 @@ class Rates:
 
     def of(self, part: Part) -> float:
         """Give the highest rate of a part."""
-        if part in ("vision", "audio"):
-            own = self.vision
-        else:
-            own = self.merger if part == "merger" else None
-        return self.language if own is None else own
+        own = {
+            "vision": (self.vision,),
+            "audio": (self.audio, self.vision),
+            "merger": (self.merger,),
+            "projector": (self.projector, self.merger),
+        }.get(part, ())
+        return next((rate for rate in own if rate is not None), self.language)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +223,8 @@ class Recipe:
         precision: numbers that products are computed in; weights and sums stay float32.
         quantize: int8 or int4 keeps the frozen weights so (QLoRA, arXiv 2305.14314); the low-rank
             additions are what learns.
+        export: whole writes all that the model began as; thinker leaves out what speaks of a
+            Qwen2.5-Omni.
     """
 
     stages: tuple[Stage, ...]
@@ -224,6 +233,7 @@ class Recipe:
     evaluation: tuple[Dataset, ...] = ()
     precision: Precision = "bfloat16"
     quantize: Kind | None = None
+    export: Export = "whole"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
 """Samples on disk, each read when it is wanted: conversations as JSON lines, OpenAI's or LLaVA's.
 
 A line is {"messages": [...], "tools": [...]} in OpenAI's form, or LLaVA's {"conversations":
-[{"from": "human" | "gpt", "value": "<image>..."}], "image": ..., "video": ...} with one tag for
-each file. A pair for preference training has "rejected" beside its messages: another last answer.
+[{"from": "human" | "gpt", "value": "<image>..."}], "image": ..., "video": ..., "audio": ...} with
+one tag for each file, and "use_audio_in_video" for its videos where it is not left open. A pair for
+preference training has "rejected" beside its messages: another last answer.
 """
 
 import json
@@ -17,7 +18,10 @@ from qianyan.errors import ConfigError, InputError, quote
 
 Message = dict[str, Any]
 MAX_LINE_BYTES = 64_000_000
-_TAG = re.compile(r"<(image|video)>\n?")
+MAX_NAME = 4096
+"""Longest name of a file; what is longer in its place is base64."""
+KINDS = ("image", "video", "audio")
+_TAG = re.compile(rf"<({'|'.join(KINDS)})>\n?")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
           "system": "system"}  # fmt: skip
 
@@ -33,7 +37,8 @@ class Sample:
 
     def worse(self) -> "Sample":
         """Give the same with its worse answer; raises InputError where it has none."""
-        if self.rejected is None or self.messages[-1]["role"] != "assistant":
+        last = self.messages[-1] if self.messages else {}
+        if self.rejected is None or last.get("role") != "assistant":
             raise InputError(
                 f"{self.source} is no pair; expected an answer last, and a worse one in rejected."
             )
@@ -121,9 +126,22 @@ def _located(part: Any, images: Path) -> Any:
     if not isinstance(kind, str) or kind == "text":
         return part
     value = part.get(kind)
+    if kind == "input_audio":
+        return _located_sound(part, value, images)
     if isinstance(value, dict) and isinstance(value.get("url"), str):
         return {**part, kind: {**value, "url": _locate(value["url"], images)}}
+    if isinstance(value, list):  # a video's frames
+        frames = [_locate(one, images) if isinstance(one, str) else one for one in value]
+        return {**part, kind: frames}
     return {**part, kind: _locate(value, images)} if isinstance(value, str) else part
+
+
+def _located_sound(part: Message, value: Any, images: Path) -> Message:
+    """Take an `input_audio` over: the sound itself, or what no base64 can be, a file's name."""
+    data = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(data, str) or len(data) > MAX_NAME or "." not in data:
+        return part
+    return {"type": "audio_url", "audio_url": {"url": _locate(data, images)}}
 
 
 def _locate(name: str, images: Path) -> str:
@@ -135,18 +153,19 @@ def _locate(name: str, images: Path) -> str:
 
 def _llava_messages(data: Mapping[str, Any], source: str, images: Path) -> list[Message]:
     """Turn LLaVA's turns into messages, each tag into the next file."""
-    files = {kind: iter(_listed(data.get(kind))) for kind in ("image", "video")}
+    files = {kind: iter(_files(kind, data, source, images)) for kind in KINDS}
+    turns = data["conversations"]
     messages: list[Message] = []
-    for turn in data["conversations"]:
+    for turn in turns if isinstance(turns, list) else [turns]:
         role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise InputError(f"{source} has a turn without from and value; expected human or gpt.")
         if role == "assistant":
-            if _TAG.search(turn["value"]):
-                raise InputError(f"{source} has a picture's tag in an answer; expected text.")
+            if found := _TAG.search(turn["value"]):
+                raise InputError(f"{source} has the tag <{found[1]}> in an answer; expected text.")
             messages.append({"role": role, "content": turn["value"]})
         else:
-            parts = list(_parts(turn["value"], files, source, images))
+            parts = list(_parts(turn["value"], files, source))
             messages.append({"role": role, "content": parts})
     for kind, left in files.items():
         if next(left, None) is not None:
@@ -154,22 +173,28 @@ def _llava_messages(data: Mapping[str, Any], source: str, images: Path) -> list[
     return messages
 
 
-def _parts(
-    text: str, files: Mapping[str, Iterator[str]], source: str, images: Path
-) -> Iterator[Message]:
+def _parts(text: str, files: Mapping[str, Iterator[Message]], source: str) -> Iterator[Message]:
     pieces = _TAG.split(text)
     for number, piece in enumerate(pieces):
         if number % 2:
-            name = next(files[piece], None)
-            if name is None:
+            part = next(files[piece], None)
+            if part is None:
                 raise InputError(f"{source} has more tags <{piece}> than files.")
-            key = f"{piece}_url"
-            yield {"type": key, key: {"url": _locate(name, images)}}
+            yield part
         elif piece:
             yield {"type": "text", "text": piece}
 
 
-def _listed(value: Any) -> list[str]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+def _files(kind: str, data: Mapping[str, Any], source: str, images: Path) -> list[Message]:
+    """Make a content part of each file of a kind that a line names."""
+    value = data.get(kind)
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    heard = data.get("use_audio_in_video") if kind == "video" else None
+    more = {} if heard is None else {"use_audio_in_video": heard}
+    key = f"{kind}_url"
+    parts: list[Message] = []
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{source} has {quote(name)} in {kind}; expected names of files.")
+        parts.append({"type": key, key: {"url": _locate(name, images)}, **more})
+    return parts

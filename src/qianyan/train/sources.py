@@ -4,6 +4,7 @@ Labelled photos become inspections: what is asked and what should be answered co
 because how an inspection is worded is the product's matter, not training's.
 """
 
+import base64
 import io
 import json
 import tarfile
@@ -14,10 +15,11 @@ from typing import Any, Literal
 from PIL import Image, UnidentifiedImageError
 
 from qianyan.errors import ConfigError, InputError, quote
+from qianyan.inputs.parts import AUDIO_KINDS, VIDEO_KINDS
 from qianyan.labels.photos import LabelledPhoto
 from qianyan.labels.reading import read_labels
 from qianyan.train.recipe import Dataset
-from qianyan.train.samples import JsonLines, Message, Sample, Source, read_sample
+from qianyan.train.samples import KINDS, JsonLines, Message, Sample, Source, read_sample
 
 Size = tuple[int, int]
 Turn = tuple[str, str]
@@ -86,10 +88,10 @@ class Inspections(Source):
 
 
 class Shards(Source):
-    """Tar files in WebDataset's form: `key.json` with a conversation beside the pictures it names.
+    """Tar files in WebDataset's form: `key.json` with a conversation beside the files it names.
 
-    Only where the members begin is kept; pictures are named `key.jpg` and the like, and a
-    conversation may name any file of its shard.
+    Only where the members begin is kept; pictures, videos and sounds are named `key.jpg` and the
+    like, and a conversation may name any file of its shard.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,7 +112,7 @@ class Shards(Source):
         return len(self._samples)
 
     def read(self, index: int) -> Sample:
-        """Read one conversation with the pictures that lie beside it."""
+        """Read one conversation with the files that lie beside it."""
         shard, name = self._samples[index]
         source = f"{self._paths[shard].name} [{name}]"
         try:
@@ -123,20 +125,27 @@ class Shards(Source):
         for message in sample.messages:
             if isinstance(message.get("content"), list):
                 message["content"] = [
-                    self._with_picture(part, shard, source) for part in message["content"]
+                    self._with_file(part, shard, source) for part in message["content"]
                 ]
         return sample
 
-    def _with_picture(self, part: Any, shard: int, source: str) -> Any:
-        """Put a picture of the shard in place of its name."""
-        if not isinstance(part, dict) or part.get("type") not in ("image_url", "image"):
+    def _with_file(self, part: Any, shard: int, source: str) -> Any:
+        """Put a picture, video or sound of the shard in place of its name."""
+        kind = str(part.get("type")) if isinstance(part, dict) else ""
+        if kind.removesuffix("_url") not in KINDS:
             return part
-        named = part.get(part["type"])
+        named = part.get(kind)
         name = named.get("url") if isinstance(named, dict) else named
-        if name not in self._members[shard]:
+        if not isinstance(name, str) or name not in self._members[shard]:
             return part
+        data = self._bytes(shard, name, source)
+        if kind in AUDIO_KINDS:
+            return {"type": "audio", "audio": data}
+        if kind in VIDEO_KINDS:
+            url = f"data:;base64,{base64.b64encode(data).decode()}"
+            return {**part, kind: {"url": url} if kind == "video_url" else url}
         try:
-            picture = Image.open(io.BytesIO(self._bytes(shard, name, source)))
+            picture = Image.open(io.BytesIO(data))
         except UnidentifiedImageError as error:
             raise InputError(f"{source} names {quote(name)}, which is no picture.") from error
         limits = {key: part[key] for key in ("min_pixels", "max_pixels") if key in part}

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from qianyan.train.packing import Pack, TokenLosses, pack
 from qianyan.train.preference import PairLosses
 from qianyan.train.rates import make_optimizer, rate_share, set_rates
 from qianyan.train.recipe import Precision, Stage
-from qianyan.train.samples import Source
+from qianyan.train.samples import Sample, Source
 from qianyan.train.streams import Draw, Draws, Made, Stream, StreamState
 from qianyan.train.world import World, put_whole, whole
 
@@ -75,17 +76,31 @@ class Samples:
 
     def make(self, draw: Draw) -> Made | None:
         """Make what a draw gives to learn; None, with a warning, where that cannot be done."""
+        source, index = draw
+        name = ""  # what cannot be read says itself which it is
         try:
-            return self._made(draw)
+            sample = self._sources[source].read(index)
+            name = sample.source
+            return self._made(sample)
         except QianyanError as error:
             if draw not in self.bad and len(self.bad) < BAD_SAMPLES_NAMED:
-                logger.warning("sample left out: %s", error)
+                said = str(error)
+                logger.warning("sample left out: %s", said if name in said else f"{name}: {said}")
             self.bad[draw] = error.code
             return None
 
-    def _made(self, draw: Draw) -> Made:
-        source, index = draw
-        sample = self._sources[source].read(index)
+    def tell_bad(self) -> None:
+        """Warn of how many samples could not be used, and why, where there were any."""
+        if self.bad:
+            kinds = Counter(self.bad.values()).most_common()
+            logger.warning(
+                "%d of %d samples were left out: %s",
+                len(self.bad),
+                sum(map(len, self._sources)),
+                ", ".join(f"{count} {code}" for code, count in kinds),
+            )
+
+    def _made(self, sample: Sample) -> Made:
         wanted = (sample, sample.worse()) if self._in_pairs else (sample,)
         made = tuple(
             self._maker(one.messages, source=one.source, tools=one.tools) for one in wanted

@@ -26,6 +26,7 @@ class Draws:
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], *, seed: int) -> None:
         """Raise InputError where there is nothing to draw."""
         self._sizes, self._weights, self._seed = tuple(sizes), tuple(weights), seed
+        self.num_samples = sum(self._sizes)
         self.epoch_size = sum(map(_times, self._sizes, self._weights))
         if not self.epoch_size:
             raise InputError("The data holds no sample; expected at least one.")
@@ -95,20 +96,23 @@ class Stream:
     def next(self) -> tuple[list[Example], StreamState]:
         """Give the next pack's examples, and the state after it.
 
-        Raises InputError when a whole epoch has no sample that can be used.
+        Raises InputError when none of the samples can be used.
         """
         taken = [example for drawn in self._filler.next() for example in drawn.examples]
         waiting = tuple(drawn.number for drawn in self._filler.waiting)
         return taken, StreamState(self._next, waiting)
 
     def _examples(self) -> Iterator[_Drawn]:
-        unused = 0
-        while unused <= self._draws.epoch_size:
+        bad: set[Draw] = set()  # since the last good one; not tried again before the next
+        while len(bad) < self._draws.num_samples:
             number, self._next = self._next, self._next + self._stride
-            made = self._make(self._draws[number])
-            unused = 0 if made is not None else unused + 1
-            if made is not None:
-                yield _Drawn(number, made)
+            draw = self._draws[number]
+            made = None if draw in bad else self._make(draw)
+            if made is None:
+                bad.add(draw)
+                continue
+            bad.clear()
+            yield _Drawn(number, made)
         raise InputError(
             "No sample of the data can be used; the warnings before this name the first ones."
         )

@@ -20,13 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.inputs.processor import Processor
 from qianyan.inputs.tokenizer import Tokenizer
+from qianyan.models.omni.thinker import Thinker
 from qianyan.models.registry import Model, load_model
 from qianyan.train.checkpoint import STATE_FILE, read_run_state, write_run_state
 from qianyan.train.examples import TURN_END, Example, ExampleMaker
 from qianyan.train.export import export_model, require_new
 from qianyan.train.lora import add_lora
 from qianyan.train.packing import TokenLosses, pack
-from qianyan.train.parts import freeze
+from qianyan.train.parts import IN_FRONT, Part, freeze
 from qianyan.train.predicting import answer, expected
 from qianyan.train.preference import PairLosses
 from qianyan.train.recipe import Dataset, Preference, Recipe, Stage
@@ -100,12 +101,17 @@ class Training:
         self.model = load_model(
             places.source, dtype="float32", device=device, quantize=recipe.quantize
         )
+        if recipe.export == "thinker" and not isinstance(self.model, Thinker):
+            raise ConfigError(
+                'export is "thinker", and the model has none to be written alone; expected a '
+                'Qwen2.5-Omni, or export = "whole".'
+            )
         if recipe.lora is not None:
             add_lora(self.model, recipe.lora, seed=recipe.seed)
         self._tokenizer = Tokenizer.from_folder(places.source)
         self._changed: set[str] = set()
-        seeing = any({"vision", "merger"} & set(stage.train) for stage in recipe.stages)
-        losses = TokenLosses(self.model, always_sees=seeing or self._world.size > 1)
+        runs_all = self._world.size > 1 or not IN_FRONT.isdisjoint(_trained(recipe))
+        losses = TokenLosses(self.model, runs_all=runs_all)
         self._losses = self._world.share_out(losses)
         for stage in recipe.stages:  # what is wrong with a later stage is said at once
             freeze(self.model, stage.train, with_lora=stage.lora is not None)
@@ -126,6 +132,7 @@ class Training:
             self.places.out,
             lora=self.recipe.lora,
             world=self._world,
+            export=self.recipe.export,
         )
         self._world.leave()
 
@@ -148,6 +155,7 @@ class Training:
             finally:
                 run.close()
                 self.model.eval()
+        run.samples.tell_bad()
         if run.average is not None:
             run.average.keep()
         self._save(number, run)
@@ -222,7 +230,12 @@ class Training:
     def _predict(self, stage: Stage, step: int, example: Example) -> None:
         tokenizer = self._tokenizer
         end = tokenizer.token_id(TURN_END)
-        answered = answer(self.model, example, end=-1 if end is None else end)
+        answered = answer(
+            self.model,
+            example,
+            end=-1 if end is None else end,
+            vocab_size=tokenizer.vocab_size,
+        )
         self._report(
             stage,
             Prediction(
@@ -263,14 +276,20 @@ class Training:
         return state
 
 
+def _trained(recipe: Recipe) -> set[Part]:
+    """List the parts that any stage trains, low-rank additions to them included."""
+    parts: set[Part] = set(recipe.lora.parts) if recipe.lora is not None else set()
+    return parts.union(*(stage.train for stage in recipe.stages))
+
+
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
 def _fingerprint(recipe: Recipe) -> str:
-    """Tell recipes apart by what changes a run: not by how often it is saved or measured."""
+    """Tell recipes apart by what changes a run: not how often it is saved, nor what is exported."""
     stages = tuple(replace(stage, save_every=0, evaluate_every=0) for stage in recipe.stages)
-    essence = repr(replace(recipe, stages=stages, evaluation=()))
+    essence = repr(replace(recipe, stages=stages, evaluation=(), export="whole"))
     return hashlib.sha256(essence.encode()).hexdigest()
 
 

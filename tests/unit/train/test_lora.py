@@ -55,7 +55,7 @@ def shaken(checkpoint: Path, lora: Lora) -> Model:
 @torch.no_grad()
 def test_merged_is_unmerged(checkpoint: Path, conversations: Path, lora: Lora) -> None:
     model = shaken(checkpoint, lora)
-    losses = TokenLosses(model, always_sees=False)
+    losses = TokenLosses(model, runs_all=False)
     what = packed(model, checkpoint, conversations)
     added = losses(what)
     before = {name: each.clone() for name, each in model.named_parameters()}
@@ -89,8 +89,7 @@ def test_the_exported_model_is_the_trained_one(
     source = load_model(checkpoint, dtype="float32")
     with torch.no_grad():
         expected, found, before = (
-            TokenLosses(model, always_sees=False)(what)
-            for model in (training.model, exported, source)
+            TokenLosses(model, runs_all=False)(what) for model in (training.model, exported, source)
         )
     # The exported weights are the checkpoint's own, not their codes; both are bfloat16.
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.1)

@@ -29,7 +29,7 @@ def examples(model: Model, checkpoint: Path, conversations: Path) -> list[Exampl
 
 
 def token_losses(model: Model, packed: Pack) -> torch.Tensor:
-    losses: torch.Tensor = TokenLosses(model, always_sees=True)(packed)
+    losses: torch.Tensor = TokenLosses(model, runs_all=True)(packed)
     return losses
 
 

@@ -17,6 +17,7 @@ def test_the_answer_is_the_engine_s_and_the_expected_one_the_sample_s(
     maker = ExampleMaker(model, processor, loss="answers", max_tokens=512)
     engine = Engine(checkpoint, dtype="float32")
     source = JsonLines(conversations)
+    num_ids = processor.tokenizer.vocab_size
     for index in (0, 1):
         sample = source.read(index)
         example = maker(sample.messages, source=sample.source)
@@ -25,4 +26,7 @@ def test_the_answer_is_the_engine_s_and_the_expected_one_the_sample_s(
         given = engine.chat(
             sample.messages[:-1], max_tokens=12, temperature=0, repetition_penalty=1.0
         )
-        assert answer(model, example, end=-1, most=12)[: len(given.token_ids)] == given.token_ids
+        assert (
+            answer(model, example, end=-1, vocab_size=num_ids, most=12)[: len(given.token_ids)]
+            == given.token_ids
+        )

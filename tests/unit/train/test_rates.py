@@ -59,3 +59,26 @@ def test_sums_of_a_schedule_need_no_device() -> None:
     optimizer = torch.optim.AdamW([{"params": [torch.zeros(1)], "peak": 2.0}], lr=2.0)
     set_rates(optimizer, 0.25)
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_each_tower_has_its_own_rate_and_decays_from_its_own_top() -> None:
+    """The tower that hears may have more blocks than the one that sees, or no rate of its own."""
+    names = (
+        "visual.blocks.0.attn.proj.weight",
+        "visual.merger.mlp.0.weight",
+        "audio_tower.layers.1.fc1.weight",
+        "audio_tower.layers.0.fc1.weight",
+        "audio_tower.conv1.weight",
+        "audio_tower.proj.weight",
+    )
+    named = [(name, torch.nn.Parameter(torch.zeros(2, 2))) for name in names]
+    for own, expected in (
+        ({}, (1e-5, 1e-3, 1e-5, 5e-6, 2.5e-6, 1e-3)),
+        ({"audio": 4e-5, "projector": 2e-3}, (1e-5, 1e-3, 4e-5, 2e-5, 1e-5, 2e-3)),
+    ):
+        rates = Rates(language=1e-4, vision=1e-5, merger=1e-3, layer_decay=0.5, **own)
+        optimizer = make_optimizer(named, Stage(name="a", train=("audio",), rates=rates))
+        peaks = {
+            id(each): group["peak"] for group in optimizer.param_groups for each in group["params"]
+        }
+        assert tuple(peaks[id(each)] for _, each in named) == pytest.approx(expected)

@@ -3,17 +3,24 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from tests.unit.train.conftest import write_video, write_wav
 
 from qianyan.errors import ConfigError, InputError
+from qianyan.inputs.fetch import FetchLimits, fetch
+from qianyan.inputs.processor import ModelInputs
 from qianyan.inspection.lessons import find_teacher
+from qianyan.train.examples import Example
 from qianyan.train.recipe import Dataset, Rates, Recipe, Stage
 from qianyan.train.samples import JsonLines, read_sample
 from qianyan.train.sources import Source, open_source
 from qianyan.train.stage import StepReport
+from qianyan.train.streams import Draw, Draws, Made, Stream, StreamState
 from qianyan.train.training import Places, Report, Training
 
 
@@ -66,6 +73,25 @@ def test_shards_are_read_in_any_order_with_their_pictures(shards: Path) -> None:
     assert parts[0]["image"].getpixel((0, 0)) == (100, 0, 0)
     assert parts[1]["image"].getpixel((0, 0)) == (0, 100, 0)
     assert sample.messages[1]["content"] == "answer 12"
+
+
+def test_shards_hold_the_sounds_and_videos_of_their_conversations(tmp_path: Path) -> None:
+    bell = write_wav(tmp_path / "bell.wav", 0.5, 880).read_bytes()
+    clip = write_video(tmp_path / "clip.mkv", 1.0, 440).read_bytes()
+    turns = [
+        {"from": "human", "value": "<audio>\n<video>Do they fit?"},
+        {"from": "gpt", "value": "Yes."},
+    ]
+    sample = {"audio": "0.wav", "video": "0.mkv", "use_audio_in_video": True,
+              "conversations": turns}  # fmt: skip
+    with tarfile.open(tmp_path / "sounds.tar", "w") as shard:
+        add(shard, "0.json", json.dumps(sample).encode())
+        add(shard, "0.wav", bell)
+        add(shard, "0.mkv", clip)
+    heard, seen, _ = opened(Dataset(path=tmp_path / "sounds.tar")).read(0).messages[0]["content"]
+    assert heard == {"type": "audio", "audio": bell}
+    assert seen["use_audio_in_video"] is True
+    assert fetch(seen["video_url"]["url"], limits=FetchLimits(), allow_files=False).data == clip
 
 
 def test_labels_become_inspections(tmp_path: Path) -> None:
@@ -138,8 +164,13 @@ def test_labels_need_a_teacher(tmp_path: Path) -> None:
             "more tags <image> than files",
         ),
         ({"image": "a", "conversations": []}, "more files than tags <image>"),
-        ({"conversations": [{"from": "gpt", "value": "<image>"}]}, "a picture's tag in an answer"),
+        ({"conversations": [{"from": "gpt", "value": "<image>"}]}, "the tag <image> in an answer"),
         ({"messages": [], "rejected": 3}, "no text for rejected"),
+        ({"conversations": 5}, "a turn without from and value"),
+        ({"audio": [3], "conversations": []}, "'3' in audio; expected names of files"),
+        ({"audio": "a.wav", "conversations": []}, "more files than tags <audio>"),
+        ({"conversations": [{"from": "human", "value": "<audio>"}]}, "more tags <audio> than"),
+        ({"conversations": [{"from": "gpt", "value": "<audio>"}]}, "tag <audio> in an answer"),
     ],
 )
 def test_a_sample_that_cannot_be_used_is_one_sentence(line: object, sentence: str) -> None:
@@ -161,6 +192,49 @@ def test_a_video_and_several_pictures_keep_their_places(tmp_path: Path) -> None:
     assert parts[1]["image_url"]["url"] == str(tmp_path / "a.jpg")
     assert parts[3]["video_url"]["url"] == str(tmp_path / "c.mp4")
     assert parts[5]["image_url"]["url"] == "http://x/b.jpg"
+
+
+def test_sounds_are_looked_for_beside_the_data_unless_a_message_holds_them(tmp_path: Path) -> None:
+    parts = [
+        {"type": "audio", "audio": "a.wav"},
+        {"type": "audio_url", "audio_url": {"url": "b.wav"}},
+        {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"data": "c.wav", "format": "wav"}},
+        {"type": "video", "video": ["1.png", "2.png"]},
+    ]
+    data = {"messages": [{"role": "user", "content": parts}]}
+    found = read_sample(data, source="a [0]", images=tmp_path).messages[0]["content"]
+    assert found[0]["audio"] == str(tmp_path / "a.wav")
+    assert found[1]["audio_url"]["url"] == str(tmp_path / "b.wav")
+    assert found[2] == parts[2]
+    assert found[3] == {"type": "audio_url", "audio_url": {"url": str(tmp_path / "c.wav")}}
+    assert found[4]["video"] == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
+
+
+def test_a_good_sample_between_many_bad_ones_is_found(tmp_path: Path) -> None:
+    """Whatever order an epoch takes, training goes on as long as one sample can be used."""
+    good, seed = (0, 3), 0
+    draws = Draws([9], [1.0], seed=seed)
+    tried: list[Draw] = []
+
+    def make(draw: Draw) -> None:
+        tried.append(draw)
+
+    with pytest.raises(InputError, match="No sample of the data can be used"):
+        stream(draws, make).next()
+    assert sorted(tried) == [(0, index) for index in range(9)], "each was tried once"
+    taken = stream(draws, lambda draw: (example(),) if draw == good else None)
+    for _ in range(20):
+        assert len(taken.next()[0]) == 1
+
+
+def stream(draws: Draws, make: Callable[[Draw], Made | None]) -> Stream:
+    return Stream(draws, make, state=StreamState(1), stride=4, max_tokens=8, joins=False)
+
+
+def example() -> Example:
+    inputs = ModelInputs([1, 2])
+    return Example(source="a", inputs=inputs, position_ids=torch.zeros(1, 2), learned=(1,))
 
 
 def test_empty_and_missing_data_are_errors(tmp_path: Path) -> None:

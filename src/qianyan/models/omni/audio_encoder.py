@@ -175,10 +175,12 @@ class AudioEncoder(nn.Module):
             )
         lengths = [length for count in num_frames for length in self._block_lengths(count)]
         blocks = torch.split(input_features.to(self.conv1.weight.dtype), lengths)
+        # Devices that train together wait for one another at each layer: all run it once a pass.
+        together = len(blocks) if self.training else BLOCKS_TOGETHER
         return torch.cat(
             [
-                self._encode(blocks[start : start + BLOCKS_TOGETHER])
-                for start in range(0, len(blocks), BLOCKS_TOGETHER)
+                self._encode(blocks[start : start + together])
+                for start in range(0, len(blocks), together)
             ]
         )
 
