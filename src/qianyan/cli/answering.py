@@ -14,6 +14,7 @@ from qianyan.engine.checkpoint import BUNDLED
 from qianyan.engine.engine import Engine
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.request import TokenText
+from qianyan.engine.scheduler import EngineConfig
 from qianyan.errors import InputError
 from qianyan.inputs.frames import VideoRequest
 from qianyan.inputs.sound import read_sound
@@ -105,7 +106,7 @@ def open_model(settings: LookSettings) -> Model:
     return LocalModel(engine, name)
 
 
-def load_engine(settings: LookSettings) -> tuple[Engine, str]:
+def load_engine(settings: LookSettings, *, use_speech: bool = False) -> tuple[Engine, str]:
     """Load the checkpoint that the settings name, of a pair its judge; also give its name."""
     pair = find_pair(settings.model)
     dtype = settings.dtype
@@ -117,6 +118,7 @@ def load_engine(settings: LookSettings) -> tuple[Engine, str]:
         device=settings.device,
         quantize=settings.quantize,
         max_pixels=settings.max_pixels or (MAX_PIXELS if pair is None else None),
+        config=EngineConfig(use_speech=use_speech),
     )
     return engine, settings.model if pair is not None else engine.name
 

@@ -58,6 +58,11 @@ NoAuth = Annotated[
     bool,
     option("--no-auth", "let every program on this machine ask without a key; on loopback only"),
 ]
+NoSpeech = Annotated[
+    bool,
+    option("--no-speech", "have Qwen2.5-Omni answer in text alone: nothing that speaks is loaded, "
+           "and no memory is set aside for it"),
+]  # fmt: skip
 LogFormatOption = Annotated[
     Literal["text", "json"], option("--log-format", "lines of the log on standard error")
 ]
@@ -169,6 +174,7 @@ def serve(
     keep_results: Annotated[
         float, option("--keep-results", "hours that results of tasks are kept", min=0.01)
     ] = 24.0,
+    no_speech: NoSpeech = False,
     log_format: LogFormatOption = "text",
     log_level: LogLevel = "info",
     max_pixels: MaxPixels = None,
@@ -230,7 +236,7 @@ def serve(
     listener = _listen(settings)  # before the model is loaded, which may take minutes
     with claim(state_dir) as folder:
         open_database(folder, database_url).close()  # also before that
-        engine, name = _load(look)
+        engine, name = _load(look, use_speech=not no_speech)
         settings = replace(
             settings,
             model_names=tuple(dict.fromkeys((name, *(served_name or ())))),
@@ -286,11 +292,11 @@ def _listen(settings: "ServerSettings") -> socket.socket:
     return listener
 
 
-def _load(look: "LookSettings") -> "tuple[Engine, str]":
+def _load(look: "LookSettings", *, use_speech: bool) -> "tuple[Engine, str]":
     """Load the model; its pictures may come from where the options allow."""
     from qianyan.cli.answering import load_engine
 
-    engine, name = load_engine(look)
+    engine, name = load_engine(look, use_speech=use_speech)
     limits, allowed = engine.processor.limits, look.allow_hosts
     engine.processor.limits = replace(
         limits,

@@ -108,8 +108,10 @@ class Engine:
         )
         self._model = load_model(folder, dtype=dtype, device=device, quantize=quantize)
         self._device = torch.device(device)
+        limits = (config or EngineConfig()).on(self._device.type)
+        self.speech = LazySpeech(folder, self._model, look=self._look, is_wanted=limits.use_speech)
         self.config = fit_cache(
-            (config or EngineConfig()).on(self._device.type), self._model, self._device
+            limits, self._model, self._device, speech_bytes=self.speech.num_bytes
         )
         self._lengths = to_lengths(self.config, self._model)
         self.embedder = open_embedder(
@@ -131,7 +133,6 @@ class Engine:
         self._grammars = LazyGrammars(tokenizer, self._defaults.stop_token_ids)
         self._request_ids = itertools.count()
         self._lock = threading.Lock()
-        self.speech = LazySpeech(folder, self._model, look=self._look)
 
     @property
     def model(self) -> Model:

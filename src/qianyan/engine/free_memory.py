@@ -49,12 +49,18 @@ def find_free_bytes(device: torch.device, files: MemoryFiles | None = None) -> i
 
 
 def fit_cache(
-    config: EngineConfig, model: Model, device: torch.device, files: MemoryFiles | None = None
+    config: EngineConfig,
+    model: Model,
+    device: torch.device,
+    files: MemoryFiles | None = None,
+    *,
+    speech_bytes: int = 0,
 ) -> EngineConfig:
     """Fill in `max_cache_tokens` where it is open, from what is free now that the model is loaded.
 
-    Never more than all requests could use, nor than MAX_CACHE_TOKENS. Raises CapacityError where
-    not even one useful request would fit.
+    `speech_bytes` are left for what speaks and is loaded later. Never more than all requests could
+    use, nor than MAX_CACHE_TOKENS. Raises CapacityError where not even one useful request would
+    fit.
     """
     if config.max_cache_tokens is not None:
         return config
@@ -64,14 +70,14 @@ def fit_cache(
     if free is None:
         return replace(config, max_cache_tokens=min(usable, UNKNOWN_CACHE_TOKENS))
     per_token = kept_bytes_per_token(model)
-    num_tokens = int(free * CACHE_SHARE) // per_token
+    num_tokens = int(max(0, free - speech_bytes) * CACHE_SHARE) // per_token
     least = min(length, LEAST_CACHE_TOKENS)
     if num_tokens < least:
         raise CapacityError(
             f"{free >> 20} MiB of memory are free beside the weights; expected at least "
-            f"{_mebibytes(least * per_token / CACHE_SHARE)} MiB, for passes and the keys and "
-            f"values of {least} tokens. Close other programs, take a smaller model or "
-            'quantize="int8", or set max_cache_tokens yourself.'
+            f"{_mebibytes(least * per_token / CACHE_SHARE + speech_bytes)} MiB, for passes and the "
+            f"keys and values of {least} tokens{_for_speech(speech_bytes)}. Close other programs, "
+            'take a smaller model or quantize="int8", or set max_cache_tokens yourself.'
         )
     return replace(config, max_cache_tokens=min(num_tokens, usable))
 
@@ -83,6 +89,12 @@ def to_lengths(config: EngineConfig, model: Model) -> Lengths:
         max_model_len=config.max_model_len or model.max_position_embeddings,
         max_cache_tokens=config.max_cache_tokens,
     )
+
+
+def _for_speech(num_bytes: int) -> str:
+    if not num_bytes:
+        return ""
+    return f", and {_mebibytes(num_bytes)} MiB for speech (none with --no-speech, use_speech False)"
 
 
 def _mebibytes(num_bytes: float) -> int:

@@ -39,6 +39,9 @@ RECOVERY_PASSES = 16
 """Passes after which one may be twice as large again as those that found memory."""
 
 
+MAY_BE_ZERO = frozenset({"max_reuse_tokens", "max_draft_tokens", "use_graphs", "use_speech"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Limits of an engine.
@@ -58,6 +61,8 @@ class EngineConfig:
         3 on a processor and 0 on other devices, where the gain is not measured yet.
     use_graphs: whether CUDA devices record their decoding steps once and replay them; no other
         device does.
+    use_speech: whether a checkpoint that speaks may be asked to: memory is set aside for what
+        speaks, which is loaded when speech is asked for. Without it only the Thinker is there.
     """
 
     max_model_len: int | None = None
@@ -68,11 +73,12 @@ class EngineConfig:
     max_encode_patches: int = 16_384
     max_draft_tokens: int | None = None
     use_graphs: bool = True
+    use_speech: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("max_reuse_tokens", "max_draft_tokens", "use_graphs") else 1
+            least = 0 if field.name in MAY_BE_ZERO else 1
             if value is not None and value < least:
                 raise ConfigError(f"{field.name} is {value}; expected at least {least}.")
 

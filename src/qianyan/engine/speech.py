@@ -6,6 +6,7 @@ codes (`codes.py`), the decoder's samples. Loaded when speech is asked for the f
 wants text only pays nothing for it.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from qianyan.engine.codes import SPEECH_SAMPLING, CodeStream, Opening
+from qianyan.engine.folder import read_headers
 from qianyan.engine.options import Sampling
 from qianyan.engine.request import Request
 from qianyan.engine.runner import Prompt
@@ -209,8 +211,17 @@ class LazySpeech:
     `look` makes the features of a prompt's media be there.
     """
 
-    def __init__(self, folder: Path, model: Model, *, look: Callable[[Prompt], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: Model,
+        *,
+        look: Callable[[Prompt], None],
+        is_wanted: bool = True,
+    ) -> None:
+        """Load nothing yet; not wanted, the model does not speak."""
         self._folder, self._model, self._look = folder, model, look
+        self._is_wanted = is_wanted
         self._loaded: Speech | None = None
         self._lock = threading.Lock()
 
@@ -220,7 +231,19 @@ class LazySpeech:
         data = read_config_json(self._folder)
         has_parts = bool(data.get("talker_config") and data.get("token2wav_config"))
         is_on = data.get("enable_audio_output") is not False
-        return isinstance(self._model, Thinker) and has_parts and is_on
+        return self._is_wanted and isinstance(self._model, Thinker) and has_parts and is_on
+
+    @property
+    def num_bytes(self) -> int:
+        """Count the bytes that its weights take once they are loaded, from their files' headers."""
+        if not isinstance(self._model, Thinker) or not self.is_there:
+            return 0
+        width = self._model.model.embed_tokens.weight.element_size()
+        widths = {"talker": width, "token2wav": 4}  # what `Speech.load` makes of them
+        return sum(
+            widths.get(tensor.name.partition(".")[0], 0) * math.prod(tensor.shape)
+            for tensor in read_headers(self._folder)
+        )
 
     def load(self) -> Speech:
         """Load it, or give what was loaded before.

@@ -127,3 +127,12 @@ def test_an_engine_knows_the_size_of_its_cache(engine: Engine) -> None:
     pool = engine._scheduler.pool
     assert engine.config.max_cache_tokens is not None
     assert pool.num_blocks == -(-engine.config.max_cache_tokens // 16)
+
+
+def test_what_speaks_has_its_memory_before_the_cache(files: MemoryFiles, engine: Engine) -> None:
+    write(files.own_groups, "0::/\n")
+    limit(files.groups, str(8 * MEBIBYTE), MEBIBYTE, 0)
+    fitted = fit_cache(EngineConfig(), engine.model, CPU, files, speech_bytes=3 * MEBIBYTE)
+    assert fitted.max_cache_tokens == 4 * MEBIBYTE // 2 // PER_TOKEN
+    with pytest.raises(CapacityError, match=r"and 7 MiB for speech \(none with --no-speech"):
+        fit_cache(EngineConfig(), engine.model, CPU, files, speech_bytes=7 * MEBIBYTE)

@@ -1,15 +1,25 @@
 """One answer being spoken: how it follows the text, and how it ends."""
 
+import gc
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qianyan.engine.engine import Engine
 from qianyan.engine.request import Request
+from qianyan.engine.scheduler import EngineConfig
+from qianyan.engine.speaking import speak
 from qianyan.engine.speech import Speaking
+from qianyan.errors import InputError
+from qianyan.models.omni.talker import Talker
+from qianyan.models.omni.token2wav import Token2Wav
+from qianyan.models.registry import thinker_alone
 
 BLOCK_CODES = 3  # of the small checkpoint
 
@@ -92,3 +102,55 @@ def test_a_speech_that_a_limit_ends_is_cut_and_one_that_ends_by_itself_is_not(
         assert not ended.is_cut
     finally:
         talker.codec_head.weight.data.copy_(kept)
+
+
+def count_speakers() -> list[int]:
+    """How many Talkers and speech decoders there are in this process."""
+    there = gc.get_objects()
+    return [sum(type(one) is kind for one in there) for kind in (Talker, Token2Wav)]
+
+
+def test_what_speaks_is_loaded_by_the_first_who_asks_and_takes_what_was_set_aside(
+    omni_checkpoint: Path,
+) -> None:
+    before = count_speakers()
+    fresh = Engine(omni_checkpoint, dtype="bfloat16")
+    hello = [{"role": "user", "content": "Hello"}]
+    assert fresh.chat(hello, max_tokens=2).token_ids
+    assert count_speakers() == before
+    speech = fresh.speech.load()
+    assert count_speakers() == [number + 1 for number in before]
+    parts = (speech.talker, speech.token2wav)
+    state = [tensor for part in parts for tensor in part.state_dict().values()]
+    assert fresh.speech.num_bytes == sum(one.numel() * one.element_size() for one in state)
+    assert fresh.speech.load() is speech
+
+
+def test_the_thinker_alone_answers_and_never_speaks(omni_checkpoint: Path, tmp_path: Path) -> None:
+    """By the engine's limits, or because a folder holds no more."""
+    data = thinker_alone(json.loads((omni_checkpoint / "config.json").read_text()))
+    shutil.copytree(omni_checkpoint, tmp_path / "alone")
+    (tmp_path / "alone/spk_dict.pt").unlink()
+    (tmp_path / "alone/config.json").write_text(json.dumps(data))
+    weights = load_file(omni_checkpoint / "model.safetensors")
+    kept = {
+        name.removeprefix("thinker."): tensor
+        for name, tensor in weights.items()
+        if name.startswith("thinker.")
+    }
+    save_file(kept, tmp_path / "alone/model.safetensors", metadata={"format": "pt"})
+    before = count_speakers()
+    whole = Engine(omni_checkpoint)
+    hello: Any = [{"role": "user", "content": "Hello"}]
+    for alone in (
+        Engine(omni_checkpoint, config=EngineConfig(use_speech=False)),
+        Engine(tmp_path / "alone"),
+    ):
+        assert not alone.speech.is_there
+        assert alone.speech.num_bytes == 0
+        how: Any = {"max_tokens": 3, "temperature": 0}
+        assert alone.chat(hello, **how).token_ids == whole.chat(hello, **how).token_ids
+        with pytest.raises(InputError, match="does not speak"):
+            speak(alone, hello, max_tokens=3)
+    assert whole.speech.num_bytes > 0
+    assert count_speakers() == before
