@@ -1,5 +1,7 @@
 """The verb `eval`: how often a model is right on labelled pictures, or incidents on spans."""
 
+import sys
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -139,9 +141,10 @@ def evaluate(
         scored=scored,
         comparison=None if earlier is None else compare(scored.outcomes, earlier),
     )
-    _write(evaluation, out, lang)
+    evaluation = _write(evaluation, out, lang)
     if json:
         print(dumps(evaluation.as_record(), indent=1))
+        _warn(evaluation, lang)
     elif not quiet:
         _print(evaluation, out, lang)
     seen = [verdict for _, verdict in paired.pairs]
@@ -186,8 +189,11 @@ def _verdicts(
     return read_run(sitting.out / "results.json")  # rounded as whoever scores it later reads it
 
 
-def _write(evaluation: "Evaluation", out: Path, lang: Lang) -> None:
-    """Write the three files; eval.json last, which says that the others are whole."""
+def _write(evaluation: "Evaluation", out: Path, lang: Lang) -> "Evaluation":
+    """Write the three files; eval.json last, which says that the others are whole.
+
+    Gives the evaluation with the names of pictures that could not be drawn.
+    """
     from qianyan.inspection.evaluation.page import render_page
     from qianyan.inspection.evaluation.worst import contact_sheet, draw_worst
     from qianyan.inspection.folder import replace_file
@@ -195,10 +201,21 @@ def _write(evaluation: "Evaluation", out: Path, lang: Lang) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     worst = list(draw_worst(evaluation.paired.pairs, evaluation.scored.outcomes, lang))
+    not_drawn = tuple(case.file for case in worst if case.image is None)
+    evaluation = replace(evaluation, not_drawn=not_drawn)
     contact_sheet(worst, lang).save(out / "worst.jpg", quality=88)
     page = render_page(evaluation, worst, lang)
     replace_file(out / "eval.html", page.encode("utf-8", "replace"))
     replace_file(out / "eval.json", to_json(evaluation.as_record(), indent=1).encode())
+    return evaluation
+
+
+def _warn(evaluation: "Evaluation", lang: Lang) -> None:
+    """Say on standard error what was left out, where a table would have said it."""
+    from qianyan.cli.terminal import printable
+
+    for line in evaluation.note_lines(lang):
+        print(printable(line), file=sys.stderr)
 
 
 def _print(evaluation: "Evaluation", out: Path, lang: Lang) -> None:

@@ -87,6 +87,26 @@ def test_finished_results_are_scored_without_a_model(
     assert "差别" not in capsys.readouterr().out, "what is the same is not said to differ"
 
 
+def test_a_worst_picture_that_has_gone_since_is_said_and_shown_by_name(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(command)
+    assert evaluation()["not_drawn"] == []
+    Path("site/p1.png").unlink()
+    capsys.readouterr()
+    scored = ["eval", "qianyan-eval/results.json", "--gt", "labels.json", "--images", "site",
+              "--leave-out", "vest", "--lang", "en", "--out", "again"]  # fmt: skip
+    run(scored)
+    told = "1 of the worst pictures cannot be opened and are shown by name only: 'p1.png'"
+    assert told in capsys.readouterr().out
+    assert evaluation("again")["not_drawn"] == ["p1.png"]
+    assert "its file cannot be opened" in Path("again/eval.html").read_text("utf-8")
+    run([*scored, "--overwrite", "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["not_drawn"] == ["p1.png"]
+    assert said.err == f"{told}\n"
+
+
 def write_yolo(folder: Path) -> None:
     (folder / "labels").mkdir(parents=True)
     (folder / "images").symlink_to(Path("site").absolute())

@@ -29,7 +29,7 @@ MOST_FAILURES = 50
 
 @dataclass(frozen=True)
 class Picture:
-    """A worst case as the page shows it; `data` is a data: URL."""
+    """A worst case as the page shows it; `data` is a data: URL, empty where there is no image."""
 
     file: str
     faults: Sequence[str]
@@ -108,9 +108,10 @@ def _charts(section: Section, figures: Figures, lang: Lang) -> Iterator[tuple[st
 
 
 def _picture(case: WorstCase) -> Picture:
-    return Picture(
-        case.file, case.faults, _data_url(case.image), case.image.width, case.image.height
-    )
+    image = case.image
+    if image is None:
+        return Picture(case.file, case.faults, "", 0, 0)
+    return Picture(case.file, case.faults, _data_url(image), image.width, image.height)
 
 
 def _data_url(image: Image.Image) -> str:

@@ -19,13 +19,17 @@ GAP = "  "
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Who looked, what was scored against which labels, and how it compares."""
+    """Who looked, what was scored against which labels, and how it compares.
+
+    `not_drawn` are those of the worst pictures that cannot be read and are shown by name only.
+    """
 
     facts: RunFacts
     labels: str
     paired: Paired
     scored: Scored
     comparison: Comparison | None = None
+    not_drawn: tuple[str, ...] = ()
 
     def as_record(self) -> dict[str, Any]:
         """Write the evaluation as the object that eval.json holds."""
@@ -35,6 +39,7 @@ class Evaluation:
             "labels": self.labels,
             "not_in_results": list(self.paired.without_verdict),
             "other_size": list(self.paired.other_size),
+            "not_drawn": list(self.not_drawn),
             "figures": self.scored.figures.as_record(),
             "comparison": self.comparison and self.comparison.as_record(),
             "pictures": [one.as_record() for one in self.scored.outcomes],
@@ -46,6 +51,7 @@ class Evaluation:
         named = (
             ("skipped", self.paired.without_verdict),
             ("other_size", self.paired.other_size),
+            ("not_drawn", self.not_drawn),
         )
         return [
             words[name].format(n=len(files), names=listed(files)) for name, files in named if files

@@ -100,6 +100,8 @@ WORDS: dict[Lang, dict[str, str]] = {
         "reason": "原因",
         "skipped": "结果中没有这 {n} 张有标注的图片，未计入：{names}",
         "other_size": "这 {n} 张图片的大小与标注所说不同，方框无法对上：{names}",
+        "not_drawn": "最差的图片中有 {n} 张的文件打不开，只列出名称：{names}",
+        "no_image": "图片文件打不开",
         "written": "报告：{path}",
         "data": "数据：{path}",
         "sheet": "最差的图片：{path}",
@@ -200,6 +202,9 @@ WORDS: dict[Lang, dict[str, str]] = {
         "skipped": "{n} labelled pictures are not in the results and not counted: {names}",
         "other_size": "{n} pictures have another size than their labels say, so boxes cannot "
         "agree: {names}",
+        "not_drawn": "{n} of the worst pictures cannot be opened and are shown by name only: "
+        "{names}",
+        "no_image": "its file cannot be opened",
         "written": "Report: {path}",
         "data": "Data: {path}",
         "sheet": "Worst pictures: {path}",

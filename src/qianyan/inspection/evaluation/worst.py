@@ -5,6 +5,7 @@ dashed and yellow, so that a label without a frame is a miss, and a frame withou
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -34,11 +35,11 @@ DASHES = 4  # lengths of a dash in widths of its line
 
 @dataclass(frozen=True)
 class WorstCase:
-    """One picture drawn, and what is wrong in it, the worst first."""
+    """One picture drawn, and what is wrong in it, the worst first; no image: it cannot be read."""
 
     file: str
     faults: tuple[str, ...]
-    image: Image.Image
+    image: Image.Image | None
 
 
 def rank_worst(outcomes: Sequence[PictureOutcome], most: int = NUM_WORST) -> list[int]:
@@ -60,12 +61,11 @@ def _weight(outcome: PictureOutcome) -> int:
 def draw_worst(
     pairs: Sequence[Pair], outcomes: Sequence[PictureOutcome], lang: Lang, most: int = NUM_WORST
 ) -> Iterator[WorstCase]:
-    """Draw the worst pictures; one whose file is not at hand is left out."""
+    """Draw the worst pictures; one whose file is gone or damaged has no image."""
     for index in rank_worst(outcomes, most):
-        try:
+        image = None
+        with suppress(OSError, MediaError):
             image = draw_against(*pairs[index], lang=lang)
-        except (OSError, MediaError):
-            continue
         yield WorstCase(outcomes[index].file, faults(outcomes[index], lang), image)
 
 
@@ -128,7 +128,11 @@ def contact_sheet(cases: Sequence[WorstCase], lang: Lang) -> Image.Image:
     for index, case in enumerate(cases):
         x = MARGIN + index % columns * cell_wh[0]
         y = MARGIN + index // columns * cell_wh[1]
-        sheet.paste(case.image, (x + (TILE_WH[0] - case.image.width) // 2, y))
+        if case.image is None:
+            draw.rectangle((x, y, x + TILE_WH[0], y + TILE_WH[1]), outline=GREY)
+            _write(draw, (x + MARGIN, y + MARGIN), WORDS[lang]["no_image"], GREY)
+        else:
+            sheet.paste(case.image, (x + (TILE_WH[0] - case.image.width) // 2, y))
         y += TILE_WH[1] + 4
         _write(draw, (x, y), f"{index + 1}. {case.file}", INK)
         for number, line in enumerate(_lines(" · ".join(case.faults))):

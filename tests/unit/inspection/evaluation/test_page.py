@@ -1,10 +1,12 @@
 """What is written: words and numbers once, on the terminal and as a page that loads nothing."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from qianyan.inspection.evaluation.calibration import reliability
@@ -128,19 +130,42 @@ def test_the_worst_pictures_come_first_and_right_ones_not_at_all() -> None:
     assert faults(outcomes[2], "zh") == ("误报火灾", "火灾多 1 框")
 
 
-def test_a_label_is_drawn_yellow_and_a_missing_file_is_left_out(tmp_path: Path) -> None:
+def test_a_label_is_drawn_yellow(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (400, 400), "white").save(path)
     there = LabelledPhoto(path, 400, 400, ALL, (FLAME,))
-    gone = LabelledPhoto(tmp_path / "gone.png", 400, 400, ALL, (FLAME,))
     drawn = draw_against(there, looked(), lang="en")
     assert drawn.size == (300, 300)
     colours = {colour for _, colour in drawn.getcolors(10**6) or ()}
     assert any(max(abs(a - b) for a, b in zip(colour, LABEL_YELLOW, strict=True)) < 60
                for colour in colours)  # fmt: skip
-    pairs = [(gone, looked()), (there, looked())]
-    cases = list(draw_worst(pairs, score(pairs).outcomes, "en"))
-    assert [case.file for case in cases] == ["a.png"]
+
+
+@pytest.mark.parametrize("lang", ["zh", "en"])
+def test_a_worst_picture_that_cannot_be_read_is_named_without_an_image(
+    evaluation: Evaluation, lang: Lang, tmp_path: Path
+) -> None:
+    Image.new("RGB", (400, 400), "white").save(tmp_path / "there.png")
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    pairs = [
+        (LabelledPhoto(tmp_path / name, 400, 400, ALL, (FLAME,)), looked())
+        for name in ("gone.png", "there.png", "damaged.png")
+    ]
+    cases = list(draw_worst(pairs, score(pairs).outcomes, lang))
+    assert [(case.file, case.image is None) for case in cases] == [
+        ("gone.png", True), ("there.png", False), ("damaged.png", True)
+    ]  # fmt: skip
+    told = replace(evaluation, not_drawn=("gone.png", "damaged.png"))
+    note = WORDS[lang]["not_drawn"].format(n=2, names="'gone.png', 'damaged.png'")
+    assert note in told.note_lines(lang)
+    assert told.as_record()["not_drawn"] == ["gone.png", "damaged.png"]
+    page = render_page(told, cases, lang)
+    assert page.count(WORDS[lang]["no_image"]) == page.count("<em>") == 2
+    assert page.count("<img") == 1
+    assert escape(note) in page
+    drawn, blank = contact_sheet(cases[1:2], lang), contact_sheet(cases[:1], lang)
+    assert drawn.size == blank.size
+    assert drawn.tobytes() != blank.tobytes()
 
 
 @pytest.mark.parametrize(("number", "size"), [(0, (432, 404)), (1, (432, 404)), (4, (1264, 792))])
