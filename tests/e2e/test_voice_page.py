@@ -24,6 +24,7 @@ from tests.omni_checkpoint import THINKER, write_omni_checkpoint
 
 from qianyan.engine.engine import Engine
 from qianyan.server.app import create_app
+from qianyan.server.realtime import switchboard
 from qianyan.server.settings import RealtimeLimits, ServerLimits, ServerSettings
 from qianyan.server.voice_page import FOLDER
 from qianyan.server.wire import listen_config
@@ -439,6 +440,22 @@ def test_a_page_that_is_not_secure_says_how_to_open_it(chromium: Any, omni_serve
         assert "open this page by https" in visit.notice("insecure")
         assert visit.page.locator("#start").is_disabled()
         assert visit.page.locator("#words").is_enabled()
+
+
+def test_a_server_that_cannot_tell_when_one_speaks_has_a_button_to_hold(
+    chromium: Any, omni: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is without the extra vad."""
+    monkeypatch.setattr(switchboard, "find_model", lambda: None)
+    with serving(omni) as address, visiting(chromium, address) as visit:
+        visit.page.wait_for_selector("#start:enabled")
+        visit.button("Start talking").click()
+        assert "hold a button to talk" in visit.notice("no_turns")
+        hold = visit.button("Hold to talk")
+        hold.click()
+        assert "too short" in visit.notice("short")
+        assert visit.page.get_by_label("Push to talk").is_checked()
+        visit.becomes("ready")
 
 
 def test_one_speaks_is_answered_and_interrupts_by_speaking(

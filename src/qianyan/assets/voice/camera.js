@@ -7,10 +7,12 @@ const LONGEST_SIDE = 640;
 const QUALITY = 0.8;
 
 export class Camera {
-  /* Ask for a camera and show it in `video`; `onFrame` gets JPEGs in base64. */
-  static async open(video, facing, onFrame) {
-    const wanted = { facingMode: facing, width: { ideal: 1280 }, height: { ideal: 720 } };
-    const stream = await navigator.mediaDevices.getUserMedia({ video: wanted });
+  /* Ask for a camera, one that looks away from the user unless it is named, and show it in
+     `video`; `onFrame` gets JPEGs in base64. */
+  static async open(video, deviceId, onFrame) {
+    const which = deviceId ? { deviceId: { exact: deviceId } } : { facingMode: "environment" };
+    const size = { width: { ideal: 1280 }, height: { ideal: 720 } };
+    const stream = await navigator.mediaDevices.getUserMedia({ video: { ...which, ...size } });
     return new Camera(stream, video, onFrame);
   }
 
@@ -38,6 +40,18 @@ export class Camera {
     if (blob !== null && this.stream.active) {
       onFrame(toBase64(await blob.arrayBuffer()));
     }
+  }
+
+  get isFacingUser() {
+    return this.stream.getVideoTracks()[0].getSettings().facingMode === "user";
+  }
+
+  /* Name the camera after this one; null where it is the only one. */
+  async findNext() {
+    const devices = await navigator.mediaDevices.enumerateDevices();
+    const ids = devices.filter(({ kind }) => kind === "videoinput").map((one) => one.deviceId);
+    const here = ids.indexOf(this.stream.getVideoTracks()[0].getSettings().deviceId);
+    return ids.length < 2 ? null : ids[(here + 1) % ids.length];
   }
 
   close() {

@@ -12,7 +12,7 @@ const RETRIED = new Set(["offline", "refused", "full", "no_hearing"]);
 const RECONNECTED = new Set(["lost", "over"]);
 const at = (id) => document.getElementById(id);
 
-const shown = { notice: null, models: [], facing: "user" };
+const shown = { notice: null, models: [], nextCamera: null };
 let camera = null;
 
 const view = {
@@ -125,8 +125,9 @@ function tell(error) {
   }
   if (error.code.startsWith("key")) {
     askKey(error.code);
+  } else {
+    view.notice(error.code, error.detail);
   }
-  view.notice(error.code, error.detail);
 }
 
 /* Ask the server for its models, and choose those that hear. */
@@ -134,6 +135,7 @@ async function look() {
   clearNotice();
   try {
     const models = await listModels(talk.key);
+    keep("sessionStorage", KEY, talk.key ?? "");
     const hearing = models.filter((model) => model.input_modalities?.includes("audio"));
     if (hearing.length === 0) {
       throw new Fault("no_hearing", models.map((model) => model.id).join(", "));
@@ -146,6 +148,9 @@ async function look() {
     }
   } catch (error) {
     shown.models = [];
+    if (error.code === "key_wrong") {
+      forget("sessionStorage", KEY);
+    }
     tell(error);
   }
   show();
@@ -197,6 +202,7 @@ function askKey(code) {
   at("key-wrong").hidden = code === "key";
   at("key-wrong").textContent = code === "key" ? "" : say(`fault_${code}`);
   at("key").value = "";
+  at("key-dialog").returnValue = "";
   if (!at("key-dialog").open) {
     at("key-dialog").showModal();
   }
@@ -205,13 +211,8 @@ function askKey(code) {
 async function takeKey(event) {
   event.preventDefault();
   talk.key = at("key").value.trim();
-  at("key-dialog").close();
+  at("key-dialog").close("use");
   await look();
-  if (shown.models.length > 0) {
-    keep("sessionStorage", KEY, talk.key);
-  } else {
-    forget("sessionStorage", KEY);
-  }
 }
 
 async function switchCamera() {
@@ -222,9 +223,9 @@ async function switchCamera() {
   }
 }
 
-async function openCamera() {
+async function openCamera(deviceId = null) {
   try {
-    camera = await Camera.open(at("preview"), shown.facing, (image) => talk.see(image));
+    camera = await Camera.open(at("preview"), deviceId, (image) => talk.see(image));
   } catch (error) {
     tell(deviceFault("camera", error));
     return;
@@ -233,9 +234,9 @@ async function openCamera() {
     closeCamera();
     view.notice("camera_ended");
   };
-  const devices = await navigator.mediaDevices.enumerateDevices();
-  at("flip").hidden = devices.filter((device) => device.kind === "videoinput").length < 2;
   showCamera();
+  shown.nextCamera = await camera.findNext();
+  at("flip").hidden = shown.nextCamera === null;
 }
 
 function closeCamera() {
@@ -246,15 +247,14 @@ function closeCamera() {
 }
 
 async function flip() {
-  shown.facing = shown.facing === "user" ? "environment" : "user";
   closeCamera();
-  await openCamera();
+  await openCamera(shown.nextCamera);
 }
 
 function showCamera() {
   at("camera").setAttribute("aria-checked", camera !== null);
   at("preview").hidden = camera === null;
-  at("preview").classList.toggle("mirrored", shown.facing === "user");
+  at("preview").classList.toggle("mirrored", Boolean(camera?.isFacingUser));
   at("camera-hint").dataset.text = camera === null ? "camera_off" : "camera_on";
   at("camera-hint").textContent = say(at("camera-hint").dataset.text);
 }
@@ -313,7 +313,12 @@ at("typing").addEventListener("submit", type);
 at("language").addEventListener("click", speakOtherLanguage);
 at("notice-action").addEventListener("click", act);
 at("key-form").addEventListener("submit", takeKey);
-at("key-cancel").addEventListener("click", () => at("key-dialog").close());
+at("key-cancel").addEventListener("click", () => at("key-dialog").close("cancel"));
+at("key-dialog").addEventListener("close", () => {
+  if (shown.models.length === 0 && at("key-dialog").returnValue !== "use") {
+    view.notice("key");
+  }
+});
 at("model").addEventListener("change", () => { talk.model = at("model").value; });
 at("voice").addEventListener("change", () => talk.setVoice(at("voice").value));
 for (const choice of document.querySelectorAll("[name=mode]")) {
