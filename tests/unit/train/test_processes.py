@@ -1,5 +1,6 @@
 """Two processes are one: the same losses, the same model, and a run may change its number."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.sound_files import write_wav
 
 from qianyan.models.registry import load_model
+from qianyan.train.recipe import Stage, read_recipe
+from qianyan.train.stage import StepReport
+from qianyan.train.training import Places, Report, Training
 
 RECIPE = """
 precision = "float32"
@@ -96,3 +101,46 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert ("one", 3) in rest
     assert {**begun, **rest} == pytest.approx(losses, abs=2e-4)
     assert_same_model(folder, "cut")
+
+
+HEARING = """
+precision = "float32"
+seed = 3
+[[data]]
+path = "{data}"
+[[stages]]
+name = "ears"
+train = ["audio", "projector", "language"]
+steps = 4
+batch = 2
+packing = false
+max_tokens = 2048
+save_every = 0
+rates = {{ language = 1e-3 }}
+"""
+
+
+def test_two_processes_hear_what_one_does(
+    omni_checkpoint: Path, sounds: Path, tmp_path: Path
+) -> None:
+    """One has a sound where the other has none, or one of more blocks than are heard at once."""
+    lines = sounds.read_text("utf-8").splitlines()
+    turns = [{"from": "human", "value": "<audio>What?"}, {"from": "gpt", "value": "Long."}]
+    long = write_wav(tmp_path / "long.wav", 66.0, 330)
+    lines.append(json.dumps({"audio": str(long), "conversations": turns}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for name in ("bell.wav", "horn.wav", "clip.mkv", "red.png"):
+        (tmp_path / name).symlink_to(sounds.parent / name)
+    text = HEARING.format(data=tmp_path / "data.jsonl")
+    (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
+    losses: dict[tuple[str, int], float] = {}
+
+    def note(stage: Stage, report: Report) -> None:
+        assert isinstance(report, StepReport)
+        losses[stage.name, report.step] = report.loss
+
+    where = Places(source=omni_checkpoint, run_dir=tmp_path / "r", out=tmp_path / "alone-model")
+    Training(read_recipe(tmp_path / "recipe.toml"), where, on_report=note).run()
+    found = train(tmp_path, omni_checkpoint, processes=2, name="two")
+    assert found == pytest.approx(losses, abs=2e-4)
+    assert_same_model(tmp_path, "two")

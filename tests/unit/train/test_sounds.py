@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.omni_checkpoint import IDS
-from tests.unit.train.conftest import write_video, write_wav
+from tests.sound_files import write_video, write_wav
 
 from qianyan.engine.engine import Engine
 from qianyan.engine.speaking import speak

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tests.unit.train.conftest import write_video, write_wav
+from tests.sound_files import write_video, write_wav
 
 from qianyan.errors import ConfigError, InputError
 from qianyan.inputs.fetch import FetchLimits, fetch
