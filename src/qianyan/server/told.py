@@ -4,13 +4,16 @@ It is worked out once, when the answer has ended, and rides on the completion, s
 ask (at once, streamed, as a task, in a batch) tells the same.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from qianyan.engine.request import Completion, Finished, Request
 from qianyan.errors import InputError, quote
 from qianyan.inputs.grounding import find_notation
+from qianyan.inputs.media import SeenImage
+from qianyan.inputs.sound import HeardAudio
+from qianyan.inputs.video import SeenVideo
 from qianyan.server.answer import Answer, Event
 from qianyan.server.extraction import ExtractionOptions, read_answer
 from qianyan.server.ocr_turning import Turn
@@ -64,12 +67,18 @@ class Told(Completion):
 
 def beside(completion: Completion) -> dict[str, Any]:
     """Write what goes for a whole reply: notes where there are any, sizes where asked for."""
+    media: dict[str, Sequence[SeenImage | SeenVideo | HeardAudio]] = {
+        "picture": completion.images,
+        "video": completion.videos,
+        "sound": completion.audios,
+    }
     notes = [
         *completion.notes,
         *(
-            f"picture {number}: {note}"
-            for number, image in enumerate(completion.images, 1)
-            for note in image.notes
+            f"{kind} {number}: {note}"
+            for kind, seen in media.items()
+            for number, one in enumerate(seen, 1)
+            for note in one.notes
         ),
     ]
     told: dict[str, Any] = {"notes": notes} if notes else {}
