@@ -26,7 +26,7 @@ from qianyan.server.document_shelf import UploadedDocumentLimits
 from qianyan.server.files import FileLimits
 from qianyan.server.openai_responses_kept import ResponseLimits
 from qianyan.server.search_results import SearchLimits
-from qianyan.server.settings import ServerLimits
+from qianyan.server.settings import RealtimeLimits, ServerLimits
 from qianyan.server.tasks import TaskLimits
 from qianyan.server.thinking import EffortBudgets
 from qianyan.server.uploads import UploadLimits
@@ -92,6 +92,7 @@ LIMITS = {
     "Web search": SearchLimits,
     "Thinking by reasoning_effort": EffortBudgets,
     "Serving": ServerLimits,
+    "Conversations over sockets": RealtimeLimits,
     "Files": FileLimits,
     "Uploads for requests": UploadLimits,
     "Uploaded documents": UploadedDocumentLimits,

@@ -35,6 +35,8 @@ from qianyan.server.dashscope_errors import PREFIX, dashscope_body
 from qianyan.server.documents import keep_documents
 from qianyan.server.errors import ENVELOPES, add_handlers
 from qianyan.server.metrics import Metrics
+from qianyan.server.realtime import socket
+from qianyan.server.realtime.switchboard import listen
 from qianyan.server.searching import open_web
 from qianyan.server.serving import Serving
 from qianyan.server.settings import ServerSettings
@@ -51,6 +53,7 @@ OPENAI_ROUTERS: tuple[APIRouter, ...] = (
     openai_responses.router,
     openai_audio_speech.router,
     embeddings.openai_router,
+    socket.openai_router,
 )
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
@@ -61,12 +64,14 @@ ROUTERS: tuple[APIRouter, ...] = (
     dashscope_tokenizer.router,
     dashscope_models.router,
     embeddings.dashscope_router,
+    socket.bailian_router,
     voice_page.router,
 )
 ENVELOPES[PREFIX] = dashscope_body
 LIFESPANS: tuple[Callable[[FastAPI], AbstractAsyncContextManager[None]], ...] = (
     keep_documents,
     keep_and_work,
+    listen,
 )
 """Entered after the worker is there (`app.state.serving`), left before it is closed."""
 

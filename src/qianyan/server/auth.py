@@ -25,6 +25,7 @@ from qianyan.server.keys import NOBODY, digest_of, hash_key
 from qianyan.server.logs import log_request
 from qianyan.server.metrics import UNKNOWN_ROUTE, Metrics
 from qianyan.server.settings import LOOPBACK, ServerSettings
+from qianyan.server.socket_door import SocketReply, key_in_subprotocol, refuse_other_origins
 from qianyan.server.voice_page import VOICE_PAGE_PATHS
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Edge:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or refuse it; nothing but HTTP is spoken here."""
+        """Let a request or a socket through, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -64,7 +65,23 @@ class Edge:
                 finally:
                     self._note(scope, asked, reply.status)
         else:
-            await send({"type": "websocket.close", "code": 1008})
+            await self._open(scope, receive, send)
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a socket through that has a key; the app counts and logs what is asked over it."""
+        headers = Headers(scope=scope)
+        with asking(Asked(request_id=_request_id(headers))) as asked:
+            reply = SocketReply(scope, send, asked)
+            state = scope.setdefault("state", {})
+            state["request_id"] = asked.request_id
+            try:
+                asked.owner_id = state["owner_id"] = self._keys.socket_owner(scope, headers)
+                await self._app(scope, receive, reply)
+            except RefusedError as error:
+                response = to_response(error, path=scope["path"], request_id=asked.request_id)
+                await response(scope, receive, reply)
+            finally:
+                self._note(scope, asked, reply.status)
 
     async def _answer(
         self, scope: Scope, receive: Receive, send: "_Reply", headers: Headers
@@ -88,7 +105,7 @@ class Edge:
         """Count and log a request that is over."""
         route = _route_of(scope)
         self._metrics.count_request(asked, route=route, status=status)
-        log_request(asked, method=scope["method"], route=route, status=status)
+        log_request(asked, method=scope.get("method", "GET"), route=route, status=status)
 
 
 class Keys:
@@ -112,7 +129,22 @@ class Keys:
         if "authorization" not in headers:
             raise _unknown("No API key was provided")
         scheme, _, key = headers["authorization"].partition(" ")
-        given = hash_key(key.strip() if scheme.lower() == "bearer" else "")
+        return self._owner_of(key.strip() if scheme.lower() == "bearer" else "")
+
+    def socket_owner(self, scope: Scope, headers: Headers) -> str:
+        """Name the owner of a socket's key; in a browser it stands among the subprotocols.
+
+        Without keys, the page that opens it has to be one of this machine's own.
+        """
+        if not self._digests:
+            refuse_other_origins(headers)
+        key = key_in_subprotocol(scope)
+        if key is None or "authorization" in headers or not self._digests:
+            return self.owner(headers)
+        return self._owner_of(key)
+
+    def _owner_of(self, key: str) -> str:
+        given = hash_key(key)
         # All are compared, so that the time taken does not tell which one is nearest.
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         if not any(matches):
