@@ -8,7 +8,7 @@ import hashlib
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import itemgetter
 
@@ -36,12 +36,14 @@ MAX_FEATURE_BYTES = 128 * 2**20
 class Medium:
     """A picture, a moment of a video or a block of a sound, and what tells it from others.
 
-    `values` are its own packed pixels, or its mel frames where there is no grid.
+    `values` are its own packed pixels, or its mel frames where there is no grid; `rows` are its
+    places in the prompt, ascending.
     """
 
     digest: bytes
     values: Tensor
     grid_thw: Grid | None = None
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
     @property
     def num_patches(self) -> int:
@@ -60,16 +62,15 @@ class Medium:
 class Prompt:
     """What the runner knows of one request beside its token ids.
 
-    `rows` are the prompt's places for the features of media, ascending, and `order` is how the
-    features of all media, one after the other, are sorted into them: those of a video and of its
-    sound are mixed. Pixels and mel frames are let go as soon as the features exist.
+    `rows` are the prompt's places for the features of media, ascending, and `features` are sorted
+    like them; those of a video and of its sound are mixed. Pixels and mel frames are let go as soon
+    as their features exist. Where no pass has needed them, as a beginning was known, they stay.
     """
 
     positions: Positions
     rows: Tensor  # (features,)
-    order: Tensor  # (features,)
-    looks: tuple[tuple[int, bytes], ...] = ()  # first row and digest of each medium, ascending
     media: tuple[Medium, ...] = ()  # what is seen, then what is heard, until features exist
+    looks: tuple[tuple[int, bytes], ...] = ()  # first row and digest of each medium, ascending
     num_heard: int = 0  # rows that are heard
     features: Tensor | None = None  # (features, hidden)
 
@@ -82,12 +83,29 @@ class Prompt:
             num_audio_tokens=self.num_heard,
         )
 
+    def waiting(self, start: int, stop: int) -> tuple[Medium, ...]:
+        """List the media from `start` on that have no features yet, if `stop` needs any of them."""
+        ahead = tuple(one for one in self.media if one.rows[-1] >= start)
+        needed = any(bool(((one.rows >= start) & (one.rows < stop)).any()) for one in ahead)
+        return ahead if needed else ()
+
     def take(self, known: Mapping[bytes, Tensor]) -> None:
-        """Take the features of the media, and let go of what they were made of."""
-        own = [known[medium.digest] for medium in self.media]
-        features = own[0] if len(own) == 1 else torch.cat(own)
-        self.features = features[self.order.to(features.device)] if self.num_heard else features
-        self.media = ()
+        """Take features of the media, and let go of what they were made of."""
+        for medium in self.media:
+            own = known.get(medium.digest)
+            if own is None:
+                continue
+            if len(own) == len(self.rows):
+                self.features = own
+                continue
+            if self.features is None:
+                self.features = own.new_zeros(len(self.rows), own.shape[1])
+            first, last = torch.searchsorted(self.rows, medium.rows[[0, -1]]).tolist()
+            if last - first == len(own) - 1:
+                self.features[first : last + 1] = own
+            else:  # between those of another medium
+                self.features[torch.searchsorted(self.rows, medium.rows).to(own.device)] = own
+        self.media = tuple(one for one in self.media if one.digest not in known)
 
     def name_block(self, start: int, token_ids: list[int], before: bytes) -> bytes:
         """Say what the keys and values of a full block depend on, in 16 bytes.
@@ -146,11 +164,11 @@ class Runner:
             heard = self._heard(inputs)
             rows += self._audio_rows(ids, heard)
             media += heard
+        media = tuple(replace(one, rows=own) for one, own in zip(media, rows, strict=True))
         together = torch.cat(rows) if rows else ids.new_empty(0)
-        sorted_rows, order = together.sort()
-        looks = tuple((int(own[0]), medium.digest) for own, medium in zip(rows, media, strict=True))
+        looks = tuple(sorted((int(one.rows[0]), one.digest) for one in media))
         num_heard = len(together) - num_seen
-        return Prompt(positions, sorted_rows, order, tuple(sorted(looks)), media, num_heard)
+        return Prompt(positions, together.sort().values, media, looks, num_heard)
 
     def _heard(self, inputs: ModelInputs) -> tuple[Medium, ...]:
         """Take a prompt's packed mel frames apart, and name each block by its content."""
@@ -195,18 +213,18 @@ class Runner:
         pending = []
         for chunk in plan.chunks:
             prompt = self._prompts[chunk.request.request_id]
-            if _needs_features(chunk, prompt):
-                pending.append((chunk.request, prompt))
+            if media := prompt.waiting(chunk.start, chunk.stop):
+                pending.append((chunk.request, prompt, media))
         try:
-            self._encode([prompt for _, prompt in pending])
+            self._encode([(prompt, media) for _, prompt, media in pending])
         except (RuntimeError, MemoryError, QianyanError):
-            for request, prompt in pending:
-                self._look_alone(request, prompt)
+            for request, prompt, media in pending:
+                self._look_alone(request, prompt, media)
 
-    def _look_alone(self, request: Request, prompt: Prompt) -> None:
+    def _look_alone(self, request: Request, prompt: Prompt, media: Iterable[Medium]) -> None:
         """Look at one request's pictures one by one; where one fails, the request does."""
-        known = self._features.find(medium.digest for medium in prompt.media)
-        for medium in prompt.media:
+        known = self._features.find(medium.digest for medium in media)
+        for medium in media:
             if medium.digest in known:
                 continue
             try:
@@ -220,7 +238,7 @@ class Runner:
     def look_again(self, prompt: Prompt) -> None:
         """Take in what no pass has needed, as the prompt's keys and values were known."""
         if prompt.media:
-            self._encode([prompt])
+            self._encode([(prompt, prompt.media)])
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> Tensor:
@@ -262,19 +280,19 @@ class Runner:
             return None
         return self._fixed_steps.forward([_to_row(*each) for each in chunks])
 
-    def _encode(self, prompts: list[Prompt]) -> None:
-        """Turn pixels into features, several requests at a time, each medium once."""
-        known = self._features.find(medium.digest for prompt in prompts for medium in prompt.media)
+    def _encode(self, wanted: list[tuple[Prompt, tuple[Medium, ...]]]) -> None:
+        """Turn what prompts want into features, several requests at a time, each medium once."""
+        known = self._features.find(medium.digest for _, media in wanted for medium in media)
         batch: dict[bytes, Medium] = {}
-        for prompt in prompts:
-            new = {medium.digest: medium for medium in prompt.media if medium.digest not in known}
+        for _, media in wanted:
+            new = {medium.digest: medium for medium in media if medium.digest not in known}
             if batch and _count_patches(batch | new) > self._max_encode_patches:
                 known |= self._encode_together(list(batch.values()))
                 batch = {}
             batch |= {digest: medium for digest, medium in new.items() if digest not in known}
         if batch:
             known |= self._encode_together(list(batch.values()))
-        for prompt in prompts:
+        for prompt, _ in wanted:
             prompt.take(known)
 
     def _encode_together(self, media: list[Medium]) -> dict[bytes, Tensor]:
@@ -342,17 +360,6 @@ def _split(packed: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
 
 def _count_patches(media: dict[bytes, Medium]) -> int:
     return sum(medium.num_patches for medium in media.values())
-
-
-def _needs_features(chunk: Chunk, prompt: Prompt) -> bool:
-    """Whether a chunk has tokens of pictures that were not looked at yet.
-
-    Where a prompt's beginning was known, its pictures may all lie before what is computed.
-    """
-    if not prompt.media:
-        return False
-    rows = prompt.rows
-    return bool(((rows >= chunk.start) & (rows < chunk.stop)).any())
 
 
 def _find_features(chunk: Chunk, prompt: Prompt) -> tuple[Tensor, list[Tensor]]:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from qianyan.engine.blocks import BLOCK_SIZE
+from qianyan.engine.cache import FeatureCache
 from qianyan.engine.engine import Engine
 from qianyan.engine.request import Completion, Request
 from qianyan.engine.scheduler import EngineConfig
@@ -109,6 +110,29 @@ def test_a_block_of_sound_takes_fifty_tokens_and_is_encoded_once(
     assert all(50 - BLOCK_SIZE < count < 50 + BLOCK_SIZE for count in counts[1:])
     engine.chat(messages, **OPTIONS)
     assert encoded == [200] * 6 + [50]
+
+
+def test_features_that_were_forgotten_are_made_again_only_where_they_are_needed(
+    engine: Engine, encoded: list[int]
+) -> None:
+    engine._runner._features = FeatureCache(0)
+    _, messages = listen(engine, noise(8.5), SYSTEM)
+    done = engine.chat(messages, **OPTIONS)
+    # A block of the cache holds the last of one block of sound and the first of the next.
+    assert encoded == [200] + [400] * 3 + [250]
+    request, prompt = engine.prepare(messages, {"max_tokens": 2})
+    list(engine.follow(request, prompt))
+    assert encoded[5:] == [], "all that was heard is known"
+    assert [len(medium.values) for medium in prompt.media] == [200] * 4 + [50]
+    engine._look(prompt)  # as whoever speaks about it does
+    assert encoded[5:] == [850]
+    assert prompt.media == ()
+    fresh = engine._runner.to_prompt(engine.processor(messages))
+    engine._look(fresh)
+    assert prompt.features is not None
+    assert fresh.features is not None
+    assert torch.allclose(prompt.features, fresh.features, atol=1e-5)
+    assert done.token_ids[:2] == request.output_token_ids
 
 
 def test_sounds_with_a_louder_place_later_are_answered_as_heard_not_as_a_file(
