@@ -30,7 +30,10 @@ class Silent:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request, the pass at which it arrives, and the pass at which its caller goes away."""
+    """A request, the pass at which it arrives, and the pass at which its caller goes away.
+
+    Not answered, only its prompt's whole blocks are computed.
+    """
 
     num_prompt_tokens: int
     family: int
@@ -38,6 +41,7 @@ class Ask:
     priority: int
     arrives: int
     leaves: int | None
+    is_answered: bool = True
 
 
 def asks() -> st.SearchStrategy[list[Ask]]:
@@ -49,6 +53,7 @@ def asks() -> st.SearchStrategy[list[Ask]]:
         priority=st.integers(-2, 2),
         arrives=st.integers(0, 30),
         leaves=st.none() | st.none() | st.integers(0, 60),
+        is_answered=st.sampled_from([True, True, False]),
     )
     return st.lists(one, min_size=1, max_size=9)
 
@@ -66,11 +71,15 @@ configs = st.builds(
 def to_request(ask: Ask, request_id: int) -> Request:
     """Make a request; prompts of one family begin alike and differ at the end."""
     prompt = [ask.family] * (ask.num_prompt_tokens - 1) + [10 + request_id % 3]
+    if not ask.is_answered:
+        prompt = prompt[: len(prompt) // BLOCK_SIZE * BLOCK_SIZE]
     sampling = Sampling(max_tokens=ask.max_tokens, priority=ask.priority)
     request = Request(request_id, prompt, sampling, Reply(Silent()))
     request.name_block = lambda start, token_ids, before: hashlib.md5(  # noqa: S324
         before + bytes(token_ids)
     ).digest()
+    if not ask.is_answered:
+        request.begin_only()
     return request
 
 
@@ -131,6 +140,9 @@ class Machine:
             assert count_blocks(chunk.stop) <= len(chunk.request.block_table)
         everyone = sorted([*scheduler.running, *scheduler.waiting], key=lambda r: r.rank)
         if everyone:
+            assert [one.is_answered for one in everyone] == sorted(
+                (one.is_answered for one in everyone), reverse=True
+            ), "answers come first"
             assert everyone[0] in scheduler.running, "the first in rank always sits"
             assert plan, "something always runs"
 
@@ -143,7 +155,7 @@ def answer_all(asked: list[Ask], config: EngineConfig) -> tuple[Machine, dict[in
     num_tokens = sum(request.max_num_tokens for request in requests.values())
     for number in range(30 + 10 * num_tokens):
         for index, ask in enumerate(asked):
-            if ask.arrives == number:
+            if ask.arrives == number and not requests[index].is_finished:
                 machine.scheduler.add(requests[index])
             if ask.leaves is not None and ask.leaves == number - ask.arrives:
                 machine.scheduler.drop([requests[index]])
@@ -155,10 +167,13 @@ def answer_all(asked: list[Ask], config: EngineConfig) -> tuple[Machine, dict[in
     pool = machine.scheduler.pool
     assert pool.num_available == pool.num_blocks
     assert not machine.scheduler.waiting
+    assert all(requests[at].is_finished for at, ask in enumerate(asked) if ask.leaves is None)
     return machine, answers
 
 
 def answer_alone(ask: Ask, request_id: int) -> list[int]:
+    if not ask.is_answered:
+        return []
     known = list(to_request(ask, request_id).prompt_token_ids)
     output = []
     for _ in range(ask.max_tokens):
@@ -174,7 +189,7 @@ def test_every_request_gets_the_answer_it_gets_alone(
 ) -> None:
     _, answers = answer_all(asked, config)
     for index, ask in enumerate(asked):
-        if ask.leaves is None or index in answers:
+        if index in answers or (ask.leaves is None and ask.is_answered):
             assert answers[index] == answer_alone(ask, index)
 
 
@@ -184,7 +199,9 @@ def test_planning_is_deterministic(asked: list[Ask], config: EngineConfig) -> No
     def trace() -> list[list[tuple[int, int, int]]]:
         machine = Machine(config)
         for index, ask in enumerate(asked):
-            machine.scheduler.add(to_request(ask, index))
+            request = to_request(ask, index)
+            if not request.is_finished:
+                machine.scheduler.add(request)
         passes = []
         while machine.scheduler.running or machine.scheduler.waiting:
             plan, _ = machine.step()
