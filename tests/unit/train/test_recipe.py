@@ -1,5 +1,7 @@
 """Recipes are read whole or refused; the released models' hold what their papers give."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 
 from qianyan.errors import ConfigError
 from qianyan.train.recipe import Stage, list_recipes, read_recipe
+from qianyan.train.samples import read_sample
 
 STAGE = '[[stages]]\nname = "one"\ntrain = ["language"]\n'
 
@@ -98,3 +101,22 @@ def test_later_generations_train_the_published_parts_at_the_published_lengths() 
         assert [stage.max_tokens for stage in stages] == lengths
         assert frozen.isdisjoint(stages[0].train)
     assert "vision" not in read_recipe("qwen2-vl").stages[2].train
+
+
+def test_what_the_documentation_shows_is_read(tmp_path: Path) -> None:
+    page = Path(__file__).parents[3] / "docs/training.md"
+    blocks = re.findall(r"```(toml|json)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    recipes = [read_recipe(write(tmp_path, text)) for form, text in blocks if form == "toml"]
+    assert [recipe.model for recipe in recipes if recipe.model] == [
+        "path/to/Qwen2.5-VL-3B-Instruct",
+        "Qwen/Qwen2.5-Omni-3B",
+    ]
+    lines = [line for form, text in blocks if form == "json" for line in text.splitlines()]
+    kinds = [
+        part["type"]
+        for line in lines
+        for message in read_sample(json.loads(line), source="a", images=tmp_path).messages
+        for part in message["content"]
+        if isinstance(part, dict) and part["type"] != "text"
+    ]
+    assert kinds == ["audio_url", "video_url", "audio", "audio"]
