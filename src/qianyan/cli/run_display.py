@@ -41,6 +41,9 @@ WORDS: dict[Lang, dict[str, str]] = {
         "pictures": "，即全部待检查图片",
         "stopped": "已停止：还有 {n} 张未检查。加上 --resume 再次运行同一命令即可继续。",
         "stopping": "正在完成手头的图片后停止；再按一次立即停止。",
+        "alarm": "语音：{text} → {file}",
+        "alarm_failed": "警报（未能朗读）：{text}。原因：{why}",
+        "silent": "{n} 条警报未能朗读，文字在 results.json 中；加上 --resume 再次运行即可重试。",
     },
     "en": {
         "findings": "{n} hazard{s}",
@@ -59,6 +62,10 @@ WORDS: dict[Lang, dict[str, str]] = {
         "pictures": ": all that are to be inspected",
         "stopped": "Stopped with {n} pictures to go. Run the same command with --resume to go on.",
         "stopping": "Stopping after the pictures in hand; press again to stop at once.",
+        "alarm": "Spoken: {text} → {file}",
+        "alarm_failed": "Alarm, not spoken: {text}. {why}",
+        "silent": "Alarms not read aloud: {n}. Their words are in results.json; run the same "
+        "command with --resume to try again.",
     },
 }
 MOST_FAILURES_SHOWN = 20

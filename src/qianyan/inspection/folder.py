@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from qianyan.errors import ConfigError, quote
-from qianyan.inspection.records import Inspection
+from qianyan.inspection.records import Alarm, Inspection
 from qianyan.inspection.reporting.fonts import lay_out_fonts, user_fonts
 from qianyan.inspection.reporting.report import render_report
 from qianyan.inspection.reporting.report_content import ReportData, ReportPicture
@@ -32,7 +32,9 @@ Start = Literal["new", "resume", "overwrite"]
 
 STATE_SCHEMA = "qianyan.run-state/1"
 OUR_FOLDERS = ("images", "marked_images")
-OUR_FILES = ("results.jsonl", "results.json", "report.pdf", RUN_FILE)
+OUR_FILES = ("results.jsonl", "results.json", "report.pdf", "alarms.jsonl", RUN_FILE)
+SPOKEN = "alarms"
+"""The folder of alarms that were read aloud; made with the first."""
 LONGEST_STEM = 60
 # What a picture begins with, for downloads whose name does not say what they are.
 MAGIC = (
@@ -110,14 +112,40 @@ class ResultsFolder:
             version=version,
         )
 
-    def finish(self, facts: RunFacts, inspections: Sequence[Inspection]) -> None:
+    @property
+    def alarms_file(self) -> Path:
+        """Where one line per alarm goes."""
+        return self.path / "alarms.jsonl"
+
+    def keep_alarm(self, name: str, sound: bytes) -> str:
+        """Write a WAV file under alarms/, replacing none; give its name as results say it."""
+        folder = self.path / SPOKEN
+        folder.mkdir(exist_ok=True)
+        file, number = folder / f"{name}.wav", 1
+        while file.exists():
+            number += 1
+            file = folder / f"{name}-{number}.wav"
+        replace_file(file, sound)
+        return f"{SPOKEN}/{file.name}"
+
+    def finish(
+        self,
+        facts: RunFacts,
+        inspections: Sequence[Inspection],
+        alarms: Mapping[str, Alarm] | None = None,
+    ) -> None:
         """Write results.json and report.pdf."""
-        self.write_results(facts, inspections)
+        self.write_results(facts, inspections, alarms)
         write_report(self.path, facts, inspections)
 
-    def write_results(self, facts: RunFacts, inspections: Sequence[Inspection]) -> None:
+    def write_results(
+        self,
+        facts: RunFacts,
+        inspections: Sequence[Inspection],
+        alarms: Mapping[str, Alarm] | None = None,
+    ) -> None:
         """Write results.json alone, for a run that is scored and not reported on."""
-        text = to_json(run_record(facts, inspections), indent=1)
+        text = to_json(run_record(facts, inspections, alarms), indent=1)
         replace_file(self.path / "results.json", text.encode())
 
 
@@ -237,7 +265,7 @@ def read_lines(file: Path) -> list[Inspection]:
 def _make_room(path: Path, start: Start) -> None:
     present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     if start == "overwrite":
-        for name in present & set(OUR_FOLDERS):
+        for name in present & {*OUR_FOLDERS, SPOKEN}:
             shutil.rmtree(path / name)
         for name in present & set(OUR_FILES):
             (path / name).unlink()
@@ -256,11 +284,15 @@ def now() -> str:
 def replace_file(file: Path, data: bytes) -> None:
     """Write a file so that readers see the old one or the new one, never half."""
     part = file.with_name(f".{file.name}.part")
-    with part.open("wb") as written:
-        written.write(data)
-        written.flush()
-        os.fsync(written.fileno())
-    part.replace(file)
+    try:
+        with part.open("wb") as written:
+            written.write(data)
+            written.flush()
+            os.fsync(written.fileno())
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)  # a full disk is not to stay so
+        raise
 
 
 def file_names(sources: Sequence[Source], done: Iterable[Inspection]) -> dict[str, str]:

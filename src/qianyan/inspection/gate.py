@@ -11,12 +11,12 @@ NO_HELMET_LEVEL = SubLabel.MODERATE
 WORDS = (*(level.value for level in LEVELS), SubLabel.NO_HELMET.value, "any")
 
 
-def parse_fail_on(text: str) -> frozenset[str]:
-    """Read the words of --fail-on, separated by commas."""
+def parse_fail_on(text: str, option: str = "--fail-on") -> frozenset[str]:
+    """Read the words of --fail-on, or of an option like it, separated by commas."""
     words = frozenset(word.strip().replace("-", "_") for word in text.split(",") if word.strip())
     unknown = sorted(words - set(WORDS))
     if unknown or not words:
-        raise ConfigError(f"--fail-on is {quote(text)}; expected {', '.join(WORDS)}.")
+        raise ConfigError(f"{option} is {quote(text)}; expected {', '.join(WORDS)}.")
     return words
 
 

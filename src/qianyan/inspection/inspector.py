@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -190,12 +190,15 @@ class OpenLook:
 
     `look` can be used from many threads; `batch` says how many pictures a model here answers
     together, None for an endpoint. `cascade` is what `look` belongs to, where a detector proposes.
+    `engine` runs the model that answers, where that is here; models here are used at the `desk`.
     """
 
     model: str
     look: Callable[[Photo], Look]
     cascade: Cascade | None = None
     batch: BatchSize | None = None
+    engine: Engine | None = None
+    desk: Desk = field(default_factory=Desk)
 
 
 def open_look(settings: LookSettings) -> OpenLook:
@@ -206,6 +209,11 @@ def open_look(settings: LookSettings) -> OpenLook:
         CheckpointError: a checkpoint is missing or unusable.
         EndpointError: the endpoint cannot be reached or refuses to work.
     """
+    desk = Desk()
+    return replace(_open(settings, desk), desk=desk)
+
+
+def _open(settings: LookSettings, desk: Desk) -> OpenLook:
     pair = None if settings.is_remote else find_pair(settings.model)
     lone = None if settings.is_remote else find_detector(settings.model)
     way = settings.look
@@ -228,14 +236,13 @@ def open_look(settings: LookSettings) -> OpenLook:
         answer_tokens = TOKENS_PER_OBJECT * settings.max_objects + TOKENS_BESIDES
         questions = PARTS_OF_TWO_STEPS if way == "two-step" else 1
         need = Need(questions=questions, answer_tokens=answer_tokens)
-        return _listing(_vision(settings, Desk(), need), settings)
+        return _listing(_vision(settings, desk, need), settings)
     if settings.form != USUAL_FORM:
         raise ConfigError(
             f"prompt_order is {settings.prompt_order} and answer_form {settings.answer_form}, but "
             f"only lists are asked for in other ways; expected {USUAL_FORM.order} and "
             f"{USUAL_FORM.answer} with --look {way}."
         )
-    desk = Desk()
     detector = desk.call(
         _open_detector, lone or (pair or BUNDLED_FOLDER) / "detector", settings.device
     )
@@ -259,7 +266,8 @@ def open_look(settings: LookSettings) -> OpenLook:
             device=settings.device,
             quantize=settings.quantize,
         )
-        judge = _Seated(LocalVision(engine, desk), _seat(engine, desk, settings, CASCADE_NEED))
+        batch = _seat(engine, desk, settings, CASCADE_NEED)
+        judge = _Seated(LocalVision(engine, desk), batch, engine)
         return _cascade(detector, judge, settings, desk, crop_side=None)
     seated = _vision(settings, desk, CASCADE_NEED)
     return _cascade(detector, seated, settings, desk, crop_side=CROP_SIDE)
@@ -343,6 +351,7 @@ class _Seated:
 
     vision: Vision
     batch: BatchSize | None = None
+    engine: Engine | None = None
 
 
 def _seat(engine: Engine, desk: Desk, settings: LookSettings, need: Need) -> BatchSize:
@@ -364,7 +373,7 @@ def _vision(settings: LookSettings, desk: Desk, need: Need) -> _Seated:
             quantize=settings.quantize,
             max_pixels=settings.max_pixels or MAX_PIXELS,
         )
-        return _Seated(LocalVision(engine, desk), _seat(engine, desk, settings, need))
+        return _Seated(LocalVision(engine, desk), _seat(engine, desk, settings, need), engine)
     vision = RemoteVision(
         settings.base_url,
         None if settings.model == BUNDLED else settings.model,
@@ -392,14 +401,14 @@ def _listing(seated: _Seated, settings: LookSettings) -> OpenLook:
         form=settings.form,
     )
     if settings.look != "two-step":
-        return OpenLook(vision.name, lister.look, batch=seated.batch)
+        return OpenLook(vision.name, lister.look, batch=seated.batch, engine=seated.engine)
     two = TwoSteps(
         seer=lister,
         lang=settings.lang,
         max_objects=settings.max_objects,
         visual_tokens=settings.visual_tokens or FIRST_LOOK_TOKENS,
     )
-    return OpenLook(vision.name, two.look, batch=seated.batch)
+    return OpenLook(vision.name, two.look, batch=seated.batch, engine=seated.engine)
 
 
 def _cascade(
@@ -431,7 +440,7 @@ def _cascade(
         visual_tokens=settings.visual_tokens,
     )
     name = settings.model if judge is None or not settings.is_remote else judge.name
-    return OpenLook(name, cascade.look, cascade, batch)
+    return OpenLook(name, cascade.look, cascade, batch, None if seated is None else seated.engine)
 
 
 def _detector_batch(settings: LookSettings) -> BatchSize:

@@ -129,6 +129,19 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """What is said aloud of one photo; `file` is None where `error` says why it is not spoken."""
+
+    text: str
+    file: str | None = None
+    error: Failure | None = None
+
+    def __post_init__(self) -> None:
+        if (self.file is None) == (self.error is None):
+            raise ValueError("an Alarm has either a file or an error, and exactly one")
+
+
+@dataclass(frozen=True)
 class Look:
     """What one way of looking said about one photo (a listing model, or detector and judge)."""
 

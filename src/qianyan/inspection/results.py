@@ -6,7 +6,7 @@ again, so that a report can be set anew in another language.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from qianyan.errors import ConfigError, quote
 from qianyan.inspection.records import (
+    Alarm,
     Box,
     Detection,
     Failure,
@@ -170,8 +171,32 @@ def summarise(inspections: Iterable[Inspection], lang: Lang) -> dict[str, Any]:
     }
 
 
-def run_record(facts: RunFacts, inspections: Sequence[Inspection]) -> dict[str, Any]:
-    """Write a whole run as the object that results.json holds."""
+def alarm_record(alarm: Alarm) -> dict[str, Any]:
+    """Write what was said aloud of a picture."""
+    error = alarm.error
+    return {
+        "text": alarm.text,
+        "file": alarm.file,
+        "error": None if error is None else {"code": error.code, "message": error.message},
+    }
+
+
+def run_record(
+    facts: RunFacts, inspections: Sequence[Inspection], alarms: Mapping[str, Alarm] | None = None
+) -> dict[str, Any]:
+    """Write a whole run as the object that results.json holds.
+
+    `alarms` are those of a run that speaks, by source: each picture then has an `alarm`, null where
+    there was nothing to say.
+    """
+
+    def picture_record(inspection: Inspection) -> dict[str, Any]:
+        record = to_record(inspection, facts.lang)
+        if alarms is None:
+            return record
+        alarm = alarms.get(inspection.source)
+        return record | {"alarm": None if alarm is None else alarm_record(alarm)}
+
     return {
         "schema": SCHEMA,
         "run": {
@@ -182,7 +207,7 @@ def run_record(facts: RunFacts, inspections: Sequence[Inspection]) -> dict[str, 
             "lang": facts.lang,
             "version": facts.version,
         },
-        "pictures": [to_record(inspection, facts.lang) for inspection in inspections],
+        "pictures": [picture_record(inspection) for inspection in inspections],
         "summary": summarise(inspections, facts.lang),
     }
 

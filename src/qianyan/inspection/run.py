@@ -7,7 +7,7 @@ stops like that and raises, instead of failing a thousand more.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from hashlib import sha256
@@ -20,7 +20,7 @@ from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.images import decoded_bytes
 from qianyan.inspection.folder import ResultsFolder, file_names, with_suffix
 from qianyan.inspection.line import Room, Turn, work_in_line
-from qianyan.inspection.records import Inspection
+from qianyan.inspection.records import Alarm, Inspection
 from qianyan.inspection.reporting.annotate import mark
 from qianyan.inspection.results import RunFacts
 from qianyan.inspection.service import (
@@ -125,9 +125,9 @@ class Run:
                     "when the endpoint works."
                 )
 
-    def finish(self, facts: RunFacts) -> None:
+    def finish(self, facts: RunFacts, alarms: Mapping[str, Alarm] | None = None) -> None:
         """Write results.json and report.pdf of a run that has been through every picture."""
-        self.folder.finish(facts, self.inspections)
+        self.folder.finish(facts, self.inspections, alarms)
 
     def _look_at_all(self) -> Iterator[tuple[Source, _Looked]]:
         """Look at pending sources, `workers` at a time."""

@@ -24,12 +24,14 @@ from qianyan.inspection.remote.event_stream import Delta, read_deltas, to_delta
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 _CHAT = "/chat/completions"
+_SPEECH = "/audio/speech"
 _WHOLE = ("application/json", "text/html")
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 MAX_NAMES_SHOWN = 8
 LONGEST_RETRY_AFTER_S = 60.0
 _RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _BACK_OFF_STATUS = frozenset({429, 503})
+_Answered = tuple[httpx2.Response, bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,15 @@ class Patience:
     attempts: int = 5
     first_wait_s: float = 0.5
     longest_wait_s: float = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionNames:
+    """What errors call the settings of an endpoint, for its user to correct them."""
+
+    base_url: str = "--base-url"
+    api_key: str = "--api-key or QIANYAN_API_KEY"
+    model: str = "--model"
 
 
 class RefusedError(EndpointError):
@@ -73,6 +84,7 @@ class ChatEndpoint:
         *,
         patience: Patience | None = None,
         concurrency: int = 4,
+        names: OptionNames = OptionNames(),
     ) -> None:
         """Check the address; nothing is sent yet.
 
@@ -80,6 +92,7 @@ class ChatEndpoint:
         """
         self.base_url = base_url.strip().rstrip("/")
         self._key = api_key or ""
+        self._names = names
         self._patience = patience or Patience()
         self._free = threading.BoundedSemaphore(concurrency)
         _check_url(self.base_url)
@@ -103,7 +116,7 @@ class ChatEndpoint:
         entries = data.get("data")
         if not isinstance(entries, list):
             raise EndpointError(
-                f"{self.base_url}/models does not list models. Name one with --model."
+                f"{self.base_url}/models does not list models. Name one with {self._names.model}."
             )
         names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
         return [name for name in names if isinstance(name, str)]
@@ -137,6 +150,18 @@ class ChatEndpoint:
                 yield to_delta(self._parse(raw, response), self.base_url)
             else:
                 yield from read_deltas(response.iter_bytes(), self.base_url)
+
+    def read_aloud(self, body: Mapping[str, Any]) -> bytes:
+        """Have a text read aloud, and give the bytes of the file.
+
+        Raises RefusedError, also with the status 404 where there is no such address, and
+        EndpointError as `chat` does.
+        """
+        response, raw = self._answered("POST", _SPEECH, body)
+        if response.headers.get("content-type", "").startswith(_WHOLE):
+            self._parse(raw, response)
+            raise EndpointError(f"{self.base_url} answers with text where sound was expected.")
+        return raw
 
     @contextmanager
     def _opened(self, body: Mapping[str, Any]) -> Iterator[httpx2.Response]:
@@ -195,15 +220,19 @@ class ChatEndpoint:
 
     def _repeat(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         """Send until answered."""
+        response, raw = self._answered(method, path, body)
+        return self._parse(raw, response)
+
+    def _answered(self, method: str, path: str, body: Mapping[str, Any] | None) -> _Answered:
         try:
             for attempt in self._attempts():
                 with attempt, self._free:
-                    return self._send(method, path, body)
+                    return self._exchange(method, path, body)
         except _TryAgainError as error:
             raise EndpointError(error.sentence) from error
         raise AssertionError("retry_context ends by returning or raising")
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None) -> _Answered:
         """Send once."""
         content = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} if content else {}
@@ -215,7 +244,7 @@ class ChatEndpoint:
         ):
             raw = _read(response, self.base_url)
         if response.status_code == 200:
-            return self._parse(raw, response)
+            return response, raw
         raise self._failure(response, raw)
 
     @contextmanager
@@ -226,7 +255,7 @@ class ChatEndpoint:
         except httpx2.ConnectError as error:
             raise _TryAgainError(
                 f"Nothing answers at {self.base_url}: the connection failed. Start the model "
-                "server there, or correct --base-url."
+                f"server there, or correct {self._names.base_url}."
             ) from error
         except httpx2.TimeoutException as error:
             raise _TryAgainError(
@@ -271,8 +300,8 @@ class ChatEndpoint:
         if status in {401, 403}:
             given = "refuses the API key" if self._key else "wants an API key"
             sentence = (
-                f"{self.base_url} {given} (status {status}). Give the right one with --api-key "
-                "or QIANYAN_API_KEY."
+                f"{self.base_url} {given} (status {status}). Give the right one with "
+                f"{self._names.api_key}."
             )
         elif response.is_redirect:
             target = quote(response.headers.get("location", "nowhere"))
@@ -296,7 +325,7 @@ class ChatEndpoint:
         more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
         return EndpointError(
             f"{self.base_url} has no model {quote(model)}; it offers {shown}{more}. "
-            "Choose one with --model."
+            f"Choose one with {self._names.model}."
         )
 
     def _said(self, raw: bytes) -> str:

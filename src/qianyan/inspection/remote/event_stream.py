@@ -20,7 +20,8 @@ _DONE = "[DONE]"
 class Delta:
     """One piece of an answer; the counts and `finish_reason` come with the last ones.
 
-    `logprobs` are the entries of its tokens as the endpoint sends them, where it does.
+    `logprobs` are the entries of its tokens as the endpoint sends them, where it does. Of an answer
+    that is spoken, `transcript` is its text and `sound` a piece of its base64, cut anywhere.
     """
 
     text: str = ""
@@ -29,6 +30,8 @@ class Delta:
     completion_tokens: int | None = None
     prompt_tokens: int | None = None
     logprobs: tuple[Any, ...] = ()
+    transcript: str = ""
+    sound: str = ""
 
 
 def read_deltas(pieces: Iterable[bytes], where: str) -> Iterator[Delta]:
@@ -68,6 +71,8 @@ def to_delta(chunk: Mapping[str, Any], where: str) -> Delta:
     counts = usage if isinstance(usage, dict) else {}
     logprobs = choice.get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    audio = said.get("audio")
+    audio = audio if isinstance(audio, dict) else {}
     return Delta(
         text=_text(said.get("content")),
         reasoning=_text(said.get("reasoning_content")) or _text(said.get("reasoning")),
@@ -75,6 +80,8 @@ def to_delta(chunk: Mapping[str, Any], where: str) -> Delta:
         completion_tokens=_count(counts.get("completion_tokens")),
         prompt_tokens=_count(counts.get("prompt_tokens")),
         logprobs=tuple(content) if isinstance(content, list) else (),
+        transcript=_text(audio.get("transcript")),
+        sound=_text(audio.get("data")),
     )
 
 

@@ -1,0 +1,118 @@
+"""The options of alarms that are read aloud, and what is shown of them."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qianyan.cli.options import option
+from qianyan.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qianyan.cli.run_display import RunDisplay
+    from qianyan.inspection.alarms.announcer import Announcer
+    from qianyan.inspection.alarms.places import Places
+    from qianyan.inspection.alarms.voices import Voice, VoiceSettings
+    from qianyan.inspection.folder import ResultsFolder
+    from qianyan.inspection.inspector import LookSettings, OpenLook
+    from qianyan.inspection.records import Alarm, Inspection
+
+Speak = Annotated[
+    bool, option("--speak", "read an alarm aloud for each picture with findings, into alarms/")
+]
+SpeakOn = Annotated[
+    str | None,
+    option("--speak-on", "speak of such findings only, in the words of --fail-on; else of fire, "
+            "smoke, possible fire and smoke, and bare heads"),
+]  # fmt: skip
+Place = Annotated[
+    str | None,
+    option("--place", 'where the pictures were taken, as alarms say it: "3 号塔吊下", or '
+            '"crane3/*=3 号塔吊下; gate*=东门" by file or URL'),
+]  # fmt: skip
+VoiceModel = Annotated[
+    str | None,
+    option("--voice-model", "what reads alarms aloud: the folder or hub id of a Qwen2.5-Omni, or a "
+            "model name at --voice-url; else the model that looks"),
+]  # fmt: skip
+VoiceUrl = Annotated[
+    str | None, option("--voice-url", "an OpenAI-compatible endpoint that reads alarms aloud")
+]
+VoiceKey = Annotated[str | None, option("--voice-key", "the key of --voice-url")]
+VoiceName = Annotated[str | None, option("--voice", "whose voice: Chelsie, Ethan …")]
+_ONLY_WITH_SPEAK = ("speak_on", "place", "voice_model", "voice_url", "voice_key", "voice")
+
+
+@dataclass(frozen=True)
+class AlarmOptions:
+    """How alarms are worded and which voice reads them aloud."""
+
+    voice: "VoiceSettings"
+    places: "Places"
+    levels: frozenset[str] | None
+
+
+def read_alarm_options(context: typer.Context) -> AlarmOptions | None:
+    """Take the options of alarms; None where none are to be read aloud.
+
+    Raises ConfigError for an option on the command line that means nothing without --speak.
+    """
+    from qianyan.inspection.alarms.places import Places, parse_places
+    from qianyan.inspection.alarms.voices import VoiceSettings
+    from qianyan.inspection.gate import parse_fail_on
+
+    given = context.params
+    if not given["speak"]:
+        for name in _ONLY_WITH_SPEAK:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is given without --speak; expected both, or "
+                    "neither."
+                )
+        return None
+    levels, place = given["speak_on"], given["place"]
+    return AlarmOptions(
+        voice=VoiceSettings(
+            model=given["voice_model"],
+            base_url=given["voice_url"],
+            api_key=given["voice_key"],
+            voice=given["voice"],
+        ),
+        places=parse_places(place) if place else Places(),
+        levels=parse_fail_on(levels, "--speak-on") if levels else None,
+    )
+
+
+def announcing(
+    options: AlarmOptions | None,
+    settings: "LookSettings",
+    voice: "Voice | None",
+    folder: "ResultsFolder",
+    display: "RunDisplay",
+) -> "AbstractContextManager[Announcer | None]":
+    """Get ready to read alarms aloud, unless none are to be."""
+    from qianyan.inspection.alarms.announcer import Announcer
+    from qianyan.inspection.alarms.sentences import AlarmForm
+
+    if options is None or voice is None:
+        return nullcontext()
+
+    def tell(inspection: "Inspection", alarm: "Alarm") -> None:
+        if alarm.error is None:
+            display.say("alarm", text=alarm.text, file=folder.path / str(alarm.file))
+        else:
+            display.say("alarm_failed", text=alarm.text, why=alarm.error.message)
+
+    form = AlarmForm(lang=settings.lang, levels=options.levels, max_objects=settings.max_objects)
+    return Announcer(folder, voice, form, options.places, tell=tell)
+
+
+def open_alarm_voice(
+    options: AlarmOptions | None, settings: "LookSettings", opened: "OpenLook"
+) -> "Voice | None":
+    """Load what reads alarms aloud, if any are to be."""
+    from qianyan.inspection.alarms.voices import open_voice
+
+    return None if options is None else open_voice(options.voice, settings, opened)
