@@ -8,20 +8,14 @@ import base64
 import functools
 import inspect
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 import wave
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openai
 import pytest
 import torch
 from PIL import Image
@@ -465,134 +459,3 @@ def test_a_voice_whose_token_is_no_word_is_refused(
     torch.save({"Eva": whole.speaker_map["Chelsie"] | {"bos_token": 400}}, wrong / "spk_dict.pt")
     with pytest.raises(CheckpointError, match="is 400; expected an id below the Thinker's"):
         speak(Engine(wrong), ask("Yes?"))
-
-
-KEY = "sk-test-0123456789"
-
-
-@pytest.fixture(scope="module")
-def client(brief: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """The maker's client, of a server that the command runs."""
-    command = [sys.executable, "-m", "qianyan", "serve", "--port", "0", "--model", str(brief)]
-    command += ["--served-name", "qwen2.5-omni-7b", "--dtype", "float32"]
-    command += ["--state-dir", str(tmp_path_factory.mktemp("state"))]
-    environment = {**os.environ, "QIANYAN_API_KEYS": KEY, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        found = re.search(r"http://[\d.:]+(?=/v1)", server.stdout.readline())
-        assert found, f"the server ended with {server.wait()}"
-        with openai.OpenAI(base_url=f"{found[0]}/compatible-mode/v1", api_key=KEY) as one:
-            yield one
-        server.terminate()
-
-
-def listen(num_samples: int) -> list[Any]:
-    """A question with a sound, as clients send it."""
-    sound = {"data": base64.b64encode(wav(num_samples)).decode(), "format": "wav"}
-    heard = {"type": "input_audio", "input_audio": sound}
-    return [{"role": "user", "content": [heard, {"type": "text", "text": "What is it?"}]}]
-
-
-SPOKEN: dict[str, Any] = {
-    "model": "qwen2.5-omni-7b",
-    "messages": listen(16_000),
-    "modalities": ["text", "audio"],
-    "audio": {"voice": "Chelsie", "format": "wav"},
-    "max_tokens": 40,
-    "temperature": 0,
-    "seed": 3,
-}
-
-
-def test_openai_s_client_hears_a_stream_and_saves_it(client: openai.OpenAI, tmp_path: Path) -> None:
-    """The way of Bailian's own sample; what it saves is listened to by measure."""
-    stream = client.chat.completions.create(
-        **SPOKEN, stream=True, stream_options={"include_usage": True}
-    )
-    said, data, order, ids, reasons = "", b"", "", set(), []
-    for chunk in stream:
-        if not chunk.choices:
-            usage = chunk.usage
-            continue
-        reasons.append(chunk.choices[0].finish_reason)
-        audio = getattr(chunk.choices[0].delta, "audio", None)
-        if audio:
-            ids.add(audio.id)
-            said += audio.transcript or ""
-            data += base64.b64decode(audio.data or "")
-            order += "s" if audio.data else "t"
-    assert order.index("s") < order.rindex("t"), "sound comes while the answer is written"
-    assert len(ids) == 1
-    assert [one for one in reasons if one] == ["length"]
-    samples = np.frombuffer(data, np.int16)
-    num_codes = len(samples) // 480
-    assert usage.completion_tokens == 40 + num_codes
-    assert usage.completion_tokens_details.audio_tokens == num_codes
-    assert usage.prompt_tokens_details.audio_tokens == 25
-    with wave.open(str(tmp_path / "said.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(24_000)
-        file.writeframes(data)
-    whole = client.chat.completions.create(**SPOKEN)
-    message = whole.choices[0].message
-    with wave.open(BytesIO(base64.b64decode(message.audio.data))) as file:
-        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 24_000)
-        assert file.readframes(file.getnframes()) == data
-        assert file.getnframes() / 24_000 == num_codes / 50 > 1
-    assert message.audio.transcript == message.content == said
-    levels = samples / 32767
-    assert 0.001 < np.abs(levels).max() < 1, "neither silent nor clipped"
-    assert np.abs(np.diff(levels)).max() < 0.9
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (
-            {"audio": {"voice": "alloy"}},
-            "Input should be 'Chelsie' or 'Ethan': parameters.audio.voice",
-        ),
-        ({"audio": {"format": "mp3"}}, "audio.format is 'mp3'; expected wav or pcm16."),
-        ({"audio": {"voice": 7}}, "audio.voice is no text; expected the name of a voice."),
-        ({"modalities": ["text"]}, "modalities is neither ['text'] without audio nor"),
-        ({"modalities": ["audio"]}, "modalities is neither ['text'] without audio nor"),
-        ({"n": 2}, "n is given for an answer that is spoken; leave it out."),
-        ({"logprobs": True}, "logprobs is given for an answer that is spoken; leave it out."),
-    ],
-)
-def test_what_cannot_be_spoken_is_refused(
-    change: dict[str, Any], sentence: str, client: openai.OpenAI
-) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(**SPOKEN | change)
-    assert sentence in refused.value.message
-
-
-def test_answers_spoken_side_by_side_are_those_spoken_alone(client: openai.OpenAI) -> None:
-    def hear(seed: int) -> str:
-        asked = SPOKEN | {"seed": seed, "max_tokens": 6}
-        done = client.chat.completions.create(**asked)
-        data: str = done.choices[0].message.audio.data
-        return data
-
-    alone = [hear(seed) for seed in (1, 2)]
-    with ThreadPoolExecutor(2) as together:
-        assert list(together.map(hear, (1, 2))) == alone
-    assert alone[0] != alone[1]
-
-
-def test_a_listener_who_goes_away_stops_the_speech(client: openai.OpenAI) -> None:
-    """The next one is heard at once."""
-    stream = client.chat.completions.create(**SPOKEN, stream=True)
-    for chunk in stream:
-        if getattr(chunk.choices[0].delta, "audio", None):
-            break
-    stream.close()
-    bare = SPOKEN | {"audio": {"format": "pcm16"}, "max_tokens": 2}
-    spoken = client.chat.completions.create(**bare)
-    assert len(base64.b64decode(spoken.choices[0].message.audio.data)) > 9600
-    text = {name: SPOKEN[name] for name in ("model", "messages", "max_tokens", "temperature")}
-    plain = client.chat.completions.create(**text)
-    assert plain.choices[0].message.audio is None
-    assert plain.usage.prompt_tokens_details.audio_tokens == 25

@@ -27,6 +27,13 @@ from qianyan.server.errors import RefusedError
 from qianyan.server.files import LONGEST_NAME, FilePurpose, FileRow, Files, StoredFile
 
 SCHEME = "oss://"
+NAMED = {
+    "image_url": ("image", "url"),
+    "video_url": ("video", "url"),
+    "audio_url": ("audio", "url"),
+    "input_audio": ("audio", "data"),
+}
+"""Parts that name their source by an address: what they hold, and in which field it stands."""
 BUCKET = "dashscope-instant"
 KEY_BYTES = 16
 NAME = re.compile(rf"[^/\x00-\x1f\x7f\ud800-\udfff]{{1,{LONGEST_NAME}}}")
@@ -148,14 +155,14 @@ class Uploads:
 
     def _part(self, part: Any) -> Any:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in ("image_url", "video_url"):
+        if kind in NAMED:
+            shorter, field = NAMED[kind]
             source = part.get(kind)
-            found = self._source(source.get("url") if isinstance(source, Mapping) else source)
+            found = self._source(source.get(field) if isinstance(source, Mapping) else source)
             if isinstance(found, Path):
                 left = {key: value for key, value in part.items() if key != kind}
-                shorter = kind.removesuffix("_url")
                 return {**left, "type": shorter, shorter: found}
-        elif kind in ("image", "video"):
+        elif kind in ("image", "video", "audio"):
             return {**part, kind: self._source(part.get(kind))}
         elif kind == "file":
             return {**part, "file": self._document(part.get("file"))}

@@ -196,6 +196,31 @@ def test_a_voice_that_is_not_there_is_refused_in_both_forms(
     assert ours.json()["error"]["message"] == VOICES
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"audio": {"format": "mp3"}}, "audio.format is 'mp3'; expected wav or pcm16."),
+        ({"audio": {"voice": 7}}, "audio.voice is no text; expected the name of a voice."),
+        (
+            {"modalities": ["text"], "audio": {}},
+            "modalities is neither ['text'] without audio nor",
+        ),
+        ({"modalities": ["audio"]}, "modalities is neither ['text'] without audio nor"),
+        ({"n": 2}, "n is given for an answer that is spoken; leave it out."),
+        ({"logprobs": True}, "logprobs is given for an answer that is spoken; leave it out."),
+    ],
+)
+def test_what_cannot_be_spoken_is_refused_in_both_forms(
+    speaker: httpx2.Client, change: dict[str, Any], sentence: str
+) -> None:
+    ours = speaker.post(CHAT, json=chat_body(**change))
+    theirs = speaker.post(PARTS, json=native_body(**change))
+    assert (ours.status_code, theirs.status_code) == (400, 400)
+    assert sentence in ours.json()["error"]["message"]
+    assert theirs.json()["code"] == "InvalidParameter"
+    assert sentence in theirs.json()["message"]
+
+
 @pytest.mark.parametrize("headers", [{}, SSE])
 def test_a_model_that_does_not_speak_says_so_in_both_forms(
     client: httpx2.Client, headers: dict[str, str]
