@@ -1,7 +1,7 @@
 """The options that verbs share: one declaration each, with its help, variable and type."""
 
 import logging
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -138,6 +138,29 @@ Debug = Annotated[
 Version = Annotated[
     bool, typer.Option("--version", help="print the version", callback=_show_version, is_eager=True)
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookOptions:
+    """Which model looks at pictures, and how; `look_settings` reads them."""
+
+    model: Model = "bundled"
+    base_url: BaseUrl = None
+    api_key: ApiKey = None
+    look: Look = "auto"
+    lang: LangOption = "zh"
+    max_objects: MaxObjects = 10
+    max_pixels: MaxPixels = None
+    visual_tokens: VisualTokens = None
+    prompt_order: PromptOrderOption = "picture-first"
+    answer_form: AnswerFormOption = "objects"
+    tiles: Tiles = 1
+    device: Device = "cpu"
+    dtype: DtypeOption = "auto"
+    quantize: QuantizeOption = "none"
+    workers: Workers = 4
+    batch: Batch = "auto"
+
 
 _OTHER_NAMES = {"allow_host": "allow_hosts", "fetch_timeout": "fetch_timeout_s"}
 
