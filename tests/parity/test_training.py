@@ -1,4 +1,4 @@
-"""The whole way: three small stages, export, and transformers computes what we do with it."""
+"""The whole way: three small stages, export, transformers computes what we do, an evaluation."""
 
 import json
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from qianyan.cli import run
 from qianyan.inputs.processor import Processor
 from qianyan.inspection.lessons import find_teacher
 from qianyan.models.attention import NoCache
@@ -98,3 +99,10 @@ def test_three_stages_and_transformers_agree(
         )
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
     assert (ours - untrained).abs().max() > 0.01
+
+    report = tmp_path / "eval"
+    options = ["--model", str(where.out), "--out", str(report), "--max-objects", "1"]
+    assert run(["eval", "--gt", str(labels), *options]) in {0, 4}
+    record = json.loads((report / "eval.json").read_text("utf-8"))
+    assert len(record["pictures"]) == 4
+    assert (report / "eval.html").stat().st_size > 0

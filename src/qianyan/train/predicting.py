@@ -10,6 +10,7 @@ from torch import Tensor
 from qianyan.inputs.processor import ModelInputs
 from qianyan.models.attention import NoCache
 from qianyan.models.omni.thinker import Thinker
+from qianyan.models.positions import continue_after_largest
 from qianyan.models.registry import Model
 from qianyan.train.examples import Example
 
@@ -25,17 +26,14 @@ def answer(
 
     Only ids below `vocab_size` are said: rows behind them fill a matrix up.
     """
-    inputs = example.inputs
     begin = _last_answer(example.learned)
     device = next(model.parameters()).device
-    places = model.place(
-        inputs.prompt_token_ids[:begin], inputs.grid_thw, inputs.second_per_grid_ts
-    )
-    position_ids, following = places.prompt.to(device), places.next.to(device)
-    hidden = _embed_prompt(model, inputs, begin)
+    places = continue_after_largest(example.position_ids[:, :begin])
+    hidden = _embed(model, example.inputs)[:begin]
     answered: list[int] = []
     while len(answered) < most:
         last = torch.tensor([len(hidden) - 1], device=device)
+        position_ids = places.at(0, len(hidden)).to(device)
         logits = model(hidden, position_ids, NoCache([len(hidden)]), logits_at=last)
         token_id = int(logits[0, :vocab_size].argmax())
         if token_id == end:
@@ -43,13 +41,11 @@ def answer(
         answered.append(token_id)
         # A word, whichever it is: what holds a picture's place in a prompt holds none here.
         hidden = torch.cat([hidden, model.embed(torch.tensor([token_id], device=device))])
-        position_ids = torch.cat([position_ids, following.unsqueeze(1)], dim=1)
-        following = following + 1
     return answered
 
 
-def _embed_prompt(model: Model, inputs: ModelInputs, length: int) -> Tensor:
-    """Embed the first tokens of a sample with all its pictures and sounds, (length, hidden)."""
+def _embed(model: Model, inputs: ModelInputs) -> Tensor:
+    """Embed a whole sample with its pictures and sounds, (tokens, hidden)."""
     device = next(model.parameters()).device
     features: list[Tensor | None] = [None]
     if inputs.pixel_values is not None:
@@ -58,7 +54,7 @@ def _embed_prompt(model: Model, inputs: ModelInputs, length: int) -> Tensor:
     if inputs.input_features is not None and isinstance(model, Thinker):
         frames = torch.from_numpy(inputs.input_features).to(device)
         features.append(model.encode_audio(frames, inputs.num_audio_frames))
-    return model.embed(torch.tensor(inputs.prompt_token_ids[:length], device=device), *features)
+    return model.embed(torch.tensor(inputs.prompt_token_ids, device=device), *features)
 
 
 def expected(example: Example) -> list[int]:

@@ -30,3 +30,17 @@ def test_the_answer_is_the_engine_s_and_the_expected_one_the_sample_s(
             answer(model, example, end=-1, vocab_size=num_ids, most=12)[: len(given.token_ids)]
             == given.token_ids
         )
+
+
+def test_what_follows_the_last_answer_changes_nothing(
+    checkpoint: Path, conversations: Path
+) -> None:
+    model, processor = load_model(checkpoint, dtype="float32"), Processor.from_folder(checkpoint)
+    maker = ExampleMaker(model, processor, loss="answers", max_tokens=512)
+    sample = JsonLines(conversations).read(0)
+    more = [*sample.messages, sample.messages[0]]
+    given = [
+        answer(model, maker(messages, source="a"), end=-1, vocab_size=300, most=6)
+        for messages in (sample.messages, more)
+    ]
+    assert given[0] == given[1]
