@@ -10,27 +10,14 @@ import typer
 
 from qianyan.cli.exit_codes import DONE
 from qianyan.cli.inspecting import Sitting, Start, exit_code, go_round
+from qianyan.cli.option_groups import spelling_out
 from qianyan.cli.options import (
-    AnswerFormOption,
-    ApiKey,
-    BaseUrl,
-    Batch,
     Config,
     Debug,
-    Device,
-    DtypeOption,
     Lang,
-    LangOption,
-    Look,
-    MaxObjects,
-    MaxPixels,
-    Model,
+    LookOptions,
     Out,
-    PromptOrderOption,
-    QuantizeOption,
     Quiet,
-    VisualTokens,
-    Workers,
     look_settings,
     option,
 )
@@ -68,6 +55,7 @@ Events = Annotated[
 EvalJson = Annotated[bool, option("--json", "print what eval.json holds instead of a table")]
 
 
+@spelling_out
 def evaluate(
     context: typer.Context,
     results: Annotated[
@@ -77,27 +65,14 @@ def evaluate(
             help="results.json of a finished run, to be scored without looking again",
         ),
     ] = None,
+    *,
     gt: Labels = None,
     images: Images = None,
     leave_out: LeaveOut = None,
     against: Against = None,
     events: Events = None,
     out: Out = Path("qianyan-eval"),
-    model: Model = "bundled",
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    look: Look = "auto",
-    lang: LangOption = "zh",
-    max_objects: MaxObjects = 10,
-    max_pixels: MaxPixels = None,
-    visual_tokens: VisualTokens = None,
-    prompt_order: PromptOrderOption = "picture-first",
-    answer_form: AnswerFormOption = "objects",
-    device: Device = "cpu",
-    dtype: DtypeOption = "auto",
-    quantize: QuantizeOption = "none",
-    workers: Workers = 4,
-    batch: Batch = "auto",
+    looking: LookOptions,
     resume: Annotated[bool, option("--resume", "go on with an interrupted evaluation")] = False,
     overwrite: Annotated[bool, option("--overwrite", "replace the evaluation in --out")] = False,
     quiet: Quiet = False,
@@ -110,7 +85,7 @@ def evaluate(
     Example: qianyan eval --gt site/labels.json --out monday --against sunday/eval.json
     """
     if events is not None:
-        _score_events(events, results, lang, is_json=json)
+        _score_events(events, results, looking.lang, is_json=json)
         raise typer.Exit(DONE)
     if gt is None:
         raise ConfigError("There are no labels to score against; name them with --gt.")
@@ -131,22 +106,24 @@ def evaluate(
     start: Start = "resume" if resume else "overwrite" if overwrite else "new"
     sitting = Sitting(out, start, is_quiet=quiet)
     _make_way(out, against, start)
-    facts, inspections = _verdicts(results, photos, look_settings(context), sitting)
+    settings = look_settings(context)
+    facts, inspections = _verdicts(results, photos, settings, sitting)
     paired = pair_verdicts(photos, inspections)
     scored = score(paired.pairs)
     evaluation = Evaluation(
         facts=facts,
         labels=str(gt),
+        settings=settings.for_resume() if results is None else None,
         paired=paired,
         scored=scored,
         comparison=None if earlier is None else compare(scored.outcomes, earlier),
     )
-    evaluation = _write(evaluation, out, lang)
+    evaluation = _write(evaluation, out, looking.lang)
     if json:
         print(dumps(evaluation.as_record(), indent=1))
-        _warn(evaluation, lang)
+        _warn(evaluation, looking.lang)
     elif not quiet:
-        _print(evaluation, out, lang)
+        _print(evaluation, out, looking.lang)
     seen = [verdict for _, verdict in paired.pairs]
     raise typer.Exit(exit_code(seen, has_findings=False))
 

@@ -107,6 +107,32 @@ def test_a_worst_picture_that_has_gone_since_is_said_and_shown_by_name(
     assert said.err == f"{told}\n"
 
 
+def test_parts_of_large_pictures_are_looked_at_and_the_report_says_so(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The detector sees 64 pixels a side: a picture four times as large is worth parts."""
+    for index in range(3):
+        path = Path("site", f"p{index}.png")
+        with Image.open(path) as picture:
+            picture.resize((256, 192), Image.Resampling.NEAREST).save(path)
+    labels = json.loads(Path("labels.json").read_text())
+    for one in labels["images"]:
+        one |= {"width": 256, "height": 192}
+    Path("labels.json").write_text(json.dumps(labels))
+    assert run(command) == 4
+    assert evaluation()["settings"]["tiles"] == 1
+    assert run([*command, "--tiles", "2", "--out", "parts"]) == 4
+    whole = evaluation("parts")
+    assert whole["settings"]["tiles"] == 2
+    assert whole["settings"]["look"] == "detector"
+    assert "tiles 2" in Path("parts/eval.html").read_text("utf-8")
+    assert whole["figures"]["boxes"] != evaluation()["figures"]["boxes"]
+    assert run([*command, "--tiles", "2", "--out", "qianyan-eval", "--resume"]) == 2
+    assert "tiles" in capsys.readouterr().err, "one evaluation looks in one way"
+    run(["eval", "parts/results.json", *command[1:], "--out", "scored"])
+    assert evaluation("scored")["settings"] is None
+
+
 def write_yolo(folder: Path) -> None:
     (folder / "labels").mkdir(parents=True)
     (folder / "images").symlink_to(Path("site").absolute())

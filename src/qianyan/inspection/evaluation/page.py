@@ -50,6 +50,7 @@ def render_page(evaluation: Evaluation, worst: Sequence[WorstCase], lang: Lang) 
         words=words,
         facts=evaluation.facts,
         labels=evaluation.labels,
+        settings=_settings(evaluation),
         counts=_counts(figures, lang),
         notes=evaluation.note_lines(lang),
         sections=[
@@ -68,6 +69,15 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(TEMPLATE_FILE.read_text("utf-8"))
+
+
+def _settings(evaluation: Evaluation) -> str:
+    """Set how it was looked, without what the page says beside it."""
+    told = {"model", "lang", "version"}
+    given = evaluation.settings or {}
+    return ", ".join(
+        f"{name} {value}" for name, value in given.items() if value is not None and name not in told
+    )
 
 
 def _counts(figures: Figures, lang: Lang) -> list[tuple[str, str]]:

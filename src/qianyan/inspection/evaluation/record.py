@@ -1,6 +1,6 @@
 """An evaluation as it is written: eval.json, eval.html, worst.jpg, and lines for a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ GAP = "  "
 class Evaluation:
     """Who looked, what was scored against which labels, and how it compares.
 
+    `settings` say how it was looked, None where a finished run is scored, which keeps them itself.
     `not_drawn` are those of the worst pictures that cannot be read and are shown by name only.
     """
 
@@ -30,12 +31,14 @@ class Evaluation:
     scored: Scored
     comparison: Comparison | None = None
     not_drawn: tuple[str, ...] = ()
+    settings: Mapping[str, str | int | None] | None = None
 
     def as_record(self) -> dict[str, Any]:
         """Write the evaluation as the object that eval.json holds."""
         return {
             "schema": SCHEMA,
             "run": asdict(self.facts),
+            "settings": None if self.settings is None else dict(self.settings),
             "labels": self.labels,
             "not_in_results": list(self.paired.without_verdict),
             "other_size": list(self.paired.other_size),

@@ -25,6 +25,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "labels": "标注",
         "version": "版本",
         "finished_at": "完成时间",
+        "settings": "设置",
         "figure": "项目",
         "value": "数值",
         "interval_note": "括号内为 95% 置信区间。没有标注的类别不计；未能检查的图片单独计数，从不"
@@ -124,6 +125,7 @@ WORDS: dict[Lang, dict[str, str]] = {
         "labels": "labels",
         "version": "version",
         "finished_at": "finished",
+        "settings": "settings",
         "figure": "figure",
         "value": "value",
         "interval_note": "In brackets: 95 % intervals. Only labelled classes count; pictures "
