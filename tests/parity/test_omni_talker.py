@@ -370,7 +370,7 @@ def test_an_answers_codes_and_sound_are_those_of_transformers(
     speaker = speech.find_speaker("Chelsie")
     speaking = speech.begin(request, prompt, speaker, sampling=greedy())
     for _ in engine.follow(request, prompt):
-        speaking.catch_up()
+        assert all(len(samples) == 0 for samples in speaking.catch_up())
     assert request.num_cached_tokens > 30 if is_known else request.num_cached_tokens == 0
     samples = np.concatenate(list(speaking.finish()))
     no_tokens = list(range(TEXT_TOKENS + len(SPECIAL), 400))

@@ -104,8 +104,9 @@ class Reading:
         before = self.num_codes
         for token_id in token_ids:  # no step of the engine ever sees this request
             request.output_token_ids.append(token_id)
-            yield speaking.catch_up()
-            self.num_codes = before + len(speaking.codes)
+            for samples in speaking.catch_up():
+                yield samples
+                self.num_codes = before + len(speaking.codes)
         for samples in speaking.finish():
             yield samples
             self.num_codes = before + len(speaking.codes)

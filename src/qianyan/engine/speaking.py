@@ -51,17 +51,17 @@ def stream_speech(
     def follow() -> Iterator[TokenText | Sound | Finished]:
         for event in engine.follow(request, prompt):
             if isinstance(event, Finished):
-                for samples in speaking.finish():
-                    if len(samples):
-                        yield Sound(samples=samples)
+                yield from _sounds(speaking.finish())
                 yield event
             else:
                 yield event
-                samples = speaking.catch_up()
-                if len(samples):
-                    yield Sound(samples=samples)
+                yield from _sounds(speaking.catch_up())
 
     return follow()
+
+
+def _sounds(pieces: Iterator[np.ndarray]) -> Iterator[Sound]:
+    return (Sound(samples=samples) for samples in pieces if len(samples))
 
 
 def speak(

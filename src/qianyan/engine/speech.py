@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qianyan.engine.codes import SPEECH_SAMPLING, CodeStream, Opening
@@ -145,8 +146,11 @@ class Speaking:
         """End the speech after the code that is being made; from any thread."""
         self._is_stopped = True
 
-    def catch_up(self) -> np.ndarray:
-        """Take in what the answer has become; give the samples that are certain now, often none."""
+    def catch_up(self) -> Iterator[np.ndarray]:
+        """Take in what the answer has become, step by step; each gives samples, often none.
+
+        The first sound need not wait for all of a text that is ahead of it.
+        """
         return self._read_groups(to_the_end=False)
 
     def finish(self) -> Iterator[np.ndarray]:
@@ -154,7 +158,7 @@ class Speaking:
 
         An answer without text is silence of no length.
         """
-        yield self._read_groups(to_the_end=True)
+        yield from self._read_groups(to_the_end=True)
         if not self._codes.has_begun:
             return
         config = self._speech.talker.config
@@ -168,26 +172,24 @@ class Speaking:
     def _is_over(self) -> bool:
         return self._codes.is_ended or self._is_stopped
 
-    def _read_groups(self, *, to_the_end: bool) -> np.ndarray:
-        """Take in the text's next tokens, whole groups of them or all."""
+    def _read_groups(self, *, to_the_end: bool) -> Iterator[np.ndarray]:
+        """Take in the text's next tokens group by group, at its end what there is."""
         stops = self._request.sampling.stop_token_ids
         text = [one for one in self._request.output_token_ids if one not in stops]
         block = self._speech.token2wav.config.dit.block_codes
-        pieces = [np.empty(0, np.float32)]
         while self._num_read < len(text) and not self._is_over:
             size = block - self._num_read % block if self._codes.has_begun else 1
             group = text[self._num_read : self._num_read + size]
             if len(group) < size and not to_the_end:
-                break
+                return
             self._num_read += len(group)
-            pieces += self._read(group)
-        return np.concatenate(pieces)
+            yield np.concatenate([np.empty(0, np.float32), *self._read(group)])
 
     def _read(self, token_ids: list[int]) -> list[np.ndarray]:
         """Take in some tokens of the text; only the first one of all is alone."""
         if not self._codes.has_begun:
             return [_to_numpy(self._decoder.push(self._codes.begin(self._open(token_ids))))]
-        states = self._states.tokens(token_ids).split(1)
+        states = torch.split(self._states.tokens(token_ids), 1)
         return [self._go_on(state) for state in states if not self._is_over]
 
     def _go_on(self, text: Tensor) -> np.ndarray:

@@ -126,17 +126,16 @@ class SpokenAnswer:
         the model says at a time.
         """
         async for event in self._answer:
+            is_last = isinstance(event, Finished)
+            if not is_last:
+                yield event
+            pieces = self._speaking.finish() if is_last else self._speaking.catch_up()
+            while (samples := await self._speak(partial(next, pieces, None))) is not None:
+                if len(samples):
+                    yield Sound(samples=samples)
             if isinstance(event, Finished):
-                rest = self._speaking.finish()
-                while (samples := await self._speak(partial(next, rest, None))) is not None:
-                    if len(samples):
-                        yield Sound(samples=samples)
                 yield Finished(completion=self._end(event.completion))
                 return
-            yield event
-            samples = await self._speak(self._speaking.catch_up)
-            if len(samples):
-                yield Sound(samples=samples)
 
     def leave(self) -> None:
         """End the answer unless it has ended, between two codes; a second time does nothing."""

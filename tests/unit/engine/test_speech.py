@@ -53,7 +53,7 @@ def test_the_thinker_follows_the_text_a_block_at_a_time(engine: Engine) -> None:
     hook = engine.speech.load().thinker.model.register_forward_hook(note)
     for count in (0, 1, 2, 3, 7, 8, 11):
         request.output_token_ids = written[:count]
-        speaking.catch_up()
+        list(speaking.catch_up())
         told.append(len(speaking.codes))
     rest = list(speaking.finish())
     hook.remove()
@@ -76,11 +76,22 @@ def test_a_speech_that_is_stopped_ends_with_the_sound_of_its_codes(engine: Engin
     assert speaking.is_cut
 
 
+def test_the_first_sound_waits_for_a_few_blocks_and_not_for_the_text(engine: Engine) -> None:
+    """Also where all of a long answer is there already; the vocoder looks some codes ahead."""
+    _, speaking = begin(engine, 60)
+    told, heard = [], 0
+    for samples in speaking.catch_up():
+        told.append(len(speaking.codes))
+        heard = heard or (len(samples) > 0 and len(speaking.codes))
+    assert told == [1, *range(3, 61, BLOCK_CODES)]
+    assert 0 < heard <= 5 * BLOCK_CODES
+
+
 def test_a_speech_that_is_stopped_before_its_first_token_is_silent(engine: Engine) -> None:
     _, speaking = begin(engine, 6)
     speaking.stop()
-    assert len(speaking.catch_up()) == 0
-    assert [len(samples) for samples in speaking.finish()] == [0]
+    assert not list(speaking.catch_up())
+    assert not list(speaking.finish())
     assert speaking.codes == []
     assert speaking.is_cut
 
