@@ -1,7 +1,7 @@
 """The options of alarms that are read aloud, and what is shown of them."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,7 +41,19 @@ VoiceUrl = Annotated[
 ]
 VoiceKey = Annotated[str | None, option("--voice-key", "the key of --voice-url")]
 VoiceName = Annotated[str | None, option("--voice", "whose voice: Chelsie, Ethan …")]
-_ONLY_WITH_SPEAK = ("speak_on", "place", "voice_model", "voice_url", "voice_key", "voice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakOptions:
+    """Whether alarms are read aloud, of what, and by whom."""
+
+    speak: Speak = False
+    speak_on: SpeakOn = None
+    place: Place = None
+    voice_model: VoiceModel = None
+    voice_url: VoiceUrl = None
+    voice_key: VoiceKey = None
+    voice: VoiceName = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class AlarmOptions:
     levels: frozenset[str] | None
 
 
-def read_alarm_options(context: typer.Context) -> AlarmOptions | None:
+def read_alarm_options(context: typer.Context, given: SpeakOptions) -> AlarmOptions | None:
     """Take the options of alarms; None where none are to be read aloud.
 
     Raises ConfigError for an option on the command line that means nothing without --speak.
@@ -62,27 +74,29 @@ def read_alarm_options(context: typer.Context) -> AlarmOptions | None:
     from qianyan.inspection.alarms.voices import VoiceSettings
     from qianyan.inspection.gate import parse_fail_on
 
-    given = context.params
-    if not given["speak"]:
-        for name in _ONLY_WITH_SPEAK:
-            source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} is given without --speak; expected both, or "
-                    "neither."
-                )
+    if not given.speak:
+        _refuse_what_means_nothing(context)
         return None
-    levels, place = given["speak_on"], given["place"]
     return AlarmOptions(
         voice=VoiceSettings(
-            model=given["voice_model"],
-            base_url=given["voice_url"],
-            api_key=given["voice_key"],
-            voice=given["voice"],
+            model=given.voice_model,
+            base_url=given.voice_url,
+            api_key=given.voice_key,
+            voice=given.voice,
         ),
-        places=parse_places(place) if place else Places(),
-        levels=parse_fail_on(levels, "--speak-on") if levels else None,
+        places=parse_places(given.place) if given.place else Places(),
+        levels=parse_fail_on(given.speak_on, "--speak-on") if given.speak_on else None,
     )
+
+
+def _refuse_what_means_nothing(context: typer.Context) -> None:
+    """Refuse options without --speak, unless variables or a file set them for other runs."""
+    for name in (one.name for one in fields(SpeakOptions) if one.name != "speak"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is given without --speak; expected both, or neither."
+            )
 
 
 def announcing(

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
@@ -14,6 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qianyan import __version__
+from qianyan.cli.alarms import (
+    AlarmOptions,
+    SpeakOptions,
+    announcing,
+    open_alarm_voice,
+    read_alarm_options,
+)
 from qianyan.cli.exit_codes import DONE, FINDINGS, IN_PART, UNUSABLE
 from qianyan.cli.option_groups import spelling_out
 from qianyan.cli.options import (
@@ -25,7 +32,6 @@ from qianyan.cli.options import (
     Json,
     Lang,
     LangOption,
-    Look,
     LookOptions,
     Model,
     Out,
@@ -38,8 +44,9 @@ from qianyan.errors import ConfigError, EndpointError, quote
 
 if TYPE_CHECKING:
     from qianyan.cli.run_display import RunDisplay
+    from qianyan.inspection.alarms.announcer import Announcer
     from qianyan.inspection.inspector import LookSettings
-    from qianyan.inspection.records import Inspection
+    from qianyan.inspection.records import Alarm, Inspection
     from qianyan.inspection.results import RunFacts
     from qianyan.inspection.run import Run
     from qianyan.inspection.sources import SourceList
@@ -60,6 +67,7 @@ def inspect(
             "--fail-on", "exit with 1 at such findings: minor, moderate, severe, no_helmet, any"
         ),
     ] = None,
+    speaking: SpeakOptions,
     resume: Annotated[bool, option("--resume", "go on with an interrupted run")] = False,
     overwrite: Annotated[bool, option("--overwrite", "replace the run in --out")] = False,
     quiet: Quiet = False,
@@ -84,15 +92,13 @@ def inspect(
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite are both given; expected one of them.")
     settings = look_settings(context)
+    alarms = read_alarm_options(context, speaking)
     gate = parse_fail_on(fail_on) if fail_on else frozenset()
     listed = list_sources(sources, standard_input=_names_on_standard_input())
     wants_lines = json or not (quiet or sys.stdout.isatty())
     start: Start = "resume" if resume else "overwrite" if overwrite else "new"
-    raise typer.Exit(
-        _inspect_all(
-            listed, settings, Sitting(out, start, gate, is_quiet=quiet, is_json=wants_lines)
-        )
-    )
+    sitting = Sitting(out, start, gate, is_quiet=quiet, is_json=wants_lines, alarms=alarms)
+    raise typer.Exit(_inspect_all(listed, settings, sitting))
 
 
 def _names_on_standard_input() -> Iterator[str]:
@@ -104,22 +110,24 @@ def _names_on_standard_input() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Sitting:
-    """Where a run writes, how it starts, what fails it and how it shows itself."""
+    """Where a run writes, how it starts, what fails it, how it shows itself and what it says."""
 
     out: Path
     start: Start
     gate: frozenset[str] = frozenset()
     is_quiet: bool = False
     is_json: bool = False
+    alarms: AlarmOptions | None = None
 
 
 @dataclass(frozen=True)
 class Round:
-    """A run that has been through every picture, and what it was shown with."""
+    """A run that has been through every picture, what it was shown with and what it said."""
 
     run: "Run"
     facts: "RunFacts"
     display: "RunDisplay"
+    alarms: "Mapping[str, Alarm] | None" = None
 
 
 def go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) -> Round:
@@ -131,6 +139,7 @@ def go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) -
     from qianyan.inspection.run import Run
 
     opened = open_look(settings)
+    voice = open_alarm_voice(sitting.alarms, settings, opened)
     folder = open_folder(
         sitting.out, settings=settings.for_resume(), lang=settings.lang, start=sitting.start
     )
@@ -153,13 +162,32 @@ def go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) -
     )
     if batch is not None:
         display.tell_batch(batch.within(run.num_pending))
-    with _stopping(run, display) as signals, display:
-        for inspection in run.inspect():
-            display.show(inspection, num_done=total - run.num_pending)
+    with (
+        _stopping(run, display) as signals,
+        display,
+        announcing(sitting.alarms, settings, voice, folder, display) as announcer,
+    ):
+        alarms = _go_through(run, display, announcer, total=total)
     if run.num_pending:
         display.say("stopped", n=run.num_pending)
         raise typer.Exit(128 + signals[0])
-    return Round(run, folder.facts(model=opened.model, version=__version__), display)
+    return Round(run, folder.facts(model=opened.model, version=__version__), display, alarms)
+
+
+def _go_through(
+    run: "Run", display: "RunDisplay", announcer: "Announcer | None", *, total: int
+) -> "Mapping[str, Alarm] | None":
+    """Look at every picture, and say aloud what is to be said of those of earlier sittings too."""
+    if announcer is not None:
+        for inspection in run.inspections:
+            announcer.announce(inspection)
+    for inspection in run.inspect():
+        display.show(inspection, num_done=total - run.num_pending)
+        if announcer is not None:
+            announcer.announce(inspection)
+    if announcer is None or run.num_pending:
+        return None
+    return announcer.finish(lambda: run.is_stopping)
 
 
 def _inspect_all(listed: "SourceList", settings: "LookSettings", sitting: Sitting) -> int:
@@ -167,9 +195,12 @@ def _inspect_all(listed: "SourceList", settings: "LookSettings", sitting: Sittin
     from qianyan.inspection.gate import fails
 
     done = go_round(listed, settings, sitting)
-    done.run.finish(done.facts)
+    done.run.finish(done.facts, done.alarms)
     inspections = done.run.inspections
     done.display.close(inspections, sitting.out, num_repeated=done.run.num_repeated)
+    num_silent = sum(alarm.error is not None for alarm in (done.alarms or {}).values())
+    if num_silent:
+        done.display.say("silent", n=num_silent)
     return exit_code(inspections, has_findings=fails(inspections, sitting.gate))
 
 
