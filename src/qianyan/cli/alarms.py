@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qianyan.cli.options import option
+from qianyan.cli.terminal import printable
 from qianyan.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,13 +71,13 @@ def read_alarm_options(context: typer.Context, given: SpeakOptions) -> AlarmOpti
 
     Raises ConfigError for an option on the command line that means nothing without --speak.
     """
+    if not given.speak:
+        _refuse_what_means_nothing(context)
+        return None
     from qianyan.inspection.alarms.places import Places, parse_places
     from qianyan.inspection.alarms.voices import VoiceSettings
     from qianyan.inspection.gate import parse_fail_on
 
-    if not given.speak:
-        _refuse_what_means_nothing(context)
-        return None
     return AlarmOptions(
         voice=VoiceSettings(
             model=given.voice_model,
@@ -114,13 +115,19 @@ def announcing(
         return nullcontext()
 
     def tell(inspection: "Inspection", alarm: "Alarm") -> None:
+        text = printable(alarm.text)
         if alarm.error is None:
-            display.say("alarm", text=alarm.text, file=folder.path / str(alarm.file))
+            display.say("alarm", text=text, file=folder.path / str(alarm.file))
         else:
-            display.say("alarm_failed", text=alarm.text, why=alarm.error.message)
+            display.say("alarm_failed", text=text, why=printable(alarm.error.message))
 
     form = AlarmForm(lang=settings.lang, levels=options.levels, max_objects=settings.max_objects)
     return Announcer(folder, voice, form, options.places, tell=tell)
+
+
+def is_to_speak(options: AlarmOptions | None, settings: "LookSettings") -> bool:
+    """Say whether the model that looks reads alarms aloud, too."""
+    return options is not None and options.voice.is_of(settings)
 
 
 def open_alarm_voice(

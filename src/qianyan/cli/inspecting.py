@@ -18,6 +18,7 @@ from qianyan.cli.alarms import (
     AlarmOptions,
     SpeakOptions,
     announcing,
+    is_to_speak,
     open_alarm_voice,
     read_alarm_options,
 )
@@ -138,7 +139,7 @@ def go_round(listed: "SourceList", settings: "LookSettings", sitting: Sitting) -
     from qianyan.inspection.line import PICTURES_AHEAD
     from qianyan.inspection.run import Run
 
-    opened = open_look(settings)
+    opened = open_look(settings, use_speech=is_to_speak(sitting.alarms, settings))
     voice = open_alarm_voice(sitting.alarms, settings, opened)
     folder = open_folder(
         sitting.out, settings=settings.for_resume(), lang=settings.lang, start=sitting.start

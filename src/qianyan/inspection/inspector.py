@@ -16,6 +16,7 @@ from qianyan.engine.batch_size import MOST, BatchSize, Need, choose_batch, cores
 from qianyan.engine.checkpoint import BUNDLED, BUNDLED_FAST, BUNDLED_FOLDER
 from qianyan.engine.desk import Desk
 from qianyan.engine.engine import Engine
+from qianyan.engine.scheduler import EngineConfig
 from qianyan.errors import CheckpointError, ConfigError, quote
 from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.grounding import Markup
@@ -201,8 +202,8 @@ class OpenLook:
     desk: Desk = field(default_factory=Desk)
 
 
-def open_look(settings: LookSettings) -> OpenLook:
-    """Load or reach the model that the settings name.
+def open_look(settings: LookSettings, *, use_speech: bool = False) -> OpenLook:
+    """Load or reach the model that the settings name; `use_speech` where it is to speak as well.
 
     Raises:
         ConfigError: the settings do not go together.
@@ -210,10 +211,10 @@ def open_look(settings: LookSettings) -> OpenLook:
         EndpointError: the endpoint cannot be reached or refuses to work.
     """
     desk = Desk()
-    return replace(_open(settings, desk), desk=desk)
+    return replace(_open(settings, desk, EngineConfig(use_speech=use_speech)), desk=desk)
 
 
-def _open(settings: LookSettings, desk: Desk) -> OpenLook:
+def _open(settings: LookSettings, desk: Desk, config: EngineConfig) -> OpenLook:
     pair = None if settings.is_remote else find_pair(settings.model)
     lone = None if settings.is_remote else find_detector(settings.model)
     way = settings.look
@@ -236,7 +237,7 @@ def _open(settings: LookSettings, desk: Desk) -> OpenLook:
         answer_tokens = TOKENS_PER_OBJECT * settings.max_objects + TOKENS_BESIDES
         questions = PARTS_OF_TWO_STEPS if way == "two-step" else 1
         need = Need(questions=questions, answer_tokens=answer_tokens)
-        return _listing(_vision(settings, desk, need), settings)
+        return _listing(_vision(settings, desk, need, config), settings)
     if settings.form != USUAL_FORM:
         raise ConfigError(
             f"prompt_order is {settings.prompt_order} and answer_form {settings.answer_form}, but "
@@ -269,7 +270,7 @@ def _open(settings: LookSettings, desk: Desk) -> OpenLook:
         batch = _seat(engine, desk, settings, CASCADE_NEED)
         judge = _Seated(LocalVision(engine, desk), batch, engine)
         return _cascade(detector, judge, settings, desk, crop_side=None)
-    seated = _vision(settings, desk, CASCADE_NEED)
+    seated = _vision(settings, desk, CASCADE_NEED, config)
     return _cascade(detector, seated, settings, desk, crop_side=CROP_SIDE)
 
 
@@ -363,7 +364,7 @@ def _seat(engine: Engine, desk: Desk, settings: LookSettings, need: Need) -> Bat
     return batch
 
 
-def _vision(settings: LookSettings, desk: Desk, need: Need) -> _Seated:
+def _vision(settings: LookSettings, desk: Desk, need: Need, config: EngineConfig) -> _Seated:
     if settings.base_url is None:
         engine = desk.call(
             Engine,
@@ -372,6 +373,7 @@ def _vision(settings: LookSettings, desk: Desk, need: Need) -> _Seated:
             device=settings.device,
             quantize=settings.quantize,
             max_pixels=settings.max_pixels or MAX_PIXELS,
+            config=config,
         )
         return _Seated(LocalVision(engine, desk), _seat(engine, desk, settings, need), engine)
     vision = RemoteVision(

@@ -11,6 +11,7 @@ from qianyan.engine.desk import Desk
 from qianyan.engine.engine import Engine
 from qianyan.engine.faults import is_out_of_memory
 from qianyan.engine.reading_aloud import Reading
+from qianyan.engine.scheduler import EngineConfig
 from qianyan.errors import ConfigError, NoMemoryError, quote
 from qianyan.inspection.inspector import LookSettings, OpenLook
 from qianyan.inspection.remote.chat_endpoint import OptionNames
@@ -19,6 +20,9 @@ from qianyan.models.omni.pcm import to_pcm16, to_wav
 
 SEED = 1
 """Of every alarm, so that the same sentence always sounds the same."""
+
+READING = EngineConfig(max_num_requests=1, max_cache_tokens=2048)
+"""Of a model that only reads aloud: what it reads never enters the engine's cache."""
 
 
 class Voice(Protocol):
@@ -54,6 +58,11 @@ class VoiceSettings:
             raise ConfigError(
                 "--voice-key is given without --voice-url; expected both, or neither."
             )
+
+    def is_of(self, look: LookSettings) -> bool:
+        """Say whether a model here both looks and speaks."""
+        is_here = self.base_url is None and look.base_url is None
+        return is_here and self.model in (None, look.model)
 
 
 class LocalVoice:
@@ -99,7 +108,7 @@ def open_voice(settings: VoiceSettings, look: LookSettings, opened: OpenLook) ->
         return RemoteVoice(
             settings.base_url, settings.model, settings.api_key, voice=settings.voice
         )
-    if settings.model is None and look.base_url is not None:
+    if look.base_url is not None and settings.model in (None, look.model):
         return RemoteVoice(
             look.base_url,
             opened.model,
@@ -108,7 +117,7 @@ def open_voice(settings: VoiceSettings, look: LookSettings, opened: OpenLook) ->
             names=OptionNames(),
         )
     engine = opened.engine
-    if settings.model is None or (engine is not None and settings.model == look.model):
+    if settings.model is None or settings.is_of(look):
         if engine is None or not engine.speech.is_there:
             raise ConfigError(
                 f"The model {quote(opened.model)} looks and does not speak; name one that does "
@@ -121,5 +130,6 @@ def open_voice(settings: VoiceSettings, look: LookSettings, opened: OpenLook) ->
         dtype=look.dtype,
         device=look.device,
         quantize=look.quantize,
+        config=READING,
     )
     return LocalVoice(engine, settings.voice, opened.desk)

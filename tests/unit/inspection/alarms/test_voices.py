@@ -38,7 +38,7 @@ def seconds(sound: bytes) -> float:
 def test_the_model_that_looks_speaks_where_it_can(folder: Path) -> None:
     """It is loaded once, and the same sentence always sounds the same."""
     settings = LookSettings(model=str(folder), dtype="float32")
-    opened = open_look(settings)
+    opened = open_look(settings, use_speech=True)
     voice = open_voice(VoiceSettings(voice="Ethan"), settings, opened)
     assert isinstance(voice, LocalVoice)
     assert voice._engine is opened.engine
@@ -48,6 +48,17 @@ def test_the_model_that_looks_speaks_where_it_can(folder: Path) -> None:
     named = open_voice(VoiceSettings(model=str(folder)), settings, opened)
     assert isinstance(named, LocalVoice)
     assert named._engine is opened.engine
+
+
+def test_a_model_that_is_only_to_look_sets_nothing_aside_for_speech(folder: Path) -> None:
+    settings = LookSettings(model=str(folder), dtype="float32")
+    opened = open_look(settings)
+    assert opened.engine is not None
+    assert not opened.engine.speech.is_there
+    elsewhere = VoiceSettings(base_url="http://127.0.0.1:9/v1")
+    assert [one.is_of(settings) for one in (VoiceSettings(), elsewhere)] == [True, False]
+    assert VoiceSettings(model=str(folder)).is_of(settings)
+    assert not VoiceSettings(model="other").is_of(settings)
 
 
 def test_another_checkpoint_speaks_for_a_detector(
