@@ -23,13 +23,23 @@ export class Camera {
     this.onEnded = () => {};
     stream.getVideoTracks()[0].onended = () => this.onEnded();
     video.srcObject = stream;
-    this.timer = setInterval(() => this.look(onFrame), EVERY_MS);
+    this.onFrame = onFrame;
+    this.timer = setInterval(() => this.look(), EVERY_MS);
   }
 
-  async look(onFrame) {
+  /* Hand on what is seen now. */
+  async look() {
+    const frame = await this.take();
+    if (frame !== null) {
+      this.onFrame(frame);
+    }
+  }
+
+  /* Give what is seen now; null before the camera has shown anything, and after it is closed. */
+  async take() {
     const { videoWidth: width, videoHeight: height } = this.video;
     if (width === 0) {
-      return;
+      return null;
     }
     const scale = Math.min(1, LONGEST_SIDE / Math.max(width, height));
     this.canvas.width = Math.round(width * scale);
@@ -37,9 +47,7 @@ export class Camera {
     const pen = this.canvas.getContext("2d");
     pen.drawImage(this.video, 0, 0, this.canvas.width, this.canvas.height);
     const blob = await new Promise((done) => this.canvas.toBlob(done, "image/jpeg", QUALITY));
-    if (blob !== null && this.stream.active) {
-      onFrame(toBase64(await blob.arrayBuffer()));
-    }
+    return blob !== null && this.stream.active ? toBase64(await blob.arrayBuffer()) : null;
   }
 
   get isFacingUser() {

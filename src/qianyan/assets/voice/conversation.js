@@ -12,8 +12,7 @@ import { Turn } from "./turn.js";
 const LEAST_HOLD_MS = 300;
 const NOTHING = { sentMs: 0, frames: 0, heardMs: 0, firstMs: null };
 const UNIMPORTANT = "unimportant"; // id of events whose errors are nothing to the user
-const CLOSED_FULL = 1013;
-const CLOSED_OVER = 1001;
+const CLOSING = { limit_sessions: "full", session_expired: "over" }; // codes of the server's errors
 
 export class Conversation {
   constructor(view, { model, key, mode, voice }) {
@@ -53,27 +52,37 @@ export class Conversation {
     if (this.phase === "on") {
       return;
     }
+    const attempt = (this.attempt = {}); // until it is ended, or another one is made
     this.fault = null;
     this.counts = { ...NOTHING };
     this.change({ phase: "connecting" });
     try {
       this.player ??= await openPlayer(this);
       const greeted = new Promise((resolve) => { this.onGreeted = resolve; });
-      this.socket = await Socket.open({
+      const socket = await Socket.open({
         model: this.model,
         key: this.key,
         onEvent: (event) => this.take(event),
-        onLost: (code) => this.lose(code),
+        onLost: () => this.lose(),
       });
+      if (attempt !== this.attempt) {
+        socket.close();
+        return;
+      }
+      this.socket = socket;
       await greeted;
       if (this.fault) {
         throw this.fault;
       }
     } catch (error) {
-      this.close();
-      throw error;
+      if (attempt === this.attempt) {
+        this.close();
+        throw error;
+      }
     }
-    this.welcome();
+    if (attempt === this.attempt) {
+      this.welcome();
+    }
   }
 
   /* The session is there: say how it is to be, and go on. */
@@ -201,10 +210,14 @@ export class Conversation {
     this.change({ hold: "no" });
   }
 
-  /* Say something in writing. */
-  type(text) {
+  /* Say something in writing, and show a picture with it where there is one. */
+  type(text, image = null) {
     this.interrupt();
     const content = [{ type: "input_text", text }];
+    if (image !== null) {
+      content.unshift({ type: "input_image", image_url: `data:image/jpeg;base64,${image}` });
+      this.count({ frames: this.counts.frames + 1 });
+    }
     const item = { type: "message", role: "user", content };
     this.socket.send("conversation.item.create", { item });
     this.view.captions.typed(text);
@@ -213,7 +226,7 @@ export class Conversation {
   }
 
   ask() {
-    this.turn.ask();
+    this.turn.ask(true);
     this.socket.send("response.create");
   }
 
@@ -249,6 +262,9 @@ export class Conversation {
   }
 
   take(event) {
+    if (event.type !== "error") {
+      this.fault = null; // it was not the reason for a close
+    }
     this.on[event.type]?.call(this, event);
   }
 
@@ -266,7 +282,7 @@ export class Conversation {
     "input_audio_buffer.speech_stopped"({ audio_end_ms }) {
       const seconds = Math.max(0, audio_end_ms - this.speechStart) / 1000;
       this.view.captions.spoken(seconds, this.counts.frames - this.framesBefore);
-      this.turn.ask();
+      this.turn.ask(false);
       this.change({ isHeard: false });
     },
     "response.created"({ response }) {
@@ -307,24 +323,21 @@ export class Conversation {
       if (error.event_id === UNIMPORTANT) {
         return;
       }
-      this.fault = new Fault("server", error.message);
+      this.fault = new Fault(CLOSING[error.code] ?? "server", error.message);
       if (this.turn.responseId === null) {
         this.turn.end(); // the question was not taken
       }
       if (this.phase === "on") {
-        this.view.notice("server", error.message);
+        this.view.notice(this.fault.code, error.message);
         this.change({});
       }
     },
   };
 
   /* The connection is gone; what was said stays on the page. */
-  lose(code) {
-    const said = this.fault;
-    const isEarly = this.phase === "connecting";
-    const known = { [CLOSED_FULL]: "full", [CLOSED_OVER]: "over" }[code];
-    const fault = new Fault(known ?? (said ? "server" : "lost"), said?.detail);
-    if (isEarly) {
+  lose() {
+    const fault = this.fault ?? new Fault("lost");
+    if (this.phase === "connecting") {
       this.fault = fault;
       this.onGreeted();
       return;
@@ -341,6 +354,8 @@ export class Conversation {
     this.microphone?.close();
     this.player?.close();
     this.socket = this.microphone = this.player = null;
+    this.attempt = null;
+    this.onGreeted?.();
     this.turn.end();
     this.view.level(0);
     this.change({ phase: "off", hold: "no", isHeard: false });

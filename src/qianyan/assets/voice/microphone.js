@@ -18,28 +18,30 @@ export class Microphone {
       context.close();
       throw error;
     }
-    return new Microphone(stream, context, onPiece);
+    const lock = navigator.wakeLock?.request("screen").catch(() => null); // telephones doze off
+    return new Microphone({ stream, context, lock }, onPiece);
   }
 
-  constructor(stream, context, onPiece) {
-    this.stream = stream;
-    this.context = context;
+  constructor({ stream, context, lock }, onPiece) {
+    Object.assign(this, { stream, context, lock });
     this.onEnded = () => {};
-    const node = new AudioWorkletNode(context, "microphone", {
+    this.node = new AudioWorkletNode(context, "microphone", {
       numberOfOutputs: 0,
       channelCount: 1,
       channelCountMode: "explicit",
       processorOptions: { rateHz: MICROPHONE_HZ },
     });
-    node.port.onmessage = ({ data }) => onPiece(data.pcm, data.level);
-    context.createMediaStreamSource(stream).connect(node);
+    this.node.port.onmessage = ({ data }) => onPiece(data.pcm, data.level);
+    context.createMediaStreamSource(stream).connect(this.node);
     for (const track of stream.getAudioTracks()) {
       track.onended = () => this.onEnded(); // unplugged, or refused meanwhile
     }
   }
 
   close() {
+    this.node.port.onmessage = null;
     this.stream.getTracks().forEach((track) => track.stop());
     this.context.close();
+    this.lock?.then((lock) => lock?.release());
   }
 }

@@ -70,7 +70,7 @@ function show() {
   at("mute").setAttribute("aria-pressed", isMuted);
   setText(at("mute").firstElementChild, say(isMuted ? "unmute" : "mute"));
   at("interrupt").hidden = !isAnswering;
-  at("end").hidden = !isOn;
+  at("end").hidden = !isOn && phase !== "connecting";
   at("model").disabled = isOn || phase === "connecting" || shown.models.length < 2;
   document.querySelector(`[name=mode][value=${mode}]`).checked = true;
   const canType = shown.models.length > 0 && phase !== "connecting";
@@ -161,6 +161,10 @@ async function start() {
   try {
     talk.change({ phase: talk.phase === "on" ? "on" : "connecting" });
     await talk.listen();
+    if (talk.phase === "off") { // ended while the browser asked
+      talk.close();
+      return;
+    }
     await talk.connect();
   } catch (error) {
     if (talk.phase === "connecting") {
@@ -179,8 +183,10 @@ async function type(event) {
   }
   try {
     await talk.connect();
-    talk.type(text);
-    at("words").value = "";
+    if (talk.phase === "on") {
+      talk.type(text, (await camera?.take()) ?? null);
+      at("words").value = "";
+    }
   } catch (error) {
     tell(error);
   }
@@ -278,11 +284,16 @@ function showLanguage() {
   show();
 }
 
+function hold() {
+  talk.startHold();
+  camera?.look();
+}
+
 /* While the button is held by finger, mouse, space bar or Enter. */
 function holdWith(button) {
   button.addEventListener("pointerdown", (event) => {
     button.setPointerCapture(event.pointerId);
-    talk.startHold();
+    hold();
   });
   for (const name of ["pointerup", "pointercancel", "blur"]) {
     button.addEventListener(name, () => talk.endHold());
@@ -291,7 +302,7 @@ function holdWith(button) {
   button.addEventListener("keydown", (event) => {
     if ((event.key === " " || event.key === "Enter") && !event.repeat) {
       event.preventDefault();
-      talk.startHold();
+      hold();
     }
   });
   button.addEventListener("keyup", (event) => {

@@ -76,6 +76,7 @@ export class Player {
   }
 
   close() {
+    this.node.port.onmessage = null; // what is on its way comes too late
     this.context.close();
   }
 }

@@ -70,7 +70,7 @@ export class Socket {
   constructor(wire, onEvent, onLost) {
     this.wire = wire;
     wire.onmessage = ({ data }) => onEvent(JSON.parse(data));
-    wire.onclose = ({ code, reason }) => onLost(code, reason);
+    wire.onclose = onLost;
   }
 
   get isOpen() {

@@ -7,9 +7,10 @@ export class Turn {
     this.isNextDropped = false; // interrupted before it had begun
   }
 
-  /* The question is put, the answer is waited for. */
-  ask() {
+  /* The question is put, the answer is waited for; `isOurs` where this page asks for it. */
+  ask(isOurs) {
     this.askedAt = performance.now();
+    this.isOurs = isOurs;
   }
 
   begin(responseId) {
@@ -23,7 +24,7 @@ export class Turn {
   /* Play no more of it. */
   drop() {
     this.isDropped = true;
-    this.isNextDropped = this.responseId === null && this.askedAt !== null;
+    this.isNextDropped = this.responseId === null && this.askedAt !== null && this.isOurs;
     this.askedAt = null;
   }
 
