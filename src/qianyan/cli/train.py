@@ -138,7 +138,11 @@ def train_the_detector(
     ] = 0.0,
     hard: Annotated[
         float,
-        option("--hard", "how many times oftener photos are shown in which it is sure and wrong"),
+        option(
+            "--hard",
+            "how many times oftener photos and drawn scenes are shown in which it is "
+            "sure and wrong",
+        ),
     ] = 0.0,
     resume: Resume = False,
     debug: Debug = False,

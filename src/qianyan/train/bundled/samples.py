@@ -1,7 +1,7 @@
 """From labelled pictures to training batches: choosing, joining, and the padded labels.
 
 Batch number `step` is a function of the seed and the step alone, so a training that is resumed
-sees what it would have seen; once photos are mined, also of what a detector got wrong in them.
+sees what it would have seen; once they are mined, also of what a detector got wrong in them.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qianyan.errors import ConfigError
-from qianyan.labels.photos import LabelledBox, LabelledPhoto
+from qianyan.labels.photos import Corners, LabelledBox, LabelledPhoto
 from qianyan.models.detector import KINDS, Kind, Proposal, normalise
 from qianyan.train.bundled.augment import (
     MIN_PIXELS,
@@ -31,6 +32,7 @@ from qianyan.train.bundled.augment import (
 from qianyan.train.bundled.detector_loss import Targets
 from qianyan.train.bundled.scene_store import StoredScenes, read_chunk, whole_chunks
 
+Scores = NDArray[np.float64]
 CROP = 0.85
 MOST_HARD = 20.0
 
@@ -41,8 +43,8 @@ class Mix:
 
     `paste_fire` is the chance of a flame in a photo without one, `paste_head` of a bare head on one
     that wears a hard hat, `mosaic` of four photos in one, `far` of a photo with people at half its
-    size or less, where heads are small. `hard` is how many times oftener a photo is shown in which
-    the detector is sure of something that is not there; 0 leaves photos unmined.
+    size or less, where heads are small. `hard` is how many times oftener a photo or drawn scene is
+    shown in which the detector is sure of something that is not there; 0 leaves both unmined.
     """
 
     paste_fire: float = 0.15
@@ -78,6 +80,9 @@ class SampleSource:
         self.drawn_share = drawn_share if photos else 1.0
         self.scene_folder = scene_folder
         self.scenes: list[StoredScenes] = []
+        self.false_in_scenes: list[Scores] = []  # of the chunks that were mined
+        self.scene_chances: Scores | None = None  # chunk after chunk; all are alike until mined
+        self.scene_ends = np.zeros(0, dtype=np.int64)
         self.refresh_scenes()
         self.weights = np.array([_weight(sample) for sample in self.photos])
         self.chances = self.weights / self.weights.sum() if photos else self.weights
@@ -95,18 +100,40 @@ class SampleSource:
         chunks = whole_chunks(self.scene_folder)
         for chunk in chunks[len(self.scenes) :]:
             self.scenes.append(read_chunk(self.scene_folder, chunk))
+        if self.false_in_scenes:
+            self._weigh_scenes()
 
     def mine(self, propose: Callable[[Pixels], Iterable[Proposal]]) -> int:
-        """Show photos oftener the surer a detector is of what is not there; count such photos.
+        """Show pictures oftener the surer a detector is of what is not there; count such pictures.
 
-        Only kinds that somebody looked for and did not find can be wrong. From here on, batches
-        depend on what was proposed as well.
+        In photos only kinds can be wrong that somebody looked for and did not find; in drawn scenes
+        any place can, because all of it is known. From here on, batches depend on what was proposed
+        as well; scenes that are drawn later are shown as often as those without a mistake.
         """
+        self.false_in_scenes = [
+            np.array(
+                [
+                    _misplaced_score(boxes, propose(np.asarray(rgb)))
+                    for rgb, boxes in zip(chunk.pictures, chunk.boxes, strict=True)
+                ]
+            )
+            for chunk in self.scenes
+        ]
+        self._weigh_scenes()
+        num_scenes = sum(int((scores > 0).sum()) for scores in self.false_in_scenes)
         false = np.array([_false_score(sample, propose(sample.rgb)) for sample in self.photos])
         weights = self.weights * (1 + self.mix.hard * false)
         self.chances = weights / weights.sum() if self.photos else weights
         self.is_mined = True
-        return int((false > 0).sum())
+        return int((false > 0).sum()) + num_scenes
+
+    def _weigh_scenes(self) -> None:
+        sizes = [len(scenes.boxes) for scenes in self.scenes]
+        weights = np.ones(sum(sizes))
+        false = np.concatenate([np.zeros(0), *self.false_in_scenes])
+        weights[: len(false)] += self.mix.hard * false
+        self.scene_ends = np.cumsum(sizes)  # first: a thread may be drawing
+        self.scene_chances = weights / weights.sum() if sizes else None
 
     def batch(
         self, rng: np.random.Generator, count: int, size: int, *, plain: bool = False
@@ -122,11 +149,7 @@ class SampleSource:
 
     def _draw(self, rng: np.random.Generator, size: int, *, is_plain: bool) -> Sample:
         if rng.random() < self.drawn_share:
-            scenes = self.scenes[int(rng.integers(len(self.scenes)))]
-            index = int(rng.integers(len(scenes.boxes)))
-            sample = Sample(
-                np.asarray(scenes.pictures[index]), scenes.boxes[index], frozenset(KINDS)
-            )
+            sample = self._draw_scene(rng)
         else:
             sample = self._draw_photo(rng)
             if not is_plain and rng.random() < self.mix.mosaic:
@@ -137,6 +160,17 @@ class SampleSource:
                 if is_far:
                     return crop(rng, sample, size, chance=1.0, is_far=True)
         return crop(rng, sample, size, chance=CROP * (0.7 if is_plain else 1.0))
+
+    def _draw_scene(self, rng: np.random.Generator) -> Sample:
+        if self.scene_chances is not None:
+            place = int(rng.choice(len(self.scene_chances), p=self.scene_chances))
+            chunk = int(np.searchsorted(self.scene_ends, place, side="right"))
+            index = place - int(self.scene_ends[chunk]) + len(self.scenes[chunk].boxes)
+        else:
+            chunk = int(rng.integers(len(self.scenes)))
+            index = int(rng.integers(len(self.scenes[chunk].boxes)))
+        scenes = self.scenes[chunk]
+        return Sample(np.asarray(scenes.pictures[index]), scenes.boxes[index], frozenset(KINDS))
 
     def _draw_photo(self, rng: np.random.Generator) -> Sample:
         return self.photos[int(rng.choice(len(self.photos), p=self.chances))]
@@ -187,6 +221,24 @@ def _false_score(sample: Sample, proposals: Iterable[Proposal]) -> float:
     """Give the best score of a kind that was looked for in a picture and is not in it."""
     absent = sample.labelled - {box.kind for box in sample.boxes}
     return max((one.score for one in proposals if one.kind in absent), default=0.0)
+
+
+def _misplaced_score(boxes: Iterable[LabelledBox], proposals: Iterable[Proposal]) -> float:
+    """Give the best score of what lies where nothing of its kind is."""
+    return max(
+        (
+            one.score
+            for one in proposals
+            if not any(box.kind == one.kind and _touch(box.box, one.box) for box in boxes)
+        ),
+        default=0.0,
+    )
+
+
+def _touch(one: Corners, other: Corners) -> bool:
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(
+        one[3], other[3]
+    )
 
 
 def _weight(sample: Sample) -> float:

@@ -1,5 +1,6 @@
 """Which photos a training shows how often, and how they are changed before."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from qianyan.models.detector import (
 from qianyan.train.bundled.augment import FAR, Pixels, Sample, crop
 from qianyan.train.bundled.detector import DetectorRecipe, DetectorTraining
 from qianyan.train.bundled.samples import Mix, SampleSource
+from qianyan.train.bundled.scene_store import draw_chunk
 
+Proposals = Callable[[Pixels], list[Proposal]]
 TINY = DetectorConfig(image_size=64, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), neck_width=24)
 SIDE = 96
 BOX = (24.0, 24.0, 72.0, 72.0)
@@ -68,6 +71,97 @@ def test_photos_with_what_is_not_there_are_shown_oftener(
     assert (person, nothing) == (pytest.approx(2.6), pytest.approx(2.6)), "1 + 2 x 0.8"
     assert taught.chances.sum() == pytest.approx(1.0)
     assert taught.is_mined
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn scenes, few in a chunk."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for chunk in range(2):
+        draw_chunk(folder, chunk, count=6)
+    return folder
+
+
+def misled_by_one(chunk: int, index: int, kind: Kind, mined: SampleSource) -> Proposals:
+    """A detector that is sure of one thing in one corner of one scene."""
+    wrong = np.asarray(mined.scenes[chunk].pictures[index])
+
+    def propose(rgb: Pixels) -> list[Proposal]:
+        is_it = rgb.shape == wrong.shape and np.array_equal(rgb, wrong)
+        return [Proposal(kind, (0.0, 0.0, 3.0, 3.0), 0.9)] if is_it else []
+
+    return propose
+
+
+def drawn_pictures(source: SampleSource, count: int, seed: int = 0) -> list[bytes]:
+    rng = np.random.default_rng(seed)
+    return [source._draw_scene(rng).rgb.tobytes() for _ in range(count)]
+
+
+def test_a_drawn_scene_with_what_is_not_there_is_shown_oftener(scenes: Path) -> None:
+    mined = SampleSource([], scenes, drawn_share=1.0, mix=Mix(hard=10.0))
+    assert mined.mine(misled_by_one(1, 3, "fire", mined)) == 1
+    wrong = np.asarray(mined.scenes[1].pictures[3]).tobytes()
+    shown = drawn_pictures(mined, 600)
+    assert shown.count(wrong) / 600 == pytest.approx(10 / 21, abs=0.07), "1 + 10 x 0.9 of 12 + 9"
+    assert len(set(shown)) == 12, "no other goes missing"
+    other = next(one for one in set(shown) if one != wrong)
+    assert shown.count(other) / 600 == pytest.approx(1 / 21, abs=0.03)
+
+
+def test_only_what_lies_where_nothing_of_its_kind_is_was_wrong(scenes: Path) -> None:
+    mined = SampleSource([], scenes, drawn_share=1.0, mix=Mix(hard=2.0))
+    labels = {
+        np.asarray(rgb).tobytes(): boxes
+        for chunk in mined.scenes
+        for rgb, boxes in zip(chunk.pictures, chunk.boxes, strict=True)
+    }
+    assert any(labels.values())
+
+    def right(rgb: Pixels) -> list[Proposal]:
+        return [Proposal(box.kind, box.box, 0.9) for box in labels[rgb.tobytes()]]
+
+    assert mined.mine(right) == 0
+    assert not any(scores.any() for scores in mined.false_in_scenes)
+
+    def swapped(rgb: Pixels) -> list[Proposal]:
+        heads: dict[Kind, Kind] = {"helmet": "head", "head": "helmet"}
+        return [Proposal(heads.get(one.kind, one.kind), one.box, one.score) for one in right(rgb)]
+
+    is_head = [any(box.kind in ("head", "helmet") for box in boxes) for boxes in labels.values()]
+    assert 0 < mined.mine(swapped) <= sum(is_head), "a hat taken for a bare head is not there"
+
+
+def test_mined_scenes_are_the_same_when_a_training_goes_on(
+    photos: list[LabelledPhoto], scenes: Path
+) -> None:
+    """And before anything is mined, `hard` changes nothing."""
+
+    def begin(hard: float) -> SampleSource:
+        return SampleSource(photos, scenes, drawn_share=0.6, mix=Mix(hard=hard))
+
+    def batch(source: SampleSource, step: int) -> torch.Tensor:
+        pictures, _ = source.batch(np.random.default_rng([7, step]), 8, 64)
+        return pictures
+
+    first, resumed, unmined = begin(5.0), begin(5.0), begin(0.0)
+    for step in range(3):
+        assert torch.equal(batch(first, step), batch(unmined, step))
+    for source in (first, resumed):
+        source.mine(misled_by_one(0, 2, "smoke", source))
+    for step in range(3, 6):
+        assert torch.equal(batch(first, step), batch(resumed, step))
+    assert not all(torch.equal(batch(first, step), batch(unmined, step)) for step in range(3, 6))
+
+
+def test_scenes_that_are_drawn_after_the_mining_are_shown_too(tmp_path: Path) -> None:
+    draw_chunk(tmp_path, 0, count=2)
+    mined = SampleSource([], tmp_path, drawn_share=1.0, mix=Mix(hard=4.0))
+    mined.mine(misled_by_one(0, 0, "fire", mined))
+    draw_chunk(tmp_path, 1, count=2)
+    mined.refresh_scenes()
+    later = {np.asarray(one).tobytes() for one in mined.scenes[1].pictures}
+    assert later & set(drawn_pictures(mined, 100))
 
 
 def test_a_far_picture_shows_things_at_half_their_size_or_less() -> None:
