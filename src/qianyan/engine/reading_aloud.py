@@ -102,14 +102,10 @@ class Reading:
         self.num_prompt_tokens += len(request.prompt_token_ids)
         self.num_text_tokens += len(token_ids)
         before = self.num_codes
-        for token_id in token_ids:  # no step of the engine ever sees this request
-            request.output_token_ids.append(token_id)
-            for samples in speaking.catch_up():
-                yield samples
-                self.num_codes = before + len(speaking.codes)
+        request.output_token_ids.extend(token_ids)  # no step of the engine ever sees this request
         for samples in speaking.finish():
-            yield samples
             self.num_codes = before + len(speaking.codes)
+            yield samples
         if len(speaking.codes) < len(token_ids):
             raise ReplyError(
                 "The voice ended before the text; expected all of it to be read aloud. Try another "
