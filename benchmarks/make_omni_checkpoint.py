@@ -1,11 +1,11 @@
 """Write a Qwen2.5-Omni of official widths with random weights that speaks, for timing only.
 
     python benchmarks/make_omni_checkpoint.py FOLDER
-    python benchmarks/make_omni_checkpoint.py FOLDER --thinker-layers 36 --dit-layers 22
+    python benchmarks/make_omni_checkpoint.py FOLDER --thinker-layers 36
 
-Widths are the released 3B's, and so are the Talker and BigVGAN as a whole; the usual cut is 12 of
-the Thinker's 36 layers and 11 of the DiT's 22, whose layers that look past their block keep their
-places in proportion. Towers have one layer: a question of text uses none. Its vocabulary is bytes.
+Widths are the released 3B's, and so is the half that speaks as a whole; the usual cut is 12 of the
+Thinker's 36 layers. With --dit-layers, layers that look past their block keep their places in
+proportion. Towers have one layer: a question of text uses none. Its vocabulary is bytes.
 No code that ends a speech is ever drawn: an answer has --codes codes, 500 being ten seconds, which
 is ours by the Talker's length and others' by a limit. Without arguments nothing is written.
 """
@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--codes", type=int, default=500, help="50 for each second of speech")
     parser.add_argument("--thinker-layers", type=int, default=12)
-    parser.add_argument("--dit-layers", type=int, default=11)
+    parser.add_argument("--dit-layers", type=int, default=WHOLE_DIT)
     options = parser.parse_args()
     if options.folder is None:
         print("Nothing is written without a folder.")

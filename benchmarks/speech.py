@@ -11,7 +11,9 @@ With one (make_omni_checkpoint.py): a question of text, an answer of --new-token
 seconds of speech, by transformers' generate, which gives sound at its end, and by ours, which gives
 it from the first block on; each run the first request of a fresh process. Finished runs are
 appended to --runs and not repeated, so that one can be made at a time; runs beside which others
-took more than --max-load of the machine count for nothing. Prints, and writes as JSON, seconds and
+took more than --max-load of the machine count for nothing. With fewer --steps of the DiT, which are
+all alike, what nine take is told beside: the DiT's share times nine by them. On a busy machine,
+`--threads 1 --cpu --max-load 1` compares CPU seconds. Prints, and writes as JSON, seconds and
 ratios to transformers'.
 """
 
@@ -43,6 +45,8 @@ from qianyan.models.weights import initialise
 PEERS = {"transformers": "omni_transformers.py", "ours": "omni_ours.py"}
 PROMPT, TEN_SECONDS = 60, 500
 STEPS = 20
+STEPS_RELEASED = 9
+"""Of the DiT's Runge-Kutta method; all of them are alike."""
 
 
 def cpu_s(function: Callable[[], Any], rounds: int = 1) -> float:
@@ -135,6 +139,8 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
         "codes": TEN_SECONDS,
         "new_tokens": options.new_tokens,
         "threads": options.threads,
+        "steps": options.steps,
+        "clock": "process_time" if options.cpu else "perf_counter",
     }
 
 
@@ -181,12 +187,25 @@ def compare(options: argparse.Namespace) -> dict[str, Any] | None:
         print("Not every peer has a run of its own yet; the same command goes on.")
         return None
     (theirs,), (ours,) = runs["transformers"], runs["ours"]
-    ratios = {
-        "first packet": ours["first_packet_s"] / theirs["total_s"],
-        "all of it": ours["total_s"] / theirs["total_s"],
-    }
-    for name, ratio in ratios.items():
-        print(f"{name:14}{ratio:.3f} of transformers' whole answer")
+    ratios = {}
+    for steps in (options.steps, STEPS_RELEASED):
+        first, whole, reference = (
+            one[name] + one[dit] * (steps / options.steps - 1)
+            for one, name, dit in (
+                (ours | ours["parts"], "first_packet_s", "first_dit_s"),
+                (ours | ours["parts"], "total_s", "dit_s"),
+                (theirs | theirs["parts"], "total_s", "dit_s"),
+            )
+        )
+        ratios[f"{steps} steps"] = {
+            "first packet": first / reference,
+            "all of it": whole / reference,
+            "seconds": {"first packet": first, "all of it": whole, "transformers": reference},
+        }
+        print(
+            f"{steps} steps: first packet {first:.1f} s, all {whole:.1f} s, transformers "
+            f"{reference:.1f} s; ratios {first / reference:.3f} and {whole / reference:.3f}"
+        )
     return {"ratios": ratios, "runs": [theirs, ours]}
 
 
@@ -197,6 +216,10 @@ def main() -> None:
     parser.add_argument("--peer", action="append", choices=PEERS, help="can be repeated")
     parser.add_argument("--new-tokens", type=int, default=36, help="of the answer's text")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--steps", type=int, default=STEPS_RELEASED, help="of the DiT, fewer where time is short"
+    )
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds instead of a clock's")
     parser.add_argument("--max-load", type=float, default=0.1, help="share that others may take")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -206,7 +229,8 @@ def main() -> None:
     figures = grow(options) if options.checkpoint is None else compare(options)
     if figures is None:
         return
-    now, what = datetime.now(UTC), "growth" if options.checkpoint is None else "peers"
+    now = datetime.now(UTC)
+    what = "growth" if options.checkpoint is None else "peers-cpu" if options.cpu else "peers"
     versions = {name: version(name) for name in ("torch", "transformers", "qianyan")}
     head = {"when": now.isoformat(timespec="seconds"), "processor": processor_name()}
     head |= {"threads": options.threads, "versions": versions}

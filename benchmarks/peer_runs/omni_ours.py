@@ -15,25 +15,28 @@ from qianyan.engine.engine import Engine
 from qianyan.engine.options import ChatOptions
 from qianyan.engine.speaking import Sound, stream_speech
 from qianyan.engine.states import ThinkerStates
+from qianyan.models.omni import speech_decoder
 from qianyan.models.omni.bigvgan import BigVGAN
+from qianyan.models.omni.flow import sway_times
 from qianyan.models.omni.speech_decoder import Flow
 
 
 class Watch:
     """Seconds of each part, and of each of its calls with what it worked on."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.calls: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
     def put_on(self, owner: Any, name: str, part: str, size: Callable[..., int]) -> None:
         function = getattr(owner, name)
 
         def call(itself: Any, *values: Any) -> Any:
-            begin = time.perf_counter()
+            begin = self.clock()
             try:
                 return function(itself, *values)
             finally:
-                self.calls[part].append((size(*values), time.perf_counter() - begin))
+                self.calls[part].append((size(*values), self.clock() - begin))
 
         setattr(owner, name, call)
 
@@ -45,7 +48,10 @@ class Watch:
 def main() -> None:
     task = json.loads(sys.argv[1])
     torch.set_num_threads(task["threads"])
-    watch = Watch()
+    clock = getattr(time, task["clock"])
+    times = sway_times(task["steps"] + 1)
+    speech_decoder.sway_times = lambda: times  # type: ignore[assignment]
+    watch = Watch(clock)
     watch.put_on(ThinkerStates, "_pass", "following_s", len)
     watch.put_on(CodeStream, "_pass", "talker_s", len)
     watch.put_on(Flow, "__call__", "dit_s", lambda *values: len(values[1]))
@@ -56,16 +62,17 @@ def main() -> None:
     load_s = time.perf_counter() - begin
     messages = [{"role": "user", "content": task["question"]}]
     options = ChatOptions(temperature=0, max_tokens=task["new_tokens"], seed=1)
-    begin = time.perf_counter()
+    begin = clock()
     sounds: list[tuple[float, int]] = []
     for event in stream_speech(engine, messages, **options):
         if isinstance(event, Sound):
-            sounds.append((time.perf_counter() - begin, len(event.samples)))
-    total_s = time.perf_counter() - begin
+            sounds.append((clock() - begin, len(event.samples)))
+    total_s = clock() - begin
     usage = event.completion.usage
     figures = {
         "total_s": total_s,
         "first_packet_s": sounds[0][0],
+        "first_dit_s": watch.calls["dit_s"][0][1],
         "samples": sum(count for _, count in sounds),
         "prompt_tokens": usage.prompt_tokens,
         "new_tokens": usage.completion_tokens,
