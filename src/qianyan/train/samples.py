@@ -2,8 +2,9 @@
 
 A line is {"messages": [...], "tools": [...]} in OpenAI's form, or LLaVA's {"conversations":
 [{"from": "human" | "gpt", "value": "<image>..."}], "image": ..., "video": ..., "audio": ...} with
-one tag for each file, and "use_audio_in_video" for its videos where it is not left open. A pair for
-preference training has "rejected" beside its messages: another last answer.
+one tag for each file, and "use_audio_in_video" for its videos where it is not left open. Files may
+be listed so beside messages as well, and as "images", "videos" and "audios". A pair for preference
+training has "rejected" beside its messages: another last answer.
 """
 
 import json
@@ -97,12 +98,19 @@ def read_sample(data: Mapping[str, Any], *, source: str, images: Path) -> Sample
 
     Raises InputError for what is neither.
     """
+    named = {kind: _files(kind, data, source, images) for kind in KINDS}
+    files = {kind: iter(parts) for kind, parts in named.items()}
     if "conversations" in data:
-        messages = _llava_messages(data, source, images)
+        messages = _llava_messages(data["conversations"], files, source)
     elif isinstance(data.get("messages"), list):
         messages = [_openai_message(each, source, images) for each in data["messages"]]
+        if any(named.values()):
+            messages = [_with_files(message, files, source) for message in messages]
     else:
         raise InputError(f"{source} has no messages and no conversations; expected one of them.")
+    for kind, left in files.items():
+        if next(left, None) is not None:
+            raise InputError(f"{source} has more files than tags <{kind}>; expected one for each.")
     rejected = data.get("rejected")
     if rejected is not None and not isinstance(rejected, str):
         raise InputError(f"{source} has no text for rejected; expected the worse answer.")
@@ -151,10 +159,18 @@ def _locate(name: str, images: Path) -> str:
     return str(images / name)
 
 
-def _llava_messages(data: Mapping[str, Any], source: str, images: Path) -> list[Message]:
+def _with_files(message: Message, files: Mapping[str, Iterator[Message]], source: str) -> Message:
+    """Put files in place of the tags in what a user says."""
+    content = message.get("content")
+    if message.get("role") != "user" or not isinstance(content, str):
+        return message
+    return {**message, "content": list(_parts(content, files, source))}
+
+
+def _llava_messages(
+    turns: Any, files: Mapping[str, Iterator[Message]], source: str
+) -> list[Message]:
     """Turn LLaVA's turns into messages, each tag into the next file."""
-    files = {kind: iter(_files(kind, data, source, images)) for kind in KINDS}
-    turns = data["conversations"]
     messages: list[Message] = []
     for turn in turns if isinstance(turns, list) else [turns]:
         role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
@@ -167,9 +183,6 @@ def _llava_messages(data: Mapping[str, Any], source: str, images: Path) -> list[
         else:
             parts = list(_parts(turn["value"], files, source))
             messages.append({"role": role, "content": parts})
-    for kind, left in files.items():
-        if next(left, None) is not None:
-            raise InputError(f"{source} has more files than tags <{kind}>; expected one for each.")
     return messages
 
 
@@ -187,7 +200,7 @@ def _parts(text: str, files: Mapping[str, Iterator[Message]], source: str) -> It
 
 def _files(kind: str, data: Mapping[str, Any], source: str, images: Path) -> list[Message]:
     """Make a content part of each file of a kind that a line names."""
-    value = data.get(kind)
+    value = data.get(kind, data.get(f"{kind}s"))
     names = value if isinstance(value, list) else [] if value is None else [value]
     heard = data.get("use_audio_in_video") if kind == "video" else None
     more = {} if heard is None else {"use_audio_in_video": heard}

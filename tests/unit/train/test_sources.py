@@ -194,6 +194,20 @@ def test_a_video_and_several_pictures_keep_their_places(tmp_path: Path) -> None:
     assert parts[5]["image_url"]["url"] == "http://x/b.jpg"
 
 
+def test_files_listed_beside_messages_take_the_place_of_their_tags(tmp_path: Path) -> None:
+    """As other trainers write them: the tags in a text, the names in lists."""
+    asked = {"role": "user", "content": "<audio><image>Do they fit?"}
+    messages = [{"role": "system", "content": "<image>"}, asked]
+    data = {"messages": messages, "audios": ["a.wav"], "images": ["b.png"]}
+    system, user = read_sample(data, source="a [0]", images=tmp_path).messages
+    assert system["content"] == "<image>"
+    assert [part["type"] for part in user["content"]] == ["audio_url", "image_url", "text"]
+    plain = read_sample({"messages": messages}, source="a [0]", images=tmp_path).messages
+    assert plain[1] == asked
+    with pytest.raises(InputError, match="more files than tags <video>"):
+        read_sample({**data, "videos": ["c.mp4"]}, source="a [0]", images=tmp_path)
+
+
 def test_sounds_are_looked_for_beside_the_data_unless_a_message_holds_them(tmp_path: Path) -> None:
     parts = [
         {"type": "audio", "audio": "a.wav"},
