@@ -73,13 +73,18 @@ async def _turn(worker: Worker, question: Question) -> Question:
     return replace(question, messages=messages, telling=replace(question.telling, turn=turn))
 
 
-async def _begin(worker: Worker, question: Question) -> Sequence[Answer | SearchingAnswer]:
-    asked = settle_thinking(
+def settle(worker: Worker, question: Question) -> ChatOptions:
+    """Give a question's options with what it says of thinking; raises RefusedError."""
+    return settle_thinking(
         question.options,
         question.reasoning_effort,
         worker.engine.processor.template,
         default_budget=worker.limits.thinking_budget,
     )
+
+
+async def _begin(worker: Worker, question: Question) -> Sequence[Answer | SearchingAnswer]:
+    asked = settle(worker, question)
     if question.search is not None:
         return [await question.search.begin(worker, question.messages, asked)]
     choices: list[ChatOptions] = []

@@ -91,6 +91,12 @@ class Metrics:
                 spent_s = time.monotonic() - asked.first_token_at
                 self._token_s.labels(asked.model).observe(spent_s / (tokens["completion"] - 1))
 
+    def count_speech(self, asked: Asked, num_codes: int) -> None:
+        """Count the codes of an answer that was spoken, whole or cut; its key pays for them."""
+        self._tokens.labels(asked.model, "completion").inc(num_codes)
+        asked.completion_tokens += num_codes
+        self.rates.pay_tokens(asked.owner_id, num_codes)
+
     def count_request(self, asked: Asked, *, route: str, status: int) -> None:
         """Count a request when its last byte is sent."""
         self._requests.labels(route, asked.model, str(status)).inc()

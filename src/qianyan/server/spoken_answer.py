@@ -23,7 +23,7 @@ from qianyan.models.omni.pcm import to_pcm16, to_wav
 from qianyan.server.answer import Answer
 from qianyan.server.asking import asked_now
 from qianyan.server.errors import RefusedError
-from qianyan.server.generate import Question
+from qianyan.server.generate import Question, settle
 from qianyan.server.openai_request import ChatRequest
 from qianyan.server.worker import Worker
 
@@ -166,15 +166,17 @@ async def begin_spoken(worker: Worker, question: Question, asked: AskedSpeech) -
     """
     speech = await asyncio.to_thread(worker.engine.speech.load)
     speaker = speech.find_speaker(asked.voice)
+    options = settle(worker, question)
     await worker.ready(question.messages)
-    owner_id = asked_now().owner_id
+    now = asked_now()
     with ExitStack() as begun:
-        await worker.voices.sit(owner_id)
-        begun.callback(worker.voices.stand_up, owner_id)
-        answer = await worker.begin(question.messages, question.options)
+        await worker.voices.sit(now.owner_id)
+        begun.callback(worker.voices.stand_up, now.owner_id)
+        answer = await worker.begin(question.messages, options)
         begun.callback(answer.leave)
         start = partial(speech.begin, answer.request, answer.prompt, speaker)
         speaking = await worker.on_voice(start)
+        begun.callback(lambda: worker.count_speech(now, len(speaking.codes)))
         return SpokenAnswer(worker, answer, speaking, leave=begun.pop_all().close)
 
 

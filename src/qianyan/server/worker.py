@@ -18,10 +18,11 @@ from typing import TypeVar
 
 from qianyan.engine.embedding import EmbeddingOptions, Embeddings, Input
 from qianyan.engine.engine import Engine, Messages
+from qianyan.engine.faults import is_out_of_memory
 from qianyan.engine.options import ChatOptions, check_names
 from qianyan.engine.request import Completion, Finished, Request, TokenText
 from qianyan.engine.runner import Prompt
-from qianyan.errors import QianyanError
+from qianyan.errors import NoMemoryError, QianyanError
 from qianyan.server.answer import Answer, End, end_of
 from qianyan.server.asking import Asked, asked_now
 from qianyan.server.errors import ModelFailedError, RefusedError, stopping
@@ -199,10 +200,20 @@ class Worker:
         return computing.result()
 
     async def on_voice(self, work: Callable[[], Made]) -> Made:
-        """Do a step of an answer's speech, on a thread of its own; raises what the step does."""
+        """Do a step of an answer's speech, on a thread of its own.
+
+        Raises what the step does, and a QianyanError for what PyTorch could not do.
+        """
         if self._is_closed:
             raise stopping()
-        return await asyncio.wrap_future(self._voice.submit(work))
+        try:
+            return await asyncio.wrap_future(self._voice.submit(work))
+        except (RuntimeError, MemoryError) as error:
+            raise _speech_failed(error) from error
+
+    def count_speech(self, asked: Asked, num_codes: int) -> None:
+        """Count the codes of an answer that was spoken, when it is left."""
+        self._metrics.count_speech(asked, num_codes)
 
     def _refuse_too_late(self, asked: Asked) -> None:
         if asked.ends_at is not None and time.monotonic() > asked.ends_at:
@@ -338,6 +349,16 @@ class Worker:
         news: list[News] = [(one, [], ended) for one in failed]
         self._loop.call_soon_threadsafe(self._deliver, news)
         self.engine.forget([one.request for one in failed])
+
+
+def _speech_failed(error: BaseException) -> QianyanError:
+    if is_out_of_memory(error):
+        return NoMemoryError(
+            "There is no memory to speak this answer. Ask fewer things at once, lower "
+            "max_cache_tokens or close other programs."
+        )
+    logger.error("an answer could not be spoken", exc_info=error)
+    return QianyanError("The model could not speak this answer; the cause is in the log.")
 
 
 def _cannot(what: str) -> RefusedError:

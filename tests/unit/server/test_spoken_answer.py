@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 import wave
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
 
 from qianyan.engine.engine import Engine
 from qianyan.engine.speech import Speaking, Speech
+from qianyan.models.omni.speech_decoder import SpeechDecoder
 from qianyan.server.line import Line
 
 CHAT = "/v1/chat/completions"
@@ -317,3 +320,50 @@ def is_left(voices: Line, speaking: Speaking) -> None:
     num_codes = len(speaking.codes)
     time.sleep(0.6)
     assert 0 < len(speaking.codes) == num_codes < 4096
+
+
+def test_tokens_of_speech_are_counted_and_paid_for(serve: Serve, speaking: Engine) -> None:
+    with serve(model=speaking, tokens_per_minute=100) as one:
+        said = say(one, CHAT, chat_body())
+        usage = said["usage"]
+        counts = re.search(r'tokens_total.*kind="completion".* (\d+)', one.get("/metrics").text)
+        assert counts is not None
+        assert int(counts[1]) == usage["completion_tokens"] > 24
+        refused = one.post(CHAT, json=chat_body())
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "limit_tokens"
+
+
+def test_speech_that_fails_says_so_and_the_next_answer_is_spoken(
+    speaker: httpx2.Client, spoken: tuple[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = SpeechDecoder.push
+    failing: list[BaseException] = []
+
+    def push_or_fail(self: SpeechDecoder, codes: list[int]) -> Any:
+        if failing:
+            raise failing[0]
+        return push(self, codes)
+
+    monkeypatch.setattr(SpeechDecoder, "push", push_or_fail)
+    for error, status, code in (
+        (RuntimeError("a matrix is not invertible"), 500, "failed"),
+        (torch.OutOfMemoryError("out of memory"), 503, "no_memory"),
+    ):
+        failing[:] = [error]
+        refused = speaker.post(CHAT, json=chat_body())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
+        assert "matrix" not in refused.text
+        stream = speaker.post(CHAT, json=chat_body(stream=True)).text.split("\n\n")
+        assert json.loads(stream[-2].removeprefix("data: "))["error"]["code"] == code
+        packets = speaker.post(PARTS, json=native_body(), headers=SSE).text
+        assert packets.split("\n\n")[-2].count("event:error") == 1
+    failing.clear()
+    message = say(speaker, CHAT, chat_body())["choices"][0]["message"]
+    assert frames(message["audio"]["data"]) == spoken[1]
+
+
+def test_thinking_of_a_model_that_does_not_think_is_refused(speaker: httpx2.Client) -> None:
+    refused = speaker.post(CHAT, json=chat_body(reasoning_effort="high"))
+    assert refused.status_code == 400
+    assert "does not think" in refused.json()["error"]["message"]
