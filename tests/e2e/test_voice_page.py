@@ -71,7 +71,7 @@ def talking_server(
         def address() -> str:
             while server.poll() is None:
                 said = (state / "log").read_text("utf-8")
-                if found := re.search(r"http://[\d.:]+(?=/v1)", said):
+                if found := re.search(r"http://[\d.:]+(?=/console/voice)", said):
                     return found[0]
                 time.sleep(0.05)
             raise AssertionError((state / "log").read_text("utf-8"))
@@ -547,7 +547,7 @@ def test_a_server_that_dies_is_told_and_can_be_tried_again(
 ) -> None:
     visit = Visit(chromium, talking_server())
     visit.page.wait_for_selector("#start:enabled")
-    visit.type("Tell me a long story.")
+    visit.type(words := "<b onclick=alert(1)>Tell me</b> a long story.")
     visit.hears(200)
     talking_server.process.send_signal(signal.SIGKILL)  # type: ignore[attr-defined]
     assert "connection to the server was lost" in visit.notice("lost")
@@ -555,4 +555,5 @@ def test_a_server_that_dies_is_told_and_can_be_tried_again(
     visit.page.locator("#notice-action").click()
     assert "cannot be reached" in visit.notice("offline")
     assert visit.page.locator("#captions li").count() == 2
+    assert visit.page.locator("#captions .words").first.inner_text() == words
     visit.context.close()

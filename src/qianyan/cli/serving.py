@@ -106,7 +106,7 @@ def serve(
             settings = replace(settings, api_keys=_keep_key(folder, new_key))
         app = create_app(settings, engine)
         listener.listen(BACKLOG)
-        _say(settings)
+        _say(settings, has_voice_page=engine.processor.sounds is not None)
         Server(listen_config(app, settings)).run(sockets=[listener])
 
 
@@ -169,11 +169,13 @@ def _keep_key(folder: Path, new_key: str) -> tuple[str, ...]:
     return (new_key,)
 
 
-def _say(settings: "ServerSettings") -> None:
+def _say(settings: "ServerSettings", *, has_voice_page: bool) -> None:
     """Say in both languages where the server is, and who may use it."""
     address, names = settings.address, ", ".join(settings.all_names)
     print(f"千眼已启动，模型 {names}，地址 {address}/v1 (DashScope: {address}/api/v1)")
     print(f"qianyan serves {names} at {address}/v1 (DashScope: {address}/api/v1)", flush=True)
+    if has_voice_page:
+        print(f"语音页面 / Voice page: {address}/console/voice", flush=True)
     if not settings.api_keys:
         print("警告：已用 --no-auth 关闭 API 密钥，本机上的任何程序都可以使用。", file=sys.stderr)
         print(
