@@ -100,6 +100,7 @@ def test_a_checkpoint_speaks_what_was_found_and_what_could_not_be_judged(
     assert run([*command, "--resume"]) == 4
     assert {file.name: file.stat().st_mtime_ns for file in (out / "alarms").iterdir()} == files
     assert pictures(out) == alarms
+    assert run(["report", str(out)]) == 0
 
 
 def test_a_server_of_ours_speaks_for_a_finished_run(
