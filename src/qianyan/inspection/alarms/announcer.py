@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 ENOUGH_FAILURES = 3
 STORAGE_FAILED = "storage_failed"
+NOT_WRITTEN = "The alarm cannot be written: {reason}. Make room, and run it again with --resume."
+UNFORESEEN = Failure("failed", "The voice failed in a way that was not foreseen; the log says how.")
 STOPPED = Failure("stopped", "The run was stopped before; go on with --resume.")
 LOOK_UP_S = 0.2  # between two looks at whether to stop
 
@@ -88,7 +90,8 @@ class Announcer:
     def finish(self, is_stopping: Callable[[], bool]) -> Mapping[str, Alarm]:
         """Wait for all that is to be said; give the alarms by their pictures' sources.
 
-        Once `is_stopping`, only the sentence in hand is waited for.
+        Once `is_stopping`, only the sentence in hand is waited for. Of what nobody foresaw the log
+        says all there is; the results of the run are written all the same.
         """
         for inspection, text, future in self._waiting:
             while not future.done():
@@ -97,8 +100,9 @@ class Announcer:
                 wait([future], timeout=LOOK_UP_S)
             if future.cancelled():
                 self._alarms[inspection.source] = Alarm(text, error=STOPPED)
-            else:
-                future.result()
+            elif (error := future.exception()) is not None:
+                logger.error("an alarm was not read aloud", exc_info=error)
+                self._alarms[inspection.source] = Alarm(text, error=UNFORESEEN)
         return self._alarms
 
     def _speak(self, inspection: Inspection, text: str) -> None:
@@ -108,8 +112,8 @@ class Announcer:
         except QianyanError as error:
             alarm = Alarm(text, error=Failure(error.code, str(error)))
         except OSError as error:
-            reason = f"{quote(error.strerror or type(error).__name__)}"
-            alarm = Alarm(text, error=Failure(STORAGE_FAILED, _NOT_WRITTEN.format(reason=reason)))
+            reason = quote(error.strerror or type(error).__name__)
+            alarm = Alarm(text, error=Failure(STORAGE_FAILED, NOT_WRITTEN.format(reason=reason)))
         self._alarms[inspection.source] = alarm
         self._note(inspection, alarm)
         self._tell(inspection, alarm)
@@ -154,9 +158,6 @@ class Announcer:
                 lines.write(to_json(record) + "\n")
         except OSError as error:
             logger.warning("alarms.jsonl cannot be written: %s", error)
-
-
-_NOT_WRITTEN = "The alarm cannot be written: {reason}. Make room, and run it again with --resume."
 
 
 def read_alarms(folder: ResultsFolder) -> list[dict[str, Any]]:

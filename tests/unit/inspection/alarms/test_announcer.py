@@ -183,6 +183,18 @@ def test_a_voice_that_fails_again_and_again_is_left_alone(folder: ResultsFolder)
     assert "failed 3 times in a row and was not asked again" in last.message
 
 
+def test_what_nobody_foresaw_is_logged_and_leaves_the_words(
+    folder: ResultsFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    voice = Beeper(RuntimeError("a surprise"))
+    alarms = announce(folder, voice, looked("a.jpg", BARE), looked("b.jpg", FIRE))
+    error = alarms["site/a.jpg"].error
+    assert error is not None
+    assert "the log says how" in error.message
+    assert "a surprise" in caplog.text
+    assert alarms["site/b.jpg"].file == "alarms/b.jpg.wav"
+
+
 def test_a_folder_that_takes_no_file_leaves_the_words(folder: ResultsFolder) -> None:
     (folder.path / "alarms").write_text("a file where a folder was to be")
     alarms = announce(folder, Beeper(), looked("a.jpg", BARE))
