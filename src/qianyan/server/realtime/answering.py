@@ -73,6 +73,7 @@ class Answering:
         self._worker = asker.worker
         self._reason: Reason | None = None
         self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._tell_fault)
 
     @property
     def is_over(self) -> bool:
@@ -95,24 +96,30 @@ class Answering:
         await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        status = GONE
+        status = 500
         with asking(self._asked):
             try:
                 self.response.begin()
                 await self._answer()
                 status = 200
             except asyncio.CancelledError:
+                status = GONE
                 if self._reason is None:
                     raise
                 self.response.end("cancelled", self._reason)
-            except Exception as error:
-                if not isinstance(error, QianyanError):  # which says itself what there is to say
-                    logger.exception("answer failed")
+            except QianyanError as error:
                 failure = to_failure(error)
                 status = failure.status
                 self.response.fail(failure)
             finally:
                 self._asker.note(self._asked, status)
+
+    def _tell_fault(self, task: asyncio.Task[None]) -> None:
+        """End an answer with an error that nobody foresaw."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            logger.error("answer failed", exc_info=error)
+            self.response.fail(to_failure(error))
 
     async def _answer(self) -> None:
         response = self.response

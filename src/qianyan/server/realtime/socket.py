@@ -150,15 +150,17 @@ async def _talk(websocket: WebSocket, session: Session, board: Switchboard, outb
     tasks.append(outbox.overflow)
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(one for one in tasks if one in done).result()
-    except Exception as error:
-        logger.exception("conversation failed")
-        return End(code=FAILED, refused=_broken(error))
+        first = next(one for one in tasks if one in done)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await session.leave()
+    error = first.exception()
+    if isinstance(error, Exception):
+        logger.error("conversation failed", exc_info=error)
+        return End(code=FAILED, refused=_broken(error))
+    return first.result()
 
 
 class _Watch:

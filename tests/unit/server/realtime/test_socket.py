@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 
 from qianyan.engine.engine import Engine
 from qianyan.server.app import OPENAI_PREFIXES, OPENAI_ROUTERS, ROUTERS
+from qianyan.server.realtime.session import Session
 from qianyan.server.wire import SOCKET_PATHS
 
 KEY = "sk-test-0123456789"
@@ -555,3 +556,47 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 15) -> None:
     while not is_so():
         assert time.monotonic() < ends_at
         time.sleep(0.05)
+
+
+def test_what_nobody_foresaw_ends_the_answer_and_not_the_conversation(
+    served: Any, omni: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served.talk() as talker:
+        talker.update(**BRIEF, modalities=["text"])
+        with monkeypatch.context() as patched:
+            patched.setattr(omni, "prepare_choices", lambda *_: 1 / 0)
+            done = ask(talker)[-1]["response"]
+        assert done["status"] == "failed"
+        assert done["status_details"]["error"]["code"] == "internal_error"
+        assert "division" not in done["status_details"]["error"]["message"]
+        assert [one.getMessage() for one in caplog.records if one.levelname == "ERROR"] == [
+            "answer failed"
+        ]
+        assert ask(talker)[-1]["response"]["status"] == "incomplete"
+
+
+def test_what_nobody_foresaw_elsewhere_closes_the_socket(
+    served: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Session, "_update", lambda *_: 1 / 0)
+    with served.talk() as talker:
+        talker.send("session.update", session={})
+        assert talker.next()["error"]["code"] == "internal_error"
+        assert talker.closed() == (1011, "internal_error")
+    assert "conversation failed" in caplog.text
+
+
+def test_the_model_takes_in_what_is_said_while_it_is_said(served: Any) -> None:
+    """When the turn is over its complete blocks are known."""
+    worker = served.app.state.serving.worker
+    with served.talk() as talker:
+        talker.update(**BRIEF, modalities=["text"])
+        for seed in range(3):
+            talker.say(voice(2.2, seed=seed))
+            wait_until(lambda: worker.num_running == 0)
+            time.sleep(0.3)
+        talker.send("input_audio_buffer.commit")
+        talker.send("response.create")
+        given = talker.until("response.done")[-1]["response"]["usage"]["input_token_details"]
+    assert given["audio_tokens"] == 165
+    assert given["cached_tokens"] > 150
