@@ -112,6 +112,34 @@ def test_a_block_of_sound_takes_fifty_tokens_and_is_encoded_once(
     assert encoded == [200] * 6 + [50]
 
 
+def test_frames_without_a_sound_go_on_too_and_equal_moments_are_looked_at_once(
+    engine: Engine, omni_checkpoint: Path
+) -> None:
+    """A still camera costs one look; what moves a look for each moment that is new."""
+    grids: list[list[Any]] = []
+
+    def note(tower: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        del tower
+        grids.append(list(inputs[1]))
+
+    hook = engine.model.visual.register_forward_pre_hook(note)
+    still, moved = (Image.new("RGB", (200, 120), shade) for shade in ("navy", "olive"))
+
+    def shown(*frames: Image.Image) -> list[dict[str, Any]]:
+        return [SYSTEM, user({"type": "video", "video": list(frames), "fps": 1})]
+
+    assert engine.prefill(shown(still, still)) > 0
+    assert engine.prefill(shown(*[still] * 6)) > 0
+    assert [len(pass_grids) for pass_grids in grids] == [1]
+    assert engine.prefill(shown(*[still] * 6, moved, moved)) > 0
+    assert [len(pass_grids) for pass_grids in grids] == [1, 1]
+    hook.remove()
+    whole = shown(*[still] * 6, moved, moved)
+    done = engine.chat(whole, **OPTIONS)
+    assert done.usage.prompt_tokens - done.usage.cached_tokens < 10 + 2 * BLOCK_SIZE
+    assert_same(done, Engine(omni_checkpoint).chat(whole, **OPTIONS))
+
+
 def test_features_that_were_forgotten_are_made_again_only_where_they_are_needed(
     engine: Engine, encoded: list[int]
 ) -> None:
