@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import wave
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from tests.reading_checkpoint import write_reading_checkpoint
 from qianyan.cli import run
 from qianyan.engine.engine import Engine
 from qianyan.engine.reading_aloud import read_aloud
+from qianyan.errors import ReplyError
+from qianyan.inspection.remote.voice import RemoteVoice
 
 KEY = "sk-test-0123456789"
 SPOKEN = re.compile(r"3 号塔吊下(至少)?有")
@@ -138,6 +141,19 @@ def test_what_an_endpoint_refuses_leaves_the_words_and_the_exit_code(
     assert run([*command, *voice]) == 0
     message = pictures(out)["a.png"]["error"]["message"]
     assert "voice is 'Alloy'; expected one of Chelsie, Ethan." in message
+
+
+def test_a_chat_of_ours_that_says_something_else_is_not_believed(endpoint: str) -> None:
+    """The way of endpoints that do not read aloud, with a model that knows no word."""
+    voice = RemoteVoice(endpoint, "omni", KEY, voice="Ethan")
+    voice._reads_aloud = False
+    with pytest.raises(ReplyError, match="The voice omni was"):
+        voice.say("东门有明火")
+    words, sound = "", ""
+    for delta in voice.endpoint.stream(voice._chat_body("东门有明火")):
+        words, sound = words + delta.transcript, sound + delta.sound
+    assert words
+    assert len(b64decode(sound)) > 9600
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ PATIENCE = Patience(timeout_s=300, attempts=3)
 NAMES = OptionNames(
     base_url="--voice-url", api_key="--voice-key or QIANYAN_VOICE_KEY", model="--voice-model"
 )
+SPARE_TOKENS = 32
+"""Of an answer, beside the sentence's own, which are no more than its bytes."""
 ATTEMPTS = 2
 """How often a model that said something else is asked."""
 _ABSENT_STATUS = frozenset({404, 405, 501})
@@ -144,6 +146,7 @@ class RemoteVoice:
             "messages": [{"role": "user", "content": question.format(sentence)}],
             "modalities": ["text", "audio"],
             "audio": audio if self.voice is None else {**audio, "voice": self.voice},
+            "max_tokens": len(sentence.encode()) + SPARE_TOKENS,
             "temperature": 0,
         }
 

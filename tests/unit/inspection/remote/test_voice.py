@@ -147,6 +147,7 @@ def test_a_model_that_speaks_repeats_the_sentence_in_a_stream(
     assert body["stream"] is True
     assert body["modalities"] == ["text", "audio"]
     assert body["audio"] == {"format": "wav"}
+    assert body["max_tokens"] == len(SENTENCE.encode()) + 32
     assert [message["role"] for message in body["messages"]] == ["user"]
     assert body["messages"][0]["content"].endswith(f"\n{SENTENCE}")
 
