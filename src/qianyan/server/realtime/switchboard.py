@@ -10,6 +10,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from qianyan.server.errors import RefusedError
+from qianyan.server.metrics import Metrics
 from qianyan.server.realtime.vad import SpeechModel, find_model
 from qianyan.server.serving import Serving
 from qianyan.server.settings import RealtimeLimits
@@ -73,6 +74,10 @@ async def listen(app: FastAPI) -> AsyncIterator[None]:
     """Keep a switchboard for as long as an app runs."""
     serving: Serving = app.state.serving
     board = app.state.switchboard = Switchboard(serving.settings.realtime, find_model())
+    metrics: Metrics = app.state.metrics
+    metrics.watch(
+        {("qianyan_conversations", "Conversations over sockets."): lambda: board.num_open}
+    )
     try:
         yield
     finally:

@@ -2,22 +2,26 @@
 
 import base64
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from tests.omni_checkpoint import write_omni_checkpoint
 from tests.voiced import silence, voice
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from qianyan.engine.engine import Engine
+from qianyan.engine.scheduler import EngineConfig
 from qianyan.server.app import OPENAI_PREFIXES, OPENAI_ROUTERS, ROUTERS
 from qianyan.server.realtime.session import Session
 from qianyan.server.wire import SOCKET_PATHS
@@ -407,7 +411,11 @@ def test_a_turn_that_is_too_long_is_refused_or_ends(serve: Callable[..., Any]) -
 
 def test_sessions_are_counted_for_each_key_and_for_all(serve: Callable[..., Any]) -> None:
     with serve(max_sessions=2, max_sessions_per_key=1) as served:
+        address = served.address.replace("ws:", "http:")
+        headers = {"authorization": f"Bearer {KEY}"}
         with served.talk():
+            counts = httpx2.get(f"{address}/metrics", headers=headers).text
+            assert "qianyan_conversations 1.0" in counts
             with served.talk() as second:
                 assert second.created["error"]["code"] == "limit_sessions"
                 assert second.closed() == (1013, "limit_sessions")
@@ -435,6 +443,37 @@ def test_a_model_that_does_not_hear_refuses_by_an_event(
         with served.talk(model="other") as talker:
             assert talker.created["error"]["code"] == "model_not_found"
             assert talker.closed()[0] == 1008
+
+
+def test_a_model_that_hears_and_does_not_speak_answers_in_text(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = write_omni_checkpoint(tmp_path)
+    mute = Engine(folder, dtype="float32", config=EngineConfig(use_speech=False))
+    with serve(mute) as served, served.talk() as talker:
+        session = talker.created["session"]
+        assert (session["modalities"], session["voices"], session["voice"]) == (["text"], [], None)
+        talker.update(**BRIEF)
+        events = ask(talker)
+        assert "response.text.delta" in kinds(events)
+        assert events[-1]["response"]["status"] == "incomplete"
+        error = talker.refused("response.create", response={"modalities": ["text", "audio"]})
+        assert error["code"] == "unsupported_value"
+        assert "does not speak" in error["message"]
+
+
+def test_without_a_detector_the_client_says_when_a_turn_ends(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    with serve() as served, served.talk() as talker:
+        assert talker.created["session"]["turn_detection"] is None
+        detection = {"turn_detection": {"type": "server_vad"}}
+        error = talker.refused("session.update", session=detection)
+        assert error["code"] == "missing_extra"
+        assert "pip install 'qianyan[vad]'" in error["message"]
+        talker.update(**BRIEF, modalities=["text"])
+        assert ask(talker)[-1]["response"]["status"] == "incomplete"
 
 
 def test_a_key_is_asked_for_before_anything_else(served: Any) -> None:
