@@ -79,7 +79,7 @@ class SpeechDecoder:
     def finish(self) -> Tensor:
         """End the utterance; give the samples that are left, (samples,)."""
         self._is_finished = True
-        return _told([self._waves.push(self._frames.finish()), self._waves.finish()])
+        return _told([self._waves.finish(self._frames.finish())])
 
     @torch.inference_mode()
     def decode(self, codes: Sequence[int]) -> Tensor:
@@ -87,8 +87,8 @@ class SpeechDecoder:
         frames = FrameStream(self._flow, seed=self._seed, blocks_together=1)
         mel = frames.finish(self._checked(codes))
         waves = WaveStream(self._vocoder)
-        pieces = [waves.push(piece) for piece in torch.split(mel, FRAMES_VOCODED)]
-        return _told([*pieces, waves.finish()])
+        *others, last = torch.split(mel, FRAMES_VOCODED)
+        return _told([*map(waves.push, others), waves.finish(last)])
 
     def _checked(self, codes: Sequence[int]) -> Sequence[int]:
         wrong = [code for code in codes if not 0 <= code < self._num_codes]
@@ -197,19 +197,24 @@ class WaveStream:
 
     def push(self, mel: Tensor) -> Tensor:
         """Take frames (frames, mel); give the samples that are certain now, (samples,)."""
+        mel = self._take(mel)
+        return self._tell(mel, len(mel) - OVERLAP_FRAMES)
+
+    def finish(self, mel: Tensor) -> Tensor:
+        """Take the last frames, if any; give the samples of all that are left, (samples,)."""
+        mel = self._take(mel)
+        return self._tell(mel, len(mel))
+
+    def _take(self, mel: Tensor) -> Tensor:
         self._mel = mel if self._mel is None else torch.cat((self._mel, mel))
-        return self._tell(len(self._mel) - OVERLAP_FRAMES)
+        return self._mel
 
-    def finish(self) -> Tensor:
-        """Give the samples of all frames that are left, (samples,)."""
-        return self._tell(0 if self._mel is None else len(self._mel))
-
-    def _tell(self, until: int) -> Tensor:
+    def _tell(self, mel: Tensor, until: int) -> Tensor:
         """Give the samples from the first frame not told to frame `until` of those held."""
-        if self._mel is None or until <= self._overlap:
+        if until <= self._overlap:
             return torch.empty(0)
-        waveform: Tensor = self._vocoder(self._mel)
+        waveform: Tensor = self._vocoder(mel)
         samples = waveform[self._overlap * self._rate : until * self._rate]
         done = max(until - OVERLAP_FRAMES, 0)
-        self._mel, self._overlap = self._mel[done:], until - done
+        self._mel, self._overlap = mel[done:], until - done
         return samples
