@@ -466,6 +466,9 @@ def test_a_server_that_cannot_tell_when_one_speaks_has_a_button_to_hold(
         hold = visit.button("Hold to talk")
         hold.click()
         assert "too short" in visit.notice("short")
+        visit.page.locator("#notice-action").click()
+        visit.page.get_by_label("Hands-free").click()
+        visit.notice("no_turns")
         assert visit.page.get_by_label("Push to talk").is_checked()
         visit.becomes("ready")
 

@@ -88,7 +88,8 @@ export class Conversation {
   /* The session is there: say how it is to be, and go on. */
   welcome() {
     const { voices = [], audio } = this.session;
-    if (this.mode === "free" && !audio?.input?.turn_detection) {
+    this.canListen = Boolean(audio?.input?.turn_detection); // tells by itself when one speaks
+    if (this.mode === "free" && !this.canListen) {
       this.mode = "push";
       this.view.notice("no_turns");
     }
@@ -113,7 +114,11 @@ export class Conversation {
   }
 
   setMode(mode) {
-    this.mode = mode;
+    const isRefused = mode === "free" && this.phase === "on" && !this.canListen;
+    if (isRefused) {
+      this.view.notice("no_turns");
+    }
+    this.mode = isRefused ? "push" : mode;
     if (this.phase === "on") {
       this.socket.send("input_audio_buffer.clear");
       this.update();
