@@ -170,7 +170,8 @@ def test_there_are_no_clicks_at_seams(heard: Heard) -> None:
         for seams in (blocks, chunks):
             inside = np.array([value for end, value in at.items() if end not in seams])
             across = np.array([at[end] for end in seams])
-            assert across.mean() < 1.1 * inside.mean()
+            # A decoder that begins anew at each seam is at 0.2: its edges are quiet.
+            assert 0.6 < across.mean() / inside.mean() < 1.1
             assert across.max() < 1.1 * inside.max()
 
 

@@ -4,9 +4,16 @@
 its own client.
 """
 
+import base64
+import json
+import wave
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .conftest import PROGRAMS, Programs, serving
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +62,19 @@ def test_errors_have_status_and_code(said: dict[str, Any]) -> None:
     status, code, message = said["wrong"]
     assert (status, code) == (400, "InvalidParameter")
     assert "top_p" in message
+
+
+def test_an_answer_is_heard_whole_and_streamed(programs: Programs, omni_checkpoint: Path) -> None:
+    options = ("--model", str(omni_checkpoint), "--served-name", "qwen2.5-omni-7b")
+    program = str(PROGRAMS / "dashscope_1_speech.py")
+    with serving(*options, "--dtype", "float32") as house:
+        where = {"DASHSCOPE_HTTP_BASE_URL": f"{house.address}/api/v1"}
+        said = json.loads(programs.say("python", program, **where).splitlines()[-1])
+    assert said["version"].startswith("1.")
+    text, sound = said["whole"]
+    with wave.open(BytesIO(base64.b64decode(sound))) as file:
+        assert file.getframerate() == 24_000
+        frames = file.readframes(file.getnframes())
+        assert file.getnframes() == 480 * said["audio_tokens"] > 480 * 8
+    for way in ("stream True", "stream False"):
+        assert said[way] == [text, base64.b64encode(frames).decode()]

@@ -71,17 +71,24 @@ def corrupt_mp3() -> bytes:
     return b"ID3\x04\0\0\0\0\0\x0a" + noise.tobytes()
 
 
-def silent_video() -> bytes:
-    """A second of grey frames without a soundtrack."""
+def video(*, has_sound: bool = False) -> bytes:
+    """A second of grey frames, with noise beside them or without."""
     file = BytesIO()
     with av.open(file, "w", format="matroska") as container:
-        video: Any = container.add_stream("mpeg4", rate=10)
-        video.width = video.height = 64
+        pictures: Any = container.add_stream("mpeg4", rate=10)
+        pictures.width = pictures.height = 64
+        sound: Any = container.add_stream("pcm_s16le", rate=48_000) if has_sound else None
         for index in range(10):
             frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), index, np.uint8), "rgb24")
             frame.pts, frame.time_base = index, Fraction(1, 10)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode(None))
+        if sound is not None:
+            noise = np.random.default_rng(2).normal(0, 3000, (1, 48_000)).astype("<i2")
+            heard = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+            heard.sample_rate, heard.time_base, heard.pts = 48_000, Fraction(1, 48_000), 0
+            container.mux(sound.encode(heard))
+            container.mux(sound.encode(None))
     return file.getvalue()
 
 
@@ -152,7 +159,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str, str]] = {
         "missing or damaged",
     ),
     "a silent video that is to be heard": (
-        lambda: {"video": inline(silent_video(), "video/x-matroska"), "use_audio_in_video": True},
+        lambda: {"video": inline(video(), "video/x-matroska"), "use_audio_in_video": True},
         "no_sound",
         "has no sound to be heard",
     ),
@@ -178,11 +185,26 @@ def test_sounds_that_cannot_be_heard_are_refused_with_a_sentence(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_silent_video_is_seen_where_nobody_demands_its_sound(
+def test_a_video_is_heard_where_it_has_sound_and_seen_where_it_has_none(
     hearing: httpx2.Client, form: str
 ) -> None:
-    answer = ask(hearing, form, {"video": inline(silent_video(), "video/x-matroska")})
-    assert answer.status_code == 200, answer.text
+    def count(part: dict[str, Any]) -> dict[str, int]:
+        answer = ask(hearing, form, part)
+        assert answer.status_code == 200, answer.text
+        usage = answer.json()["usage"]
+        found: dict[str, int] = (
+            usage["input_tokens_details"] if form == PARTS else usage["prompt_tokens_details"]
+        )
+        return found
+
+    url = inline(video(has_sound=True), "video/x-matroska")
+    heard = count({"video": url})
+    assert heard["audio_tokens"] == 25
+    seen = (count({"video": url, "use_audio_in_video": False}),
+            count({"video": inline(video(), "video/x-matroska")}))  # fmt: skip
+    for one in seen:
+        assert not one.get("audio_tokens")
+        assert one["video_tokens"] == heard["video_tokens"] > 0
 
 
 @pytest.mark.parametrize("form", FORMS)
