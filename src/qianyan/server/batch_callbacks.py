@@ -16,8 +16,8 @@ from qianyan.errors import EndpointError, MediaError
 from qianyan.inputs.fetch import FetchLimits, post
 from qianyan.server.batch_rows import CALLBACK, BatchRow
 from qianyan.server.batches import Batches
+from qianyan.server.task_rows import Task
 from qianyan.server.task_runner import Work
-from qianyan.server.tasks import Task
 
 logger = logging.getLogger(__name__)
 TIMEOUT_S = 10.0

@@ -50,7 +50,7 @@ from qianyan.server.owned import (
     find_owned,
     list_owned,
 )
-from qianyan.server.tasks import LATER, Task, TaskRow, TaskState, new_row
+from qianyan.server.task_rows import LATER, Task, TaskRow, TaskState, new_row
 
 LINE_KIND = "batch_line"
 CALLBACK_KIND = "batch_callback"

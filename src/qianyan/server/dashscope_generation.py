@@ -29,7 +29,7 @@ from qianyan.server.openai_request import ChatRequest
 from qianyan.server.serving import Served, Serving
 from qianyan.server.spoken_answer import take_speech
 from qianyan.server.stream import EventStream, to_json, unless_gone
-from qianyan.server.tasks import Task
+from qianyan.server.task_rows import Task
 from qianyan.server.worker import Worker
 
 router = APIRouter(prefix=f"{PREFIX}services/aigc", tags=["dashscope"])

@@ -18,7 +18,8 @@ from qianyan.server.dashscope_pages import PageParams
 from qianyan.server.dashscope_times import parse_time, to_milliseconds, to_time
 from qianyan.server.database import ConflictError, NotFoundError
 from qianyan.server.keeping import Kept, find_keeping
-from qianyan.server.tasks import NOT_PENDING, Task, TaskQuery, TaskState
+from qianyan.server.task_rows import Task, TaskState
+from qianyan.server.tasks import NOT_PENDING, TaskQuery
 
 router = APIRouter(prefix=f"{PREFIX}tasks", tags=["dashscope"])
 TASK_KIND = "generation"

@@ -16,7 +16,7 @@ from qianyan.server.openai_responses_request import ResponseRequest
 from qianyan.server.openai_responses_store import Responses
 from qianyan.server.openai_responses_turn import AskedTurn, answer_whole
 from qianyan.server.serving import Serving
-from qianyan.server.tasks import Task
+from qianyan.server.task_rows import Task
 
 LOOK_S = 0.5
 """Time between two looks at whether a response is still wanted."""

@@ -36,7 +36,7 @@ from qianyan.server.openai_responses_kept import (
     ResponseStatus,
     Turn,
 )
-from qianyan.server.tasks import TaskRow, TaskState, new_row
+from qianyan.server.task_rows import TaskRow, TaskState, new_row
 
 
 class Responses:

@@ -17,7 +17,8 @@ from qianyan.errors import CapacityError, InputError, NoMemoryError, QianyanErro
 from qianyan.server.asking import Asked, asking
 from qianyan.server.database import StorageError
 from qianyan.server.errors import RefusedError
-from qianyan.server.tasks import TOO_LONG, Task, Tasks
+from qianyan.server.task_rows import Task
+from qianyan.server.tasks import TOO_LONG, Tasks
 
 logger = logging.getLogger(__name__)
 

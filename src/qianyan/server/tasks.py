@@ -7,60 +7,31 @@ most. Owners take turns, and tasks of a lower priority wait for all others. Stat
 
 import json
 import math
-import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    ColumnElement,
-    ForeignKey,
-    Index,
-    Select,
-    String,
-    Text,
-    case,
-    delete,
-    func,
-    literal,
-    select,
-    update,
-)
-from sqlalchemy.orm import Mapped, Session, defer, mapped_column
+from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy.orm import Session
 
-from qianyan.server.database import ConflictError, Database, QuotaError, UtcTime, utc_now
+from qianyan.server.database import ConflictError, Database, QuotaError, utc_now
 from qianyan.server.errors import RefusedError
-from qianyan.server.owned import (
-    OwnedRow,
-    Page,
-    PageQuery,
-    created_within,
-    find_owned,
-    list_owned,
+from qianyan.server.owned import Page, PageQuery, created_within, find_owned, list_owned
+from qianyan.server.task_rows import (
+    FIRST,
+    WITHOUT_BODIES,
+    Task,
+    TaskRow,
+    TaskState,
+    end_values,
+    new_row,
+    to_task,
 )
 
 NOT_PENDING = "Failed to cancel the task, please confirm if the task is in PENDING status."
 """Bailian's sentence, for which clients look."""
 TOO_LONG = "task_timed_out"
 """The code of a task that took or waited longer than one may."""
-
-
-class TaskState(StrEnum):
-    """Where a task stands, in DashScope's words; UNKNOWN is one that nobody has."""
-
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELED = "CANCELED"
-    UNKNOWN = "UNKNOWN"
-
-
-FIRST, LATER = 0, 1
-"""Priorities: tasks that somebody waits for, and work in bulk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,64 +60,6 @@ class TaskLimits:
     max_run_s: float = 10_800
     max_wait_s: float = 86_400
     keep_s: float = 86_400
-
-
-class TaskRow(OwnedRow):
-    """A task's row."""
-
-    __tablename__ = "tasks"
-    __table_args__ = (
-        Index("tasks_in_line", "state", "priority", "owner_id", "due_at", "id"),
-        Index("tasks_of_owner", "owner_id", "created_at", "id"),
-        Index("tasks_by_lease", "state", "leased_until_at"),
-        Index("tasks_by_end", "finished_at"),
-        Index("tasks_of_batch", "batch_id", "line"),
-    )
-
-    kind: Mapped[str] = mapped_column(String(40))
-    model: Mapped[str] = mapped_column(String(255))
-    state: Mapped[str] = mapped_column(String(10))
-    priority: Mapped[int] = mapped_column()
-    request: Mapped[dict[str, Any]] = mapped_column(JSON)
-    request_bytes: Mapped[int] = mapped_column(BigInteger)
-    request_id: Mapped[str | None] = mapped_column(String(64))
-    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    error_code: Mapped[str | None] = mapped_column(String(80))
-    error_message: Mapped[str | None] = mapped_column(Text)
-    attempts: Mapped[int] = mapped_column()
-    runner_id: Mapped[str | None] = mapped_column(String(80))
-    leased_until_at: Mapped[datetime | None] = mapped_column(UtcTime)
-    due_at: Mapped[datetime] = mapped_column(UtcTime)
-    started_at: Mapped[datetime | None] = mapped_column(UtcTime)
-    finished_at: Mapped[datetime | None] = mapped_column(UtcTime)
-    batch_id: Mapped[str | None] = mapped_column(
-        String(80), ForeignKey("batches.id", name="tasks_batch", ondelete="CASCADE")
-    )
-    line: Mapped[int | None] = mapped_column()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A task as it stands; `result` once it has succeeded, the error's words once it has failed.
-
-    Requests and results may be large: of a task that is claimed the request is read, of one that
-    is found the result, of those that are listed neither.
-    """
-
-    id: str
-    owner_id: str
-    kind: str
-    model: str
-    state: TaskState
-    attempts: int
-    created_at: datetime
-    request: dict[str, Any] = field(default_factory=dict)
-    request_id: str | None = None
-    result: dict[str, Any] | None = None
-    error_code: str | None = None
-    error_message: str | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +108,13 @@ class Tasks:
         with self._database.writing() as session:
             self._check_room(session, owner_id, size_bytes)
             session.add(row)
-        return _value(row)
+        return to_task(row)
 
     def find(self, owner_id: str, task_id: str, *, kind: str) -> Task:
         """Find an owner's task of a kind; NotFoundError when there is none, or none any more."""
         with self._database.reading() as session:
             row = self._find(session, owner_id, task_id, kind)
-            return _value(row, result=row.result)
+            return to_task(row, result=row.result)
 
     def list_page(
         self, owner_id: str, query: TaskQuery, page: PageQuery, *, kind: str
@@ -214,7 +127,9 @@ class Tasks:
             chosen.append(TaskRow.model == query.model)
         chosen += created_within(TaskRow, query.created_from, query.created_until)
         with self._database.reading() as session:
-            return list_owned(session, TaskRow, owner_id, chosen, page, *WITHOUT_BODIES).map(_value)
+            return list_owned(session, TaskRow, owner_id, chosen, page, *WITHOUT_BODIES).map(
+                to_task
+            )
 
     def cancel(self, owner_id: str, task_id: str, *, kind: str) -> Task:
         """Take an owner's task out of the line.
@@ -229,7 +144,7 @@ class Tasks:
                 raise ConflictError(NOT_PENDING)
             row.state = TaskState.CANCELED.value
             row.request, row.finished_at = {}, utc_now()
-        return _value(row)
+        return to_task(row)
 
     def claim(self, runner_id: str) -> Task | None:
         """Begin the next task in line under a lease, or find none that is due."""
@@ -246,7 +161,7 @@ class Tasks:
             row.attempts += 1
             row.started_at = row.started_at or now
             row.leased_until_at = now + timedelta(seconds=self.limits.lease_s)
-        return _value(row, request=row.request)
+        return to_task(row, request=row.request)
 
     def renew(self, task: Task, runner_id: str) -> bool:
         """Hold a task for another lease; False when it is no longer this runner's."""
@@ -261,7 +176,7 @@ class Tasks:
             state=TaskState.SUCCEEDED.value,
             result=result,
             leased_until_at=None,
-            **_end(),
+            **end_values(),
         )
 
     def fail(self, task: Task, runner_id: str, *, code: str, message: str) -> bool:
@@ -273,7 +188,7 @@ class Tasks:
             error_code=code,
             error_message=message,
             leased_until_at=None,
-            **_end(),
+            **end_values(),
         )
 
     def put_back(
@@ -315,7 +230,7 @@ class Tasks:
                     state=TaskState.FAILED.value,
                     error_code=TOO_LONG,
                     error_message="The task waited in line longer than one may.",
-                    **_end(),
+                    **end_values(),
                 )
             )
         return len(gone)
@@ -360,7 +275,7 @@ class Tasks:
                 state=TaskState.FAILED.value,
                 error_code="interrupted",
                 error_message="The server stopped each time while it worked on this task.",
-                **_end(),
+                **end_values(),
             )
         )
         session.execute(update(TaskRow).where(*lost).values(state=TaskState.PENDING.value))
@@ -414,57 +329,3 @@ class Tasks:
                 code="limit_tasks",
                 retry_after_s=math.ceil(self.limits.retry_s),
             )
-
-
-def new_row(
-    owner_id: str, kind: str, model: str, request: dict[str, Any], *, size_bytes: int
-) -> TaskRow:
-    """Make the row of a task that begins in line."""
-    now = utc_now()
-    return TaskRow(
-        id=str(uuid.uuid4()),
-        owner_id=owner_id,
-        kind=kind,
-        model=model,
-        state=TaskState.PENDING.value,
-        priority=FIRST,
-        request=request,
-        request_bytes=size_bytes,
-        attempts=0,
-        due_at=now,
-        created_at=now,
-    )
-
-
-def _end() -> dict[str, Any]:
-    """Give what ends a task: nobody reads its request again, which may hold faces, but a batch."""
-    alone = TaskRow.batch_id.is_(None)
-    request = case((alone, literal({}, JSON)), else_=TaskRow.request)
-    return {"finished_at": utc_now(), "request": request}
-
-
-WITHOUT_BODIES = (defer(TaskRow.request), defer(TaskRow.result))
-
-
-def _value(
-    row: TaskRow,
-    *,
-    request: dict[str, Any] | None = None,
-    result: dict[str, Any] | None = None,
-) -> Task:
-    return Task(
-        id=row.id,
-        owner_id=row.owner_id,
-        kind=row.kind,
-        model=row.model,
-        state=TaskState(row.state),
-        attempts=row.attempts,
-        created_at=row.created_at,
-        request=request or {},
-        request_id=row.request_id,
-        result=result,
-        error_code=row.error_code,
-        error_message=row.error_message,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-    )

@@ -23,8 +23,9 @@ from qianyan.server.database import open_database
 from qianyan.server.files import Files
 from qianyan.server.owned import PageQuery
 from qianyan.server.store import ContentStore
+from qianyan.server.task_rows import Task, TaskState
 from qianyan.server.task_runner import TaskRunner
-from qianyan.server.tasks import Task, TaskLimits, TaskQuery, Tasks, TaskState
+from qianyan.server.tasks import TaskLimits, TaskQuery, Tasks
 
 OWNER = "owner"
 CHAT = "/v1/chat/completions"

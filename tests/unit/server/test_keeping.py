@@ -13,7 +13,8 @@ from qianyan.server.database import DATABASE_FILE
 from qianyan.server.files import FileLimits
 from qianyan.server.keeping import claim, keep, open_keeping
 from qianyan.server.settings import KeepingLimits
-from qianyan.server.tasks import Task, TaskLimits, TaskState
+from qianyan.server.task_rows import Task, TaskState
+from qianyan.server.tasks import TaskLimits
 from qianyan.server.uploads import UploadLimits
 
 

@@ -15,7 +15,8 @@ from qianyan.server.database import (
 from qianyan.server.errors import RefusedError
 from qianyan.server.openai_responses_kept import RESPONSE_KIND, Chain, ResponseLimits, Turn
 from qianyan.server.openai_responses_store import Responses
-from qianyan.server.tasks import Tasks, TaskState
+from qianyan.server.task_rows import TaskState
+from qianyan.server.tasks import Tasks
 
 
 def response_of(number: int, *, status: str = "completed", text: str = "yes") -> dict[str, Any]:

@@ -18,8 +18,9 @@ import pytest
 from qianyan.errors import EndpointError, InputError
 from qianyan.server.database import open_database
 from qianyan.server.errors import RefusedError
+from qianyan.server.task_rows import Task, TaskState
 from qianyan.server.task_runner import TaskRunner
-from qianyan.server.tasks import Task, TaskLimits, Tasks, TaskState
+from qianyan.server.tasks import TaskLimits, Tasks
 
 OWNER = "owner"
 Work = Callable[[Task], Awaitable[dict[str, Any]]]
@@ -58,12 +59,16 @@ def submit(tasks: Tasks, number: int = 1) -> Task:
 
 def test_tasks_are_done_several_at_a_time(tmp_path: Path) -> None:
     tasks, most, now = open_tasks(tmp_path), 0, 0
+    begun = asyncio.Event()
 
     async def work(task: Task) -> dict[str, Any]:
         nonlocal most, now
         now += 1
         most = max(most, now)
-        await asyncio.sleep(0.05)
+        if now == 3:
+            begun.set()
+        async with asyncio.timeout(30):  # until others have begun, however slow the disk is
+            await begun.wait()
         now -= 1
         return await double(task)
 

@@ -18,7 +18,8 @@ from qianyan.server.database import (
 )
 from qianyan.server.errors import RefusedError
 from qianyan.server.owned import PageQuery
-from qianyan.server.tasks import Task, TaskLimits, TaskQuery, TaskRow, Tasks, TaskState
+from qianyan.server.task_rows import Task, TaskRow, TaskState
+from qianyan.server.tasks import TaskLimits, TaskQuery, Tasks
 
 ALICE, BOB = "owner-alice", "owner-bob"
 ASK = {"prompt": "你好"}
