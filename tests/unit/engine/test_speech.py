@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from tests.omni_checkpoint import write_omni_checkpoint
 from torch import Tensor
 
 from qianyan.engine.engine import Engine
@@ -25,8 +26,10 @@ BLOCK_CODES = 3  # of the small checkpoint
 
 
 @pytest.fixture(scope="module")
-def engine(omni_checkpoint: Path) -> Engine:
-    return Engine(omni_checkpoint, dtype="float32")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """One that speaks less than two seconds."""
+    folder = tmp_path_factory.mktemp("omni")
+    return Engine(write_omni_checkpoint(folder, talker_positions=140), dtype="float32")
 
 
 def begin(engine: Engine, max_tokens: int) -> tuple[Request, Speaking]:
