@@ -54,7 +54,8 @@ UPLOAD_FORM = {
 async def upload_files(request: Request, kept: Kept) -> dict[str, Any]:
     """Keep files for their owner; those that cannot be kept are named beside the others."""
     uploaded, failed = [], []
-    async with open_form(request, max_files=MAX_FILES) as form:
+    room = await asyncio.to_thread(kept.files.room, owner_of(request))
+    async with open_form(request, room=room, max_files=MAX_FILES) as form:
         files = [one for one in form.getlist("files") if isinstance(one, UploadFile)]
         if not files:
             raise InputError("files is missing; expected a form with files in the field 'files'.")

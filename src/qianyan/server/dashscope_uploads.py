@@ -67,7 +67,8 @@ async def keep_upload(
 ) -> Response:
     """Keep a file for the key that the policy was given to."""
     owner_id, folder = kept.uploads.check(policy, signature)
-    async with open_form(request) as form:
+    room = await asyncio.to_thread(kept.files.room, owner_id)
+    async with open_form(request, room=room) as form:
         file, key = form.get("file"), form.get("key")
         if not isinstance(file, UploadFile) or not isinstance(key, str):
             raise InputError("key or file is missing; expected a form with both.")

@@ -287,8 +287,13 @@ class Files:
         with self._database.reading() as session:
             return set(session.scalars(select(FileRow.id)))
 
-    def check_room(self, session: Session, owner_id: str, size_bytes: int) -> None:
-        """Raise QuotaError where an owner has no room for so many bytes more."""
+    def room(self, owner_id: str) -> int:
+        """Tell how many bytes an owner may still send; QuotaError where there is no room at all."""
+        with self._database.reading() as session:
+            return self.check_room(session, owner_id, 1)
+
+    def check_room(self, session: Session, owner_id: str, size_bytes: int) -> int:
+        """Give an owner's room in bytes; QuotaError where there is not so much of it."""
         kept = select(func.count(), func.coalesce(func.sum(FileRow.size_bytes), 0))
         number, total = session.execute(kept.where(FileRow.owner_id == owner_id)).one()
         if number >= self.limits.max_files:
@@ -301,6 +306,7 @@ class Files:
                 f"This key's files would take {total + size_bytes} bytes; expected at most "
                 f"{self.limits.max_total_bytes}. Delete some first."
             )
+        return self.limits.max_total_bytes - int(total)
 
 
 @dataclass(frozen=True)

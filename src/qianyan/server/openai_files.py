@@ -110,7 +110,8 @@ def to_object(request: Request, file: StoredFile) -> FileObject:
 @router.post("/files", openapi_extra=UPLOAD_FORM, max_body_size=MAX_UPLOAD_BYTES)
 async def create_file(request: Request, kept: Kept) -> FileObject:
     """Keep a file for its owner."""
-    async with open_form(request) as form:
+    room = await asyncio.to_thread(kept.files.room, owner_of(request))
+    async with open_form(request, room=room) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise InputError("file is missing; expected a form with a file in the field 'file'.")

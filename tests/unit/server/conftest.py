@@ -15,12 +15,13 @@ from fastapi import FastAPI
 from qianyan.engine.engine import Engine
 from qianyan.server.app import create_app
 from qianyan.server.search_providers import SearchSettings
-from qianyan.server.settings import ServerLimits, ServerSettings
+from qianyan.server.settings import KeepingLimits, ServerLimits, ServerSettings
 from qianyan.server.upstream_settings import UpstreamSettings
 from qianyan.server.wire import listen_config
 
 KEY = "sk-test-0123456789"
 OTHER_KEY = "sk-test-9876543210"
+USUAL_KEEPING = KeepingLimits()
 
 
 class ServedClient(httpx2.Client):
@@ -67,6 +68,7 @@ def serve(engine: Engine) -> Served:
         model: Engine | None = None,
         search: SearchSettings | None = None,
         upstreams: tuple[UpstreamSettings, ...] = (),
+        keeping: KeepingLimits = USUAL_KEEPING,
         **limits: Any,
     ) -> Iterator[httpx2.Client]:
         settings = ServerSettings(
@@ -76,6 +78,7 @@ def serve(engine: Engine) -> Served:
             state_folder=state_folder,
             search=search,
             upstreams=upstreams,
+            keeping=keeping,
         )
         headers = {"authorization": f"Bearer {KEY}"} if api_keys else {}
         app = create_app(settings, model or engine)
