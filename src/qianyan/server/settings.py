@@ -99,10 +99,12 @@ class RealtimeLimits:
         max_unsent_bytes: bytes of events that wait for a client that takes nothing; one more ends
             the conversation.
         max_buffer_s: seconds of sound in one turn of the user.
-        max_frame_bytes: largest picture of a camera.
+        max_frame_bytes: largest picture, of a camera or in an item.
         max_text_characters: characters of instructions, and of one text.
         max_items: items of a conversation; the oldest go.
         max_heard_s: seconds of sound in a conversation; the oldest go.
+        max_seen_frames: pictures of a camera in a conversation; the oldest go.
+        max_picture_bytes: bytes of other pictures in a conversation; the oldest go.
         max_threads: threads that listen, for all conversations.
     """
 
@@ -115,10 +117,12 @@ class RealtimeLimits:
     max_unread_bytes: int = 32_000_000
     max_unsent_bytes: int = 16_000_000
     max_buffer_s: float = 300.0
-    max_frame_bytes: int = 1_000_000
+    max_frame_bytes: int = 4_000_000
     max_text_characters: int = 100_000
     max_items: int = 200
     max_heard_s: float = 900.0
+    max_seen_frames: int = 240
+    max_picture_bytes: int = 32_000_000
     max_threads: int = 4
 
 

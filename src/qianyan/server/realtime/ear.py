@@ -116,13 +116,7 @@ class Ear:
 
     def see(self, picture: bytes) -> None:
         """Take what the camera sees now; raises RefusedError and MediaError."""
-        if len(picture) > self._most_bytes:
-            raise RefusedError(
-                f"The picture has {len(picture)} bytes; expected at most {self._most_bytes}.",
-                status=413,
-                code="request_too_large",
-                param="image",
-            )
+        check_size(picture, self._most_bytes)
         image = read_image(picture, limits=self._media.image).rgb
         if self._open is None:
             self._seen = image
@@ -208,6 +202,17 @@ class Ear:
     @property
     def _now_ms(self) -> int:
         return self._num_heard * 1000 // RATE_HZ
+
+
+def check_size(picture: bytes, most: int) -> None:
+    """Raise RefusedError for a picture that is too large."""
+    if len(picture) > most:
+        raise RefusedError(
+            f"The picture has {len(picture)} bytes; expected at most {most}.",
+            status=413,
+            code="request_too_large",
+            param="image",
+        )
 
 
 def to_samples(pcm: bytes) -> np.ndarray:

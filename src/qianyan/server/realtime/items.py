@@ -189,14 +189,19 @@ class Conversation:
 
     def _is_too_much(self) -> bool:
         parts = [part for item in self.items if item.role == "user" for part in item.parts]
-        told = [(part.told or {}).get("type") for part in parts]
-        num_videos = told.count("video")
+        told = [part.told for part in parts if part.told is not None]
+        kinds = [one["type"] for one in told]
+        num_videos = kinds.count("video")
+        num_frames = sum(len(one["video"]) for one in told if one["type"] == "video")
+        urls = [one["image_url"]["url"] for one in told if one["type"] == "image_url"]
         return (
             len(self.items) > self._limits.max_items
             or sum(part.seconds for part in parts) > self._limits.max_heard_s
-            or told.count("audio") + num_videos > self._media.max_audios
+            or kinds.count("audio") + num_videos > self._media.max_audios
             or num_videos > self._media.max_videos
-            or told.count("image_url") > self._media.max_images
+            or num_frames > self._limits.max_seen_frames
+            or len(urls) > self._media.max_images
+            or sum(map(len, urls)) > self._limits.max_picture_bytes
         )
 
 

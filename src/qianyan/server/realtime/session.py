@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from qianyan.errors import QianyanError
+from qianyan.inputs.images import read_image
+from qianyan.inputs.messages import refuse_placeholders
 from qianyan.inputs.turn import Turn
 from qianyan.server.errors import RefusedError, to_failure
 from qianyan.server.realtime.answering import Answering, Asker
@@ -35,7 +37,7 @@ from qianyan.server.realtime.client_events import (
     decode_base64,
     read_event,
 )
-from qianyan.server.realtime.ear import Began, Ear, Ended, to_samples
+from qianyan.server.realtime.ear import Began, Ear, Ended, check_size, to_samples
 from qianyan.server.realtime.ending import FINISHED, End
 from qianyan.server.realtime.forms import Form, SessionFacts
 from qianyan.server.realtime.items import Conversation, Item, Part, read_item
@@ -152,7 +154,9 @@ class Session:
             )
 
     def _update(self, event: UpdateSession) -> None:
-        self._settings = change_session(self._settings, event.session, self._given.able)
+        changed = change_session(self._settings, event.session, self._given.able)
+        refuse_placeholders(changed.instructions, self._processor.pads.words)
+        self._settings = changed
         self._ear.detect(self._settings.detection)
         session = self._given.form.session(self._given.facts, self._settings)
         self._emit("session.updated", session=session)
@@ -213,7 +217,16 @@ class Session:
             self._emit("conversation.item.deleted", item_id=item_id)
 
     def _read_item(self, data: dict[str, Any]) -> Item:
-        return read_item(data, self._given.limits, self._make_sound)
+        """Read an item; what the model could not read of it is refused now, not at each answer."""
+        item = read_item(data, self._given.limits, self._make_sound)
+        for part in item.parts:
+            refuse_placeholders(part.text, self._processor.pads.words)
+            if part.kind == "image" and part.told is not None:
+                url = part.told["image_url"]["url"]
+                picture = decode_base64(url.partition("base64,")[2], "image_url")
+                check_size(picture, self._given.limits.max_frame_bytes)
+                read_image(picture, limits=self._processor.limits.image)
+        return item
 
     def _make_sound(self, data: str) -> Part:
         """Make a part of samples that come all at once."""

@@ -14,7 +14,8 @@ LIMITS = RealtimeLimits()
 
 
 def heard(seconds: float = 1.0, kind: str = "audio") -> Item:
-    told = {"type": kind, kind: "sound"}
+    what: Any = {"url": "data:,1"} if kind == "image_url" else ["frame"]
+    told = {"type": kind, kind: what}
     return Item(role="user", parts=[Part(kind="audio", told=told, seconds=seconds)])
 
 
@@ -83,6 +84,8 @@ def test_of_an_answer_stays_what_was_heard() -> None:
         ({}, {"max_audios": 4}, "audio", 4),
         ({}, {"max_videos": 1}, "video", 1),
         ({}, {"max_images": 2}, "image_url", 2),
+        ({"max_seen_frames": 3}, {}, "video", 3),
+        ({"max_picture_bytes": 14}, {}, "image_url", 2),
         ({"max_heard_s": 0.5}, {}, "audio", 1),
     ],
 )

@@ -362,6 +362,20 @@ BAD_EVENTS: list[tuple[str, str, str]] = [
         "invalid_value",
         "item.type",
     ),
+    (
+        '{"type": "conversation.item.create", "item": {"type": "message", "role": "user", '
+        '"content": [{"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]}}',
+        "not_a_picture",
+        "",
+    ),
+    (
+        '{"type": "conversation.item.create", "item": {"type": "message", "role": "user", '
+        '"content": [{"type": "input_text", "text": "<|AUDIO|>"}]}}',
+        "bad_input",
+        "<|AUDIO|>",
+    ),
+    ('{"type": "session.update", "session": {"instructions": "<|AUDIO|>"}}', "bad_input", ""),
+    ('{"type": "session.update", "session": {"instructions": "\\ud800"}}', "invalid_json", ""),
     (f'{{"type": "x", "more": [{"1," * 20_000}1]}}', "request_too_large", "values"),
 ]
 
