@@ -14,7 +14,9 @@ from http_page import http_page
 import qianyan
 from qianyan import errors
 from qianyan.cli import app
+from qianyan.engine import runner
 from qianyan.engine.scheduler import EngineConfig
+from qianyan.inputs import prepared
 from qianyan.inputs.documents import DocumentLimits
 from qianyan.inputs.fetch import FetchLimits
 from qianyan.inputs.frames import VideoLimits
@@ -103,6 +105,13 @@ LIMITS = {
 }
 
 
+KEPT = (
+    (prepared, "MAX_BYTES", "pixels of pictures made ready for a model (`inputs/prepared.py`)"),
+    (runner, "MAX_FEATURE_BYTES", "features of pictures and sounds (`engine/runner.py`)"),
+)
+"""Bytes that fill with the first pictures and stay: module, constant, what they hold."""
+
+
 def shown(value: object) -> str:
     """A default as a reader wants it: grouped digits, lists in order."""
     if isinstance(value, frozenset):
@@ -126,7 +135,16 @@ def limits_page() -> str:
             meaning = " ".join(meanings[field.name].split())
             lines.append(f"| `{field.name}` | {shown(field.default)} | {meaning} |")
         lines.append("")
-    return "\n".join(lines)
+    lines += [
+        "## Kept while a process lives",
+        "",
+        "Within these bytes; the least recently used goes first.",
+        "",
+    ]
+    lines += ["| name | default | meaning |", "|---|---|---|"]
+    for module, name, meaning in KEPT:
+        lines.append(f"| `{name}` | {shown(getattr(module, name))} | {meaning} |")
+    return "\n".join([*lines, ""])
 
 
 def architecture_page() -> str:
