@@ -106,7 +106,7 @@ def announcing(
     voice: "Voice | None",
     folder: "ResultsFolder",
     display: "RunDisplay",
-) -> "AbstractContextManager[Announcer | None]":
+) -> AbstractContextManager["Announcer | None"]:
     """Get ready to read alarms aloud, unless none are to be."""
     from qianyan.inspection.alarms.announcer import Announcer
     from qianyan.inspection.alarms.sentences import AlarmForm
