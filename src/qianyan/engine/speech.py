@@ -146,6 +146,11 @@ class Speaking:
         """End the speech after the code that is being made; from any thread."""
         self._is_stopped = True
 
+    def leave(self) -> None:
+        """Stop, and break off the sound that is being made, as nobody hears it; from any thread."""
+        self.stop()
+        self._decoder.leave()
+
     def catch_up(self) -> Iterator[np.ndarray]:
         """Take in what the answer has become, step by step; each gives samples, often none.
 

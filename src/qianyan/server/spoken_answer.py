@@ -138,9 +138,9 @@ class SpokenAnswer:
                 return
 
     def leave(self) -> None:
-        """End the answer unless it has ended, between two codes; a second time does nothing."""
+        """End the answer at once unless it has ended; a second time does nothing."""
         self._timer.cancel()
-        self._speaking.stop()
+        self._speaking.leave()
         self._leave()
 
     def _end_late(self) -> None:

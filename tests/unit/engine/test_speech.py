@@ -90,6 +90,15 @@ def test_the_first_sound_waits_for_a_few_blocks_and_not_for_the_text(engine: Eng
     assert 0 < heard <= 5 * BLOCK_CODES
 
 
+def test_a_speech_that_is_left_makes_no_sound_any_more(engine: Engine) -> None:
+    _, speaking = begin(engine, 6)
+    pieces = speaking.finish()
+    next(pieces)
+    speaking.leave()
+    assert [len(samples) for samples in pieces if len(samples)] == []
+    assert speaking.is_cut
+
+
 def test_a_speech_that_is_stopped_before_its_first_token_is_silent(engine: Engine) -> None:
     _, speaking = begin(engine, 6)
     speaking.stop()

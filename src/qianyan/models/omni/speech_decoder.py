@@ -45,9 +45,12 @@ class SpeechDecoder:
     `decode` gives the samples of a whole utterance at once, every frame with its true neighbours;
     it leaves the stream as it is. Both draw the same noise for the same frame and `seed`.
 
-    Codes are the Talker's, 0 ... num_embeds, without its pad, start and end. Not for several
-    threads at a time. All three raise InputError for other codes, and CheckpointError when the
-    weights give samples that are no numbers.
+    `leave`, from any thread, breaks off the stretch that is being made, at the next of its 36
+    passes; `push` and `finish` give no samples any more.
+
+    Codes are the Talker's, 0 ... num_embeds, without its pad, start and end. But for `leave`, not
+    for several threads at a time. The other three raise InputError for other codes, and
+    CheckpointError when the weights give samples that are no numbers.
     """
 
     def __init__(
@@ -73,13 +76,18 @@ class SpeechDecoder:
         if self._is_finished:
             raise InputError("The utterance is finished; expected a new decoder for more codes.")
         mels = self._frames.push(self._checked(codes))
-        return _told([self._waves.push(mel) for mel in mels])
+        return _told([self._waves.push(mel) for mel in mels if self._flow.is_wanted])
+
+    def leave(self) -> None:
+        """Nobody listens any more: compute nothing."""
+        self._flow.is_wanted = False
 
     @torch.inference_mode()
     def finish(self) -> Tensor:
         """End the utterance; give the samples that are left, (samples,)."""
         self._is_finished = True
-        return _told([self._waves.finish(self._frames.finish())])
+        mel = self._frames.finish()
+        return _told([self._waves.finish(mel)] if self._flow.is_wanted else [])
 
     @torch.inference_mode()
     def decode(self, codes: Sequence[int]) -> Tensor:
@@ -120,6 +128,7 @@ class Flow:
         self._dit, self._times = dit, sway_times()
         moments = evaluation_times(self._times)
         self.num_moments = len(moments)
+        self.is_wanted = True
         with torch.inference_mode():
             self._voice = dit.listen(*(e.to(self.device) for e in (speaker.ref_mel, speaker.cond)))
             self._modulations = dit.modulate(moments.to(self.device))
@@ -129,6 +138,8 @@ class Flow:
         known = self._dit.know(torch.tensor(codes, device=self.device), self._voice)
 
         def velocity(moment: int, state: Tensor) -> Tensor:
+            if not self.is_wanted:
+                return torch.zeros_like(state)
             return guided(self._dit(state, known, self._modulations[moment], stretches[moment]))
 
         return follow(velocity, noise.to(self.device), self._times)

@@ -201,6 +201,28 @@ def test_a_finished_utterance_takes_no_more(quick_token2wav: Token2Wav, speaker:
         decoder.push([1])
 
 
+def test_who_leaves_breaks_off_the_stretch_that_is_being_made(
+    quick_token2wav: Token2Wav, speaker: Speaker
+) -> None:
+    decoder = SpeechDecoder(quick_token2wav, speaker)
+    assert decoder.push(CODES[:60]).numel() > 0
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 5:
+            decoder.leave()
+
+    hook = quick_token2wav.code2wav_dit_model.register_forward_hook(count)
+    try:
+        assert decoder.push(CODES[60:]).numel() == 0
+        assert decoder.finish().numel() == 0
+    finally:
+        hook.remove()
+    assert passes == 5
+
+
 def test_samples_that_are_no_numbers_are_never_told(
     quick_token2wav: Token2Wav, speaker: Speaker
 ) -> None:
