@@ -14,60 +14,17 @@ from typing import Any
 
 import httpx2
 import pytest
-import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-from qianyan.models.registry import build_model, qwen3_config
-from qianyan.models.weights import initialise, save_checkpoint
+from tests.thinking_model import BY_SWITCH, write_thinking_model
 
 KEY = "sk-test-0123456789"
-TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-WORDS = ("<think>", "</think>")
-TEMPLATE = (
-    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for message in messages %}"
-    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
-    "{% else %}<think>\n{% endif %}{% endif %}"
-)
+TEMPLATE = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + BY_SWITCH
 BUDGET = 5
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3 whose template begins to think, as QwQ's does."""
-    folder = tmp_path_factory.mktemp("thinker")
-    letters = {piece: at for at, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken(one, special=True, normalized=False) for one in TOKENS])
-    tokenizer.add_tokens([AddedToken(one, special=False, normalized=False) for one in WORDS])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "model_type": "qwen3",
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "max_position_embeddings": 1024,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-        "rope_scaling": None,
-        "tie_word_embeddings": True,
-        "torch_dtype": "float32",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    settings = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    torch.manual_seed(3)
-    model = build_model(qwen3_config(config))
-    initialise(model, std=0.1)
-    save_checkpoint(model, folder)
-    return folder
+    return write_thinking_model(tmp_path_factory.mktemp("thinker"), TEMPLATE)
 
 
 @pytest.fixture(scope="module")

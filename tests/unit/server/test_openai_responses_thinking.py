@@ -9,11 +9,11 @@ from typing import Any
 import httpx2
 import pytest
 from openai.types.responses import Response
+from tests.thinking_model import BY_SWITCH, write_thinking_model
 
 from qianyan.engine.engine import Engine
 
 HERE = Path(__file__)
-MODEL = runpy.run_path(str(HERE.with_name("thinking_model.py")))
 fold: Callable[..., dict[str, Any]] = runpy.run_path(str(HERE.with_name("folded_response.py")))[
     "fold"
 ]
@@ -24,7 +24,7 @@ FORM = {"format": {"type": "json_schema", "name": "v", "schema": {"type": "boole
 @pytest.fixture(scope="module")
 def thinker(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     """A server whose model thinks as long as it may, and may for BUDGET tokens by default."""
-    folder = MODEL["write"](tmp_path_factory.mktemp("thinker"), MODEL["BY_SWITCH"])
+    folder = write_thinking_model(tmp_path_factory.mktemp("thinker"), BY_SWITCH)
     state = tmp_path_factory.mktemp("state")
     with serve(model=Engine(folder), thinking_budget=BUDGET, state_folder=state) as client:
         yield client

@@ -1,13 +1,12 @@
 """Budgets of thinking: what words mean, and what comes over the wire in both dialects."""
 
 import json
-import runpy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from tests import thinking_model
 
 from qianyan.engine.engine import Engine
 from qianyan.engine.options import ChatOptions
@@ -15,12 +14,12 @@ from qianyan.inputs.chat import ChatTemplate
 from qianyan.server.errors import RefusedError
 from qianyan.server.thinking import settle_thinking
 
-MODEL = runpy.run_path(str(Path(__file__).with_name("thinking_model.py")))
-ALWAYS, BY_SWITCH = ChatTemplate(MODEL["ALWAYS"]), ChatTemplate(MODEL["BY_SWITCH"])
+ALWAYS = ChatTemplate(thinking_model.ALWAYS)
+BY_SWITCH = ChatTemplate(thinking_model.BY_SWITCH)
 NEVER = ChatTemplate("{{ messages }}")
 GENERATION = "/api/v1/services/aigc/text-generation/generation"
 BUDGET = 7
-SAYS_A = {str(MODEL["A"]): 100}
+SAYS_A = {str(thinking_model.A): 100}
 """Whatever the random weights say."""
 
 
@@ -82,7 +81,8 @@ def test_what_contradicts_itself_or_the_model_is_refused(
 @pytest.fixture(scope="module")
 def thinker(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     """A server whose model thinks as long as it may, and may for BUDGET tokens by default."""
-    folder = MODEL["write"](tmp_path_factory.mktemp("thinker"), MODEL["BY_SWITCH"])
+    folder = tmp_path_factory.mktemp("thinker")
+    thinking_model.write_thinking_model(folder, thinking_model.BY_SWITCH)
     with serve(model=Engine(folder), thinking_budget=BUDGET) as client:
         yield client
 

@@ -1,7 +1,4 @@
-"""A small random Qwen3 that thinks until it is stopped: its prompt opens the reasoning.
-
-Loaded by tests with runpy.
-"""
+"""A small random Qwen3 that thinks until it is stopped: its prompt opens the reasoning."""
 
 import json
 from pathlib import Path
@@ -26,8 +23,8 @@ BY_SWITCH = ALWAYS.replace(
 )
 
 
-def write(folder: Path, template: str) -> Path:
-    """Write the checkpoint."""
+def write_thinking_model(folder: Path, template: str) -> Path:
+    """Write the checkpoint; its prompts are as the chat template makes them."""
     letters = {piece: at for at, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
