@@ -1,16 +1,14 @@
 """`inspect --look cascade` with any judge: a local checkpoint, and one behind a real server."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from tests.served import serving
 
 from qianyan.cli import run
 from qianyan.engine.checkpoint import BUNDLED_FOLDER
@@ -35,15 +33,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The bundled judge behind `qianyan serve`, in a process of its own."""
-    command = [sys.executable, "-m", "qianyan", "serve", "--model", "bundled", "--port", "0"]
-    command += ["--state-dir", str(tmp_path_factory.mktemp("state")), "--dtype", "float32"]
-    environment = {**os.environ, "QIANYAN_API_KEYS": KEY}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        found = re.search(r"http://\S+/v1", server.stdout.readline())
-        assert found, f"the server ended with {server.wait()}"
-        yield found[0]
-        server.terminate()
+    options = ["--model", "bundled", "--dtype", "float32"]
+    with serving(tmp_path_factory.mktemp("state"), *options, QIANYAN_API_KEYS=KEY) as (_, address):
+        yield f"{address}/v1"
 
 
 def inspect(scenes: Path, out: Path, *options: str) -> list[dict[str, Any]]:

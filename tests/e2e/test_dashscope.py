@@ -4,9 +4,6 @@ The model is random, but its prompt opens the reasoning and a budget ends it, wh
 """
 
 import json
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.served import serving
 from tests.thinking_model import BY_SWITCH, write_thinking_model
 
 KEY = "sk-test-0123456789"
@@ -30,19 +28,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server in a process of its own."""
-    command = [sys.executable, "-m", "qianyan", "serve", "--model", str(checkpoint), "--port", "0"]
-    command += ["--api-key", KEY, "--served-name", "qwen-plus"]
-    command += ["--state-dir", str(tmp_path_factory.mktemp("state"))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        found = None
-        for line in server.stdout:
-            found = re.search(r"http://\S+?(?=/v1)", line)
-            if found:
-                break
-        assert found, f"the server ended with {server.wait()}"
-        yield found[0]
-        server.terminate()
+    options = ["--model", str(checkpoint), "--api-key", KEY, "--served-name", "qwen-plus"]
+    with serving(tmp_path_factory.mktemp("state"), *options) as (_, address):
+        yield address
 
 
 def post(address: str, *, stream: bool = False, **parameters: Any) -> httpx2.Response:

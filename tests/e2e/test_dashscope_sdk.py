@@ -3,10 +3,6 @@
 import asyncio
 import base64
 import io
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
+from tests.served import serving
 
 dashscope = pytest.importorskip("dashscope", reason="Bailian's SDK is not installed")
 import aiohttp  # noqa: E402  (comes with the SDK)
@@ -29,26 +26,10 @@ pytestmark = pytest.mark.filterwarnings("default")  # the SDK's own are not ours
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server's native API, in a process of its own, and the bundled judge."""
-    command = [
-        sys.executable,
-        "-m",
-        "qianyan",
-        "serve",
-        "--port",
-        "0",
-        "--served-name",
-        "qwen-plus",
-        "--state-dir",
-        str(tmp_path_factory.mktemp("state")),
-    ]
-    environment = {**os.environ, "QIANYAN_API_KEYS": KEY}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        found = re.search(r"http://\S+(?=/v1)", server.stdout.readline())
-        assert found, f"the server ended with {server.wait()}"
-        yield f"{found[0]}/api/v1"
+    state = tmp_path_factory.mktemp("state")
+    with serving(state, "--served-name", "qwen-plus", QIANYAN_API_KEYS=KEY) as (_, address):
+        yield f"{address}/api/v1"
         close_shared_sync_session()
-        server.terminate()
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,7 @@
 import base64
 import io
 import json
-import os
-import re
 import runpy
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 from PIL import Image, ImageDraw
+from tests.served import serving
 
 from qianyan.server.extraction import read_ocr_options, to_question
 
@@ -70,17 +67,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for task, answer in ANSWERS.items()
     ]
     folder = TEACHING["write_checkpoint"](tmp_path_factory.mktemp("reads"), lessons=lessons)
-    command = [sys.executable, "-m", "qianyan", "serve", "--port", "0", "--model", str(folder)]
-    command += ["--served-name", "qwen-vl-ocr", "--dtype", "float32"]
-    command += ["--state-dir", str(tmp_path_factory.mktemp("state"))]
-    environment = {**os.environ, "QIANYAN_API_KEYS": KEY}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        found = re.search(r"http://\S+(?=/v1)", server.stdout.readline())
-        assert found, f"the server ended with {server.wait()}"
-        yield found[0]
+    options = ["--model", str(folder), "--served-name", "qwen-vl-ocr", "--dtype", "float32"]
+    with serving(tmp_path_factory.mktemp("state"), *options, QIANYAN_API_KEYS=KEY) as (_, address):
+        yield address
         close_shared_sync_session()
-        server.terminate()
 
 
 @pytest.fixture
