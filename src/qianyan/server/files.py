@@ -288,14 +288,15 @@ class Files:
             return set(session.scalars(select(FileRow.id)))
 
     def room(self, owner_id: str) -> int:
-        """Tell how many bytes an owner may still send; QuotaError where there is no room at all."""
+        """Tell how many bytes an owner may still send; 0 where no file more may be kept."""
         with self._database.reading() as session:
-            return self.check_room(session, owner_id, 1)
+            number, total = _kept(session, owner_id)
+        is_full = number >= self.limits.max_files
+        return 0 if is_full else max(0, self.limits.max_total_bytes - total)
 
-    def check_room(self, session: Session, owner_id: str, size_bytes: int) -> int:
-        """Give an owner's room in bytes; QuotaError where there is not so much of it."""
-        kept = select(func.count(), func.coalesce(func.sum(FileRow.size_bytes), 0))
-        number, total = session.execute(kept.where(FileRow.owner_id == owner_id)).one()
+    def check_room(self, session: Session, owner_id: str, size_bytes: int) -> None:
+        """Raise QuotaError where an owner has no room for so many bytes more."""
+        number, total = _kept(session, owner_id)
         if number >= self.limits.max_files:
             raise QuotaError(
                 f"This key keeps {number} files; expected at most {self.limits.max_files}. "
@@ -306,7 +307,6 @@ class Files:
                 f"This key's files would take {total + size_bytes} bytes; expected at most "
                 f"{self.limits.max_total_bytes}. Delete some first."
             )
-        return self.limits.max_total_bytes - int(total)
 
 
 @dataclass(frozen=True)
@@ -334,6 +334,13 @@ def shown_name(filename: str) -> str:
     last = re.split(r"[/\\]", filename)[-1]
     shown = "".join(char for char in last if char.isprintable()).strip()
     return shown[-LONGEST_NAME:] or "file"
+
+
+def _kept(session: Session, owner_id: str) -> tuple[int, int]:
+    """Count an owner's files and their bytes."""
+    kept = select(func.count(), func.coalesce(func.sum(FileRow.size_bytes), 0))
+    number, total = session.execute(kept.where(FileRow.owner_id == owner_id)).one()
+    return number, int(total)
 
 
 def _is_alive() -> ColumnElement[bool]:
