@@ -2,10 +2,8 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
+from tests.served import serving
 
 dashscope = pytest.importorskip("dashscope", reason="Bailian's SDK is not installed")
 from dashscope.api_entities.http_request import close_shared_sync_session  # noqa: E402
@@ -36,25 +35,19 @@ pytestmark = pytest.mark.filterwarnings("default")  # the SDK's own are not ours
 
 
 @contextmanager
-def serving(state: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving_two_keys(state: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server in a process of its own, with its address."""
-    command = [sys.executable, "-m", "qianyan", "serve", "--port", "0"]
-    command += ["--served-name", "qwen-plus", "--state-dir", str(state), *options]
-    environment = {**os.environ, "QIANYAN_API_KEYS": f"{KEY} {OTHER_KEY}"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        found = re.search(r"http://\S+(?=/v1)", server.stdout.readline())
-        assert found, f"the server ended with {server.wait()}"
+    keys = {"QIANYAN_API_KEYS": f"{KEY} {OTHER_KEY}"}
+    with serving(state, "--served-name", "qwen-plus", *options, **keys) as both:
         try:
-            yield server, found[0]
+            yield both
         finally:
             close_shared_sync_session()
-            server.terminate()
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("state")) as (_, address):
+    with serving_two_keys(tmp_path_factory.mktemp("state")) as (_, address):
         yield f"{address}/api/v1"
 
 
@@ -184,7 +177,7 @@ def test_after_kill_9_tasks_batches_files_and_uploads_go_on(
         for n in range(6)
     ]
     headers = {"authorization": f"Bearer {KEY}"}
-    with serving(tmp_path / "state") as (server, address):
+    with serving_two_keys(tmp_path / "state") as (server, address):
         use(f"{address}/api/v1")
         client = httpx2.Client(base_url=address, headers=headers, timeout=60)
         text = "\n".join(map(json.dumps, lines))
@@ -200,7 +193,7 @@ def test_after_kill_9_tasks_batches_files_and_uploads_go_on(
         os.kill(server.pid, signal.SIGKILL)
         server.wait()
         client.close()
-    with serving(tmp_path / "state", "--max-files", "3") as (_, address):
+    with serving_two_keys(tmp_path / "state", "--max-files", "3") as (_, address):
         use(f"{address}/api/v1")
         for task_id in tasks:
             done = BaseAsyncApi.wait(task_id)

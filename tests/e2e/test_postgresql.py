@@ -1,7 +1,6 @@
 """The server's tables in a real PostgreSQL: the tests of SQLite say the same there."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import httpx2
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
+from tests.served import serving
 
 from qianyan.errors import ConfigError
 from qianyan.server.batches import BatchRow
@@ -101,28 +101,18 @@ def test_runners_that_claim_at_once_never_claim_the_same(url: str, tmp_path: Pat
 
 
 def test_a_server_keeps_its_files_there(url: str, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "QIANYAN_API_KEYS": KEY,
-        "QIANYAN_DATABASE_URL": f"{url}&options=-csearch_path%3Dserved",
-    }
+    database = f"{url}&options=-csearch_path%3Dserved"
     owner = create_engine(url, poolclass=NullPool)
     with owner.begin() as connection:
         connection.execute(text("CREATE SCHEMA served"))
-    command = [sys.executable, "-m", "qianyan", "serve", "--port", "0", "--state-dir"]
-    with subprocess.Popen(
-        [*command, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        found = re.search(r"http://\S+(?=/v1)", server.stdout.readline())
-        assert found, f"the server ended with {server.wait()}"
+    settings = {"QIANYAN_API_KEYS": KEY, "QIANYAN_DATABASE_URL": database}
+    with serving(tmp_path, **settings) as (_, address):
         sent = httpx2.post(
-            f"{found[0]}/v1/files",
+            f"{address}/v1/files",
             headers={"authorization": f"Bearer {KEY}"},
             files={"file": ("a.txt", b"Hard hats.")},
             data={"purpose": "file-extract"},
         )
-        server.terminate()
     assert sent.status_code == 200, sent.text
     with owner.begin() as connection:
         kept = connection.execute(text("SELECT filename FROM served.files")).scalars().all()

@@ -3,24 +3,20 @@
 The model is a small one that asks for a search by itself; the provider is a real HTTP server.
 """
 
-import os
-import re
 import runpy
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
+from tests.served import serving
 
 from qianyan.server.search_providers import SearchSettings, open_provider
 
 UNIT = Path(__file__).parents[1] / "unit" / "server"
 SERVER = runpy.run_path(str(UNIT / "search_server.py"))
 MODEL = runpy.run_path(str(UNIT / "searching_model.py"))
-SERVE = [sys.executable, "-m", "qianyan", "serve", "--port", "0", "--served-name", "qwen-plus"]
 KEY = "sk-e2e-0123456789"
 ASKED: dict[str, Any] = {
     "model": "qwen-plus",
@@ -40,25 +36,11 @@ def provider() -> Iterator[Any]:
 def address(provider: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = SearchSettings(provider="searxng", url=provider.url)
     model = MODEL["teach"](tmp_path_factory.mktemp("searching"), open_provider(settings))
-    options = ["--model", str(model), "--search-provider", "searxng"]
+    options = ["--model", str(model), "--served-name", "qwen-plus", "--search-provider", "searxng"]
     options += ["--search-url", provider.url]
-    options += ["--state-dir", str(tmp_path_factory.mktemp("state"))]
-    environment = {
-        **os.environ,
-        "QIANYAN_API_KEYS": KEY,
-        "QIANYAN_SEARCH_API_KEY": "searxng-behind-a-key",
-    }
-    with subprocess.Popen(
-        [*SERVE, *options], env=environment, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        found = None
-        while found is None:
-            line = server.stdout.readline()
-            assert line, f"the server ended with {server.wait()}"
-            found = re.search(r"at (http://\S+)/v1", line)
-        yield found[1]
-        server.terminate()
+    keys = {"QIANYAN_API_KEYS": KEY, "QIANYAN_SEARCH_API_KEY": "searxng-behind-a-key"}
+    with serving(tmp_path_factory.mktemp("state"), *options, **keys) as (_, address):
+        yield address
 
 
 def test_openai_s_client_is_answered_from_the_web(address: str, provider: Any) -> None:
