@@ -62,7 +62,7 @@ class DetectorRecipe:
     drawn_share: float = 0.33
     drawn_scenes: int = 5000
     mix: Mix = USUAL_MIX
-    mined_from: float = 0.4  # share of the run after which hard photos are shown oftener
+    mined_from: float = 0.4  # share of the run after which hard ones are shown oftener
     plain_from: float = 0.85  # share of the run after which pictures are no longer joined or pasted
     save_every_s: float = 240.0
     report_every_s: float = 600.0
@@ -132,7 +132,7 @@ class DetectorTraining:
         self.average.load_state_dict(other.state_dict())
 
     def mine(self) -> None:
-        """Show photos oftener in which the average is sure of what is not there."""
+        """Show oftener the photos and scenes in which the average is sure of what is not there."""
         hard = self.source.mine(partial(self.average.propose, threshold=MINED_SCORE))
         log.info("%s mined=%d", self._where(), hard)
 
